@@ -1,0 +1,47 @@
+"""What one forward step reads: the tokens of all its sequences, flat, and where their KV lives.
+
+This is the contract between the runner, which builds a batch, and the decoder, which only reads it.
+Rules: tokens of a sequence are consecutive and in order of position; every new token has a slot of
+its own; a decoder writes K and V at `slots` before it attends. It holds no policy and no state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class KVCache(Protocol):
+    """Paged keys and values, one pair of tensors a layer; block `b` holds `block_size` slots."""
+
+    def keys(self, layer: int) -> Tensor:
+        """Keys of one layer, [blocks, block_size, kv_heads, head_dim], contiguous, written here."""
+        ...
+
+    def values(self, layer: int) -> Tensor:
+        """Values of one layer, [blocks, block_size, kv_heads, head_dim], contiguous."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """T new tokens of S sequences; prefill chunks and single decode tokens mix freely.
+
+    token_ids        int64 [T]
+    positions        int64 [T], absolute, from 0
+    sequence_starts  int32 [S + 1], the tokens of sequence s are [starts[s], starts[s + 1])
+    context_lengths  int32 [S], tokens in the cache after this step, new ones included
+    block_tables     int32 [S, B], block ids in order of position; unused entries hold any valid id
+    slots            int64 [T], block * block_size + offset at which a new token's K and V go
+    logit_rows       int64 [R], the tokens (indices into T) whose logits are wanted
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    sequence_starts: Tensor
+    context_lengths: Tensor
+    block_tables: Tensor
+    slots: Tensor
+    logit_rows: Tensor
