@@ -63,7 +63,7 @@ def decode(cls: type[T], data: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> T:
         raise NovaMeshError(
             Code.TOO_LARGE, f"{cls.__name__} has {len(data)} bytes, at most {bytes_max} are taken"
         )
-    plan = _plan(cls)
+    plan = _plan(cast(Any, cls))
     pb = plan.pb_class()
     try:
         pb.ParseFromString(data)
@@ -74,7 +74,7 @@ def decode(cls: type[T], data: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> T:
 
 def to_pb(message: object) -> Any:
     """The protobuf message of a value, for a gRPC call."""
-    return _plan(type(message)).write(message)
+    return _plan(cast(Any, type(message))).write(message)
 
 
 def from_pb(cls: type[T], pb: Message) -> T:
@@ -83,7 +83,7 @@ def from_pb(cls: type[T], pb: Message) -> T:
     Raises:
         NovaMeshError: BAD_REQUEST or TOO_LARGE, naming the field whose bound is broken.
     """
-    return cast(T, _plan(cls).read(pb))
+    return cast(T, _plan(cast(Any, cls)).read(pb))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def _field(cls: type, name: str, hint: Any) -> _Field:
         item, item_bounds = _without_bounds(typing.get_args(base)[0])
         return _repeated(cls, name, item, item_bounds, check)
     if dataclasses.is_dataclass(base):
-        plan = _plan(base)
+        plan = _plan(cast(Any, base))
         return _Field(name, plan.read, plan.write, None, optional, nested=True, repeated=False)
     read = _enum_reader(cls, name, base) if _is_enum(base) else None
     return _Field(name, read, None, check, optional, nested=False, repeated=False)
@@ -188,7 +188,7 @@ def _field(cls: type, name: str, hint: Any) -> _Field:
 
 def _repeated(cls: type, name: str, item: Any, bounds: list[Any], check: Check | None) -> _Field:
     if dataclasses.is_dataclass(item):
-        plan = _plan(item)
+        plan = _plan(cast(Any, item))
         return _Field(
             name, _each(plan.read), plan.write, check, optional=False, nested=False, repeated=True
         )

@@ -34,7 +34,9 @@ class Traits:
 
 
 TRAITS: Final[dict[str, Traits]] = {
-    "mixtral": Traits("block_sparse_moe", "w1", "w3", "w2", ("intermediate_size",), 1e6, False, 1e-5),
+    "mixtral": Traits(
+        "block_sparse_moe", "w1", "w3", "w2", ("intermediate_size",), 1e6, False, 1e-5,
+    ),
     "nova": Traits(
         "mlp", "gate_proj", "up_proj", "down_proj",
         ("moe_intermediate_size", "intermediate_size"), 1e4, True, 1e-5,
@@ -187,7 +189,7 @@ class _Fields:
             kind = rope.get("rope_type", rope.get("type", "default"))
             if kind != "default":
                 raise self.unsupported(f"{field}.rope_type", kind, '"default"')
-            if float(rope.get("partial_rotary_factor", 1.0)) != 1.0:
+            if rope.get("partial_rotary_factor", 1.0) != 1.0:
                 raise self.unsupported(f"{field}.partial_rotary_factor", rope, "1.0")
             if "rope_theta" in rope:
                 nested = _Fields(rope, f"{self.source}: {field}")
