@@ -1,0 +1,207 @@
+"""A model profile: a folder, and a manifest that names every byte of it; its digest is its name.
+
+`novamesh.json` is written in one canonical form (sorted keys, two spaces, ASCII, no floats, one
+newline at the end) and refused in any other, so that `sha256sum novamesh.json` is the model's name
+on the wire. Rules: paths are plain names inside the folder; sizes and counts are bounded. Reading a
+manifest hashes no weights (`verify` does) and needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from novamesh_engine.models.config import CONFIG_FILE, ModelConfig
+from novamesh_proto.errors import Code, NovaMeshError
+
+MANIFEST_FILE: Final = "novamesh.json"
+MANIFEST_BYTES_MAX: Final = 1 << 20
+FORMAT: Final = 1
+FILES_MAX: Final = 4096
+SIZE_MAX: Final = 1 << 50
+QUANTS: Final = ("nf4", "none")
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_FIELDS: Final = {
+    "active_parameters", "files", "format", "max_context", "model_type", "name", "parameters",
+    "quant",
+}  # fmt: skip
+_AGAIN: Final = "get the model's files again"
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileFile:
+    """One file of a profile: a plain name, its size in bytes, its SHA-256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """What a manifest says. `digest` is 32 bytes, `max_context` is in tokens."""
+
+    name: str
+    digest: bytes
+    path: Path
+    model_type: str
+    quant: str
+    parameters: int
+    active_parameters: int
+    max_context: int
+    files: tuple[ProfileFile, ...]
+
+    @property
+    def digest_text(self) -> str:
+        """The name on the wire as people see it: sha256:hex."""
+        return f"sha256:{self.digest.hex()}"
+
+    @property
+    def digest_short(self) -> str:
+        """The first 12 hex digits of the digest."""
+        return self.digest.hex()[:12]
+
+    @property
+    def file_names(self) -> frozenset[str]:
+        """The files that belong to it; nothing else in the folder counts."""
+        return frozenset(file.path for file in self.files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def is_profile(path: Path) -> bool:
+    """Whether a folder has a manifest."""
+    return (path / MANIFEST_FILE).is_file()
+
+
+def read_profile(path: Path) -> ModelProfile:
+    """Read and check the manifest of a profile folder; no other file is opened.
+
+    Raises: NovaMeshError (model_not_found, corrupt, unsupported) naming the manifest.
+    """
+    manifest = path / MANIFEST_FILE
+    try:
+        with manifest.open("rb") as file:
+            data = file.read(MANIFEST_BYTES_MAX + 1)
+    except OSError as error:
+        hint = f"name a folder that holds {MANIFEST_FILE}"
+        raise NovaMeshError(Code.MODEL_NOT_FOUND, f"{manifest}: cannot be read", hint) from error
+    return _parse(manifest, data)
+
+
+def _parse(manifest: Path, data: bytes) -> ModelProfile:
+    try:
+        raw = json.loads(data) if len(data) <= MANIFEST_BYTES_MAX else None
+    except (ValueError, RecursionError):
+        raw = None
+    if not isinstance(raw, dict) or _canonical(raw) != data:
+        raise _corrupt(manifest, "is not a manifest in canonical form")
+    if raw.get("format") != FORMAT:
+        hint = "install a newer novamesh, or get a profile made for this one"
+        what = f"{manifest}: format {str(raw.get('format'))[:20]} is not {FORMAT}"
+        raise NovaMeshError(Code.UNSUPPORTED, what, hint)
+    if set(raw) != _FIELDS:
+        raise _corrupt(manifest, f"has not exactly the fields {', '.join(sorted(_FIELDS))}")
+    if not isinstance(raw["name"], str) or not _NAME.fullmatch(raw["name"]):
+        raise _corrupt(manifest, "its name is not like nova-pico")
+    if raw["quant"] not in QUANTS or not isinstance(raw["model_type"], str):
+        raise _corrupt(manifest, "its quant or model_type is unknown")
+    numbers = {key: raw[key] for key in ("parameters", "active_parameters", "max_context")}
+    if not all(type(value) is int and 0 < value < SIZE_MAX for value in numbers.values()):
+        raise _corrupt(manifest, "its counts are not whole numbers")
+    return ModelProfile(
+        name=raw["name"], digest=hashlib.sha256(data).digest(), path=manifest.parent,
+        model_type=raw["model_type"], quant=raw["quant"],
+        files=_parse_files(manifest, raw["files"]), **numbers,
+    )  # fmt: skip
+
+
+def _parse_files(manifest: Path, raw: Any) -> tuple[ProfileFile, ...]:
+    if not isinstance(raw, list) or not 0 < len(raw) <= FILES_MAX:
+        raise _corrupt(manifest, "its list of files is damaged")
+    files = tuple(_parse_file(manifest, item) for item in raw)
+    names = [file.path for file in files]
+    if names != sorted(set(names)) or CONFIG_FILE not in names:
+        raise _corrupt(manifest, f"its files are not sorted, or {CONFIG_FILE} is not among them")
+    return files
+
+
+def _parse_file(manifest: Path, raw: Any) -> ProfileFile:
+    if not isinstance(raw, dict) or set(raw) != {"path", "sha256", "size"}:
+        raise _corrupt(manifest, "its list of files is damaged")
+    path, size, sha256 = raw["path"], raw["size"], raw["sha256"]
+    if not isinstance(path, str) or not _FILE_NAME.fullmatch(path) or path == MANIFEST_FILE:
+        raise _corrupt(manifest, "names a file that is not a plain name inside the folder")
+    if type(size) is not int or not 0 <= size < SIZE_MAX:
+        raise _corrupt(manifest, f"the size of {path} is damaged")
+    if not isinstance(sha256, str) or not _DIGEST.fullmatch(sha256):
+        raise _corrupt(manifest, f"the digest of {path} is damaged")
+    return ProfileFile(path, size, sha256)
+
+
+def verify(profile: ModelProfile) -> ModelProfile:
+    """Hash every file of a profile and return it if all are what the manifest says.
+
+    Raises: NovaMeshError (not_found, corrupt) naming the first file that is not.
+    """
+    for file in profile.files:
+        path = profile.path / file.path
+        try:
+            found = path.stat().st_size
+            if found != file.size:
+                raise _corrupt(path, f"is {found} bytes long, not {file.size}")
+            if _hash(path) != file.sha256:
+                raise _corrupt(path, "is not the file that the manifest names (its digest differs)")
+        except OSError as error:
+            raise NovaMeshError(Code.NOT_FOUND, f"{path}: cannot be read", _AGAIN) from error
+    return profile
+
+
+def write_profile(path: Path, name: str, quant: str, files: Iterable[str]) -> ModelProfile:
+    """Hash files of a folder and write its manifest last, in one step, so that it is whole.
+
+    Raises: NovaMeshError (bad_request) for a bad name, and as `read_profile`.
+    """
+    if not _NAME.fullmatch(name):
+        hint = "use small letters, digits, dots, dashes: nova-pico"
+        raise NovaMeshError(Code.BAD_REQUEST, f"{name[:80]!r} is not a model name", hint)
+    config = ModelConfig.from_file(path / CONFIG_FILE)
+    entries = [
+        {"path": file, "size": (path / file).stat().st_size, "sha256": _hash(path / file)}
+        for file in sorted(files)
+    ]
+    data = _canonical({
+        "format": FORMAT, "name": name, "quant": quant, "model_type": config.model_type,
+        "parameters": config.parameters, "active_parameters": config.active_parameters,
+        "max_context": config.max_context, "files": entries,
+    })  # fmt: skip
+    profile = _parse(path / MANIFEST_FILE, data)
+    draft = path / f"{MANIFEST_FILE}.tmp"
+    draft.write_bytes(data)
+    os.replace(draft, path / MANIFEST_FILE)
+    return profile
+
+
+def _canonical(raw: dict[str, Any]) -> bytes:
+    return (json.dumps(raw, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _corrupt(path: Path, what: str) -> NovaMeshError:
+    return NovaMeshError(Code.CORRUPT, f"{path}: {what}", _AGAIN)

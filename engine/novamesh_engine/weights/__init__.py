@@ -1,0 +1,1 @@
+"""Weights from disk: safetensors only, memory-mapped, checked before a byte is used."""
