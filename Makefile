@@ -1,0 +1,43 @@
+# Two commands on a fresh machine:  make demo   make test
+VENV := .venv
+BIN  := $(VENV)/bin
+PY   := $(BIN)/python
+PROTOS := $(wildcard proto/novamesh_proto/v1/*.proto)
+EXTRAS := node,coordinator,test
+.PHONY: demo test lint fix proto check-proto check-compose docs bench train clean
+
+demo: $(VENV)/.run
+	$(BIN)/novamesh demo
+test: $(VENV)/.run
+	$(PY) -m pytest
+lint: $(VENV)/.dev check-proto check-compose
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+	$(BIN)/lint-imports && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code
+fix: $(VENV)/.dev
+	$(PY) -m ruff check --fix . && $(PY) -m ruff format . && $(BIN)/buf format -w
+proto: $(VENV)/.run
+	PATH=$(BIN):$$PATH $(PY) -m grpc_tools.protoc -I proto --python_out=proto --grpc_python_out=proto \
+	  --mypy_out=quiet:proto --mypy_grpc_out=quiet:proto $(PROTOS)
+check-proto: proto
+	git diff --exit-code -- proto/novamesh_proto/v1
+check-compose: $(VENV)/.run
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+docs: $(VENV)/.run
+	$(PY) -m novamesh.cli.reference > docs/cli.md
+bench: $(VENV)/.run
+	$(PY) benchmarks/protocol.py
+train: $(VENV)/.run
+	$(BIN)/novamesh recipe train --preset pico --seed 0
+clean:
+	rm -rf $(VENV) build
+
+$(PY):
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+# Without a C++ compiler the wheel is pure and the engine computes with torch: `novamesh doctor` says which.
+$(VENV)/.run: pyproject.toml constraints.txt $(wildcard engine/native/*) | $(PY)
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+$(VENV)/.dev: $(VENV)/.run
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),dev]'
+	@touch $@

@@ -1,0 +1,205 @@
+"""The house rules that no linter knows: sizes, names, layers, and documents that stay true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    "proto": "novamesh_proto",
+    "engine": "novamesh_engine",
+    "node": "novamesh_node",
+    "coordinator": "novamesh_coordinator",
+    "client": "novamesh",
+}
+FILE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 60
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
+# Imports inside a function are allowed here and nowhere else, with the reason.
+LAZY_IMPORTS = {
+    "cli": "a sub-app must load without its heavy extras",
+    "demo": "runs only when asked for",
+    "doctor": "asks each installed part by import string",
+}
+
+
+def _tracked(*patterns: str) -> list[Path]:
+    """Files that git knows or will know, so that a stray build folder is never checked."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [ROOT / line for line in listing.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def _sources() -> list[Path]:
+    found = [path for root in PACKAGES for path in _tracked(f"{root}/*.py")]
+    return [path for path in found if "_pb2" not in path.name]
+
+
+def _identify(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+SOURCES = _sources()
+PYTHON = [path for path in _tracked("*.py") if "_pb2" not in path.name]
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=_identify)
+def test_file_and_its_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= FILE_LINES_MAX
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert _body_lines(node) <= FUNCTION_LINES_MAX, f"{node.name} at line {node.lineno}"
+
+
+def _body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    docstring = 0
+    first = node.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        docstring = (first.end_lineno or first.lineno) - first.lineno + 1
+    return (node.end_lineno or node.lineno) - node.lineno + 1 - docstring
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_identify)
+def test_module_has_a_noun_for_a_name_and_opens_with_its_job(path: Path) -> None:
+    assert path.stem not in FORBIDDEN_NAMES
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree) or not tree.body
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_identify)
+def test_imports_stand_at_the_top(path: Path) -> None:
+    relative = path.relative_to(ROOT)
+    excused = {*relative.parts, path.stem} & set(LAZY_IMPORTS)
+    if excused or relative.as_posix().endswith("kernels/__init__.py"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lazy = [n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom)]
+            assert not lazy, f"{node.name} imports at line {lazy[0].lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_identify)
+def test_no_global_state_and_no_unfinished_marks(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+    for node in ast.walk(ast.parse(text)):
+        assert not isinstance(node, ast.Global)
+
+
+def test_every_broad_except_says_why() -> None:
+    for path in SOURCES:
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if re.search(r"except( \(?(Base)?Exception\b|:)", line):
+                near = "\n".join(lines[max(0, number - 2) : number + 3])
+                assert "#" in near, f"{_identify(path)}:{number + 1} catches everything silently"
+
+
+def test_protobuf_types_stay_at_the_door() -> None:
+    for path in SOURCES:
+        if "_pb2" in path.read_text():
+            relative = _identify(path)
+            assert relative.endswith(
+                ("wire.py", "service.py", "link.py", "transport.py", "pool.py")
+            ), f"{relative} knows protobuf classes"
+
+
+def test_mock_is_not_used() -> None:
+    for path in _tracked("tests/*.py"):
+        if path.name != "test_house.py":
+            assert "unittest.mock" not in path.read_text(), _identify(path)
+
+
+def test_tests_have_no_packages() -> None:
+    assert not _tracked("tests/**/__init__.py")
+    assert not [root for root in PACKAGES if (ROOT / root / "__init__.py").exists()]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/ARCHITECTURE.md"])
+def test_every_path_named_in_a_document_exists(document: str) -> None:
+    text = (ROOT / document).read_text()
+    tops = {path.name for path in ROOT.iterdir()} - {".git", ".venv"}
+    named = set(re.findall(r"`([\w.][\w./-]*)`", text)) | set(
+        re.findall(r"\]\(((?!http)[\w./-]+)\)", text)
+    )
+    paths = {name for name in named if name.split("/")[0] in tops and ("/" in name or "." in name)}
+    assert paths
+    for name in sorted(paths):
+        base = (ROOT / document).parent if name.startswith("..") else ROOT
+        assert (base / name).exists() or ((ROOT / document).parent / name).exists(), name
+
+
+def _console_commands(document: str) -> list[str]:
+    """Every `novamesh …` and `make …` line of a document's console blocks."""
+    blocks = re.findall(r"```(?:console|sh|shell|bash)\n(.*?)```", document, re.DOTALL)
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("novamesh ", "make "))]
+
+
+def test_readme_commands_parse() -> None:
+    from novamesh.cli import app
+
+    commands = _console_commands((ROOT / "README.md").read_text())
+    assert any(command.startswith("make demo") for command in commands)
+    assert any(command.startswith("make test") for command in commands)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        if words[0] == "make":
+            assert set(words[1:]) <= targets, command
+        elif not {"--help", "--version"} & set(words):
+            app.parse_args(words[1:], exit_on_error=False, print_error=False)
+
+
+def test_the_light_parts_start_without_torch() -> None:
+    code = (
+        "import sys, novamesh, novamesh.cli, novamesh_coordinator.cli, novamesh_node.cli,"
+        " novamesh_engine.cli; heavy = {'torch', 'bitsandbytes', 'transformers', 'libp2p'};"
+        " found = heavy & set(sys.modules); sys.exit(f'imported {found}' if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_pickle_and_no_remote_code() -> None:
+    for path in SOURCES:
+        text = path.read_text()
+        assert not re.search(r"\bimport pickle\b|torch\.load\(|trust_remote_code", text), _identify(
+            path
+        )
+
+
+def test_stubs_are_those_of_the_proto_files(tmp_path: Path) -> None:
+    """The checked-in stubs are what the pinned generator makes of the .proto files."""
+    protos = sorted((ROOT / "proto/novamesh_proto/v1").glob("*.proto"))
+    outputs = [
+        f"--{kind}={tmp_path}"
+        for kind in ("python_out", "grpc_python_out", "mypy_out", "mypy_grpc_out")
+    ]
+    binaries = Path(sys.executable).parent
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}", *outputs]
+    subprocess.run(
+        [*command, *map(str, protos)],
+        check=True,
+        capture_output=True,
+        env={"PATH": f"{binaries}:/usr/bin:/bin"},
+    )
+    made = sorted((tmp_path / "novamesh_proto/v1").iterdir())
+    assert len(made) == 4 * len(protos)
+    for path in made:
+        checked_in = ROOT / "proto/novamesh_proto/v1" / path.name
+        assert path.read_text() == checked_in.read_text(), f"{path.name} is stale: make proto"
