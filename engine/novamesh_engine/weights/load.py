@@ -82,11 +82,11 @@ class PlainSource:
         """The token embedding [vocab, H]."""
         return self.vector(EMBEDDING, self.config.vocab_size, self.config.hidden_size)
 
-    def head(self) -> Matrix:
+    def head(self) -> Tensor:
         """The output head [vocab, H] of a model that does not tie it."""
         return self.vector(HEAD, self.config.vocab_size, self.config.hidden_size)
 
-    def qkv(self, layer: int) -> Matrix:
+    def qkv(self, layer: int) -> Tensor:
         """The rows of q, k and v, one below the other."""
         config = self.config
         heads = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
@@ -95,13 +95,13 @@ class PlainSource:
             for key, count in heads.items()
         ])  # fmt: skip
 
-    def output(self, layer: int) -> Matrix:
+    def output(self, layer: int) -> Tensor:
         """Attention's output projection [H, heads * D]."""
         config = self.config
         width = config.heads * config.head_dim
         return self.vector(attention_name(layer, "o"), config.hidden_size, width)
 
-    def gate_up(self, layer: int) -> Matrix:
+    def gate_up(self, layer: int) -> Tensor:
         """All experts' gate rows, then up rows: [E, 2F, H]."""
         config, traits = self.config, self.config.traits
         size, hidden = config.expert_size, config.hidden_size
@@ -113,7 +113,7 @@ class PlainSource:
                 rows.copy_(self.store.take_finite(name, (size, hidden), *FLOATS))
         return stack
 
-    def down(self, layer: int) -> Matrix:
+    def down(self, layer: int) -> Tensor:
         """All experts' down rows: [E, H, F]."""
         config = self.config
         stack = torch.empty((config.experts, config.hidden_size, config.expert_size))
@@ -140,29 +140,29 @@ class PackedSource:
         shape = (self.config.vocab_size, self.config.hidden_size)
         return self.store.take_finite(EMBEDDING, shape, torch.float16)
 
-    def head(self) -> Matrix:
+    def head(self) -> NF4Matrix:
         """The output head of a model that does not tie it."""
         return self._packed(HEAD, self.config.vocab_size, self.config.hidden_size)
 
-    def qkv(self, layer: int) -> Matrix:
+    def qkv(self, layer: int) -> NF4Matrix:
         """The rows of q, k and v, one below the other."""
         config = self.config
         rows = (config.heads + 2 * config.kv_heads) * config.head_dim
         return self._packed(attention_name(layer, "qkv"), rows, config.hidden_size)
 
-    def output(self, layer: int) -> Matrix:
+    def output(self, layer: int) -> NF4Matrix:
         """Attention's output projection."""
         config = self.config
         width = config.heads * config.head_dim
         return self._packed(attention_name(layer, "o"), config.hidden_size, width)
 
-    def gate_up(self, layer: int) -> Matrix:
+    def gate_up(self, layer: int) -> NF4Matrix:
         """All experts' gate rows, then up rows."""
         config = self.config
         name = stack_name(config, layer, "gate_up")
         return self._packed(name, config.experts, 2 * config.expert_size, config.hidden_size)
 
-    def down(self, layer: int) -> Matrix:
+    def down(self, layer: int) -> NF4Matrix:
         """All experts' down rows."""
         config = self.config
         name = stack_name(config, layer, "down")
