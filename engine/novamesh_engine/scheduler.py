@@ -1,0 +1,168 @@
+"""Which sequences run in the next step, and on how many of their tokens: policy without torch.
+
+Continuous batching: a step mixes decoding sequences (one token each) with chunks of prefills.
+Rules, in this order: decoding goes first, prefill gets what is left of the step's tokens; first
+come, first served, and nobody overtakes; a sequence is admitted with all the blocks its known
+tokens need, and while decoding it takes one more at a time. When blocks run out, the latest
+arrival gives all of its back and is computed again later. The earliest always advances, because a
+request that does not fit the pool alone is refused before it gets here.
+It does not know logits, text or time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from novamesh_engine.blocks import BlockPool
+from novamesh_engine.errors import IntegrityError, QueueFullError
+from novamesh_engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens [start, start + count) of a sequence, to be computed in this step."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def last(self) -> bool:
+        """Whether a new token follows: the chunk reaches the sequence's end."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+class Scheduler:
+    """The one owner of who waits, who runs and who holds which block."""
+
+    def __init__(
+        self, pool: BlockPool, max_running: int, max_waiting: int, max_step_tokens: int
+    ) -> None:
+        self.pool = pool
+        self.preemptions = 0
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        self._max_step_tokens = max_step_tokens
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that hold no blocks yet, or no longer."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold blocks."""
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """Every sequence, in order of arrival."""
+        yield from self._running
+        yield from self._waiting
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. Raises: QueueFullError.
+
+        What would be admitted in the next step does not count as waiting, so `max_waiting` 0 still
+        serves.
+        """
+        room = self._max_waiting + self._max_running - self.running
+        if self.waiting >= room:
+            raise QueueFullError(self.waiting)
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended, wherever it is, and free its blocks."""
+        if sequence in self._running:
+            self._running.remove(sequence)
+            self._release(sequence)
+        else:
+            self._waiting.remove(sequence)
+
+    def schedule(self) -> tuple[Chunk, ...]:
+        """Choose the next step's chunks; empty only when nothing is queued.
+
+        Blocks are taken here, but nothing counts as computed before `settle`: a step that failed
+        is simply scheduled again.
+        """
+        preempted = self.preemptions
+        chunks = self._decode()
+        budget = self._max_step_tokens - len(chunks)
+        for sequence in self._running:
+            if sequence.pending > 1 and budget > 0:
+                chunks.append(_chunk(sequence, budget))
+                budget -= chunks[-1].count
+        if self.preemptions == preempted:  # who just gave way is not let in again at once
+            self._admit(chunks, budget)
+        return tuple(chunks)
+
+    def settle(self, chunks: tuple[Chunk, ...]) -> None:
+        """Record that the chunks' keys and values are in the cache."""
+        for chunk in chunks:
+            chunk.sequence.computed += chunk.count
+
+    def _decode(self) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        for sequence in tuple(self._running):
+            # A sequence that gave way is computed from its start: no longer one token.
+            if sequence.pending == 1 and sequence in self._running and self._grow(sequence):
+                chunks.append(Chunk(sequence, sequence.computed, 1))
+        return chunks
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Give a decoding sequence the block it lacks; False if it had to give way itself."""
+        missing = self.pool.needed(len(sequence.tokens)) - len(sequence.blocks)
+        while self.pool.free < missing:
+            latest = self._running[-1]
+            self._preempt(latest)
+            if latest is sequence:
+                return False
+        sequence.blocks += self.pool.allocate(max(missing, 0))
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._release(sequence)
+        sequence.computed = 0
+        self._waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _admit(self, chunks: list[Chunk], budget: int) -> None:
+        while self._waiting and budget > 0 and self.running < self._max_running:
+            sequence = self._waiting[0]
+            need = self.pool.needed(len(sequence.tokens))
+            # A spare block for everyone who runs, or the newcomer would soon be thrown out.
+            if self.pool.free < need + self.running:
+                return
+            sequence.blocks = self.pool.allocate(need)
+            self._running.append(self._waiting.popleft())
+            chunks.append(_chunk(sequence, budget))
+            budget -= chunks[-1].count
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+
+    def check_integrity(self) -> None:
+        """Compare the books with themselves. Raises: IntegrityError."""
+        self.pool.check_integrity(sequence.blocks for sequence in self)
+        if any(one.arrival >= other.arrival for one, other in pairwise(self)):
+            raise IntegrityError("sequences are out of the order of their arrival")
+        if self.running > self._max_running:
+            raise IntegrityError("more sequences run than may run")
+        if any(sequence.blocks or sequence.computed for sequence in self._waiting):
+            raise IntegrityError("a waiting sequence holds blocks")
+        for sequence in self._running:
+            held, most = len(sequence.blocks), self.pool.needed(len(sequence.tokens))
+            if not self.pool.needed(sequence.computed) <= held <= most:
+                raise IntegrityError("a running sequence holds too few or too many blocks")
+            if not 0 <= sequence.computed < len(sequence.tokens):
+                raise IntegrityError("a running sequence has nothing left to compute")
+
+
+def _chunk(sequence: Sequence, budget: int) -> Chunk:
+    return Chunk(sequence, sequence.computed, min(sequence.pending, budget))
