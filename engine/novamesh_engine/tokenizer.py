@@ -1,0 +1,211 @@
+"""A model's tokenizer: text to ids, a conversation to ids, an id to the bytes it stands for.
+
+Rules: `tokenizer.json` is read by Hugging Face's tokenizers, the same everywhere. The bytes of a
+token do not depend on its neighbours, so text can be put together byte by byte; special tokens have
+none. Tokenizers whose decoder we cannot express that way are refused when they are loaded. Text of
+an answer continues the prompt: a leading space is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import tokenizers
+
+from novamesh_engine.chat_template import ChatTemplate, Message
+from novamesh_engine.errors import RequestError
+from novamesh_proto.errors import Code, NovaMeshError
+
+TOKENIZER_FILE: Final = "tokenizer.json"
+SETTINGS_FILE: Final = "tokenizer_config.json"
+TEMPLATE_FILE: Final = "chat_template.jinja"
+TOKENIZER_BYTES_MAX: Final = 1 << 26
+SETTINGS_BYTES_MAX: Final = 1 << 22
+TEXT_CHARS_MAX: Final = 1 << 22
+
+_SPECIALS: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
+_BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+Piece = Callable[[str], bytes]
+
+
+class Tokenizer:
+    """Encodes and decodes for one model. Immutable once loaded."""
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        piece: Piece,
+        template: ChatTemplate | None,
+        specials: Mapping[str, str],
+    ) -> None:
+        self._backend = backend
+        self._piece = piece
+        self._template = template
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        eos = specials.get("eos_token")
+        eos_id = None if eos is None else backend.token_to_id(eos)
+        self.eos_ids: tuple[int, ...] = () if eos_id is None else (eos_id,)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read tokenizer.json and, where there are any, its settings and chat template.
+
+        Raises: NovaMeshError (model_not_found, corrupt, unsupported) naming the file.
+        """
+        raw = _read(folder / TOKENIZER_FILE, TOKENIZER_BYTES_MAX)
+        definition = _parse(raw, folder / TOKENIZER_FILE)
+        try:
+            backend = tokenizers.Tokenizer.from_str(raw)
+        except Exception as error:  # the library raises no narrower type
+            raise _corrupt(folder / TOKENIZER_FILE, "is not a tokenizer") from error
+        settings: Mapping[str, Any] = {}
+        if (folder / SETTINGS_FILE).exists():
+            text = _read(folder / SETTINGS_FILE, SETTINGS_BYTES_MAX)
+            settings = _parse(text, folder / SETTINGS_FILE)
+        specials = _specials(settings)
+        source = settings.get("chat_template")
+        if source is None and (folder / TEMPLATE_FILE).exists():
+            source = _read(folder / TEMPLATE_FILE, SETTINGS_BYTES_MAX)
+        if source is not None and not isinstance(source, str):
+            raise _corrupt(folder / SETTINGS_FILE, "chat_template is not text")
+        template = None if source is None else ChatTemplate(source, specials)
+        piece = _piece_reader(definition.get("decoder"), folder / TOKENIZER_FILE)
+        return cls(backend, piece, template, specials)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids it can produce, added tokens included."""
+        return self._backend.get_vocab_size()
+
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations can be encoded."""
+        return self._template is not None
+
+    def encode(self, text: str, special: bool = True) -> tuple[int, ...]:
+        """Ids of a text; `special` adds what the model wants around a text, like a beginning mark.
+
+        Raises: RequestError (too_large).
+        """
+        if len(text) > TEXT_CHARS_MAX:
+            message = f"the text is longer than {TEXT_CHARS_MAX} characters"
+            raise RequestError(message, "shorten it", Code.TOO_LARGE)
+        return tuple(self._backend.encode(text, add_special_tokens=special).ids)
+
+    def encode_chat(self, messages: Sequence[Message], generate: bool = True) -> tuple[int, ...]:
+        """Ids of a conversation; with `generate` they end where the answer begins.
+
+        Raises: RequestError (unsupported) if the model has no template, and what the template
+        refuses.
+        """
+        if self._template is None:
+            hint = "send a plain prompt, or choose a model that was trained to chat"
+            raise RequestError("this model has no chat template", hint, Code.UNSUPPORTED)
+        return self.encode(self._template.render(messages, generate), special=False)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Text of whole tokens; bytes that are no character become U+FFFD."""
+        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes one token stands for: none for special tokens and unknown ids."""
+        if token_id in self._special_ids:
+            return b""
+        text = self._backend.id_to_token(token_id)
+        return b"" if text is None else self._piece(text)
+
+
+def _specials(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Names and texts of the special tokens a template may use; older files nest the text."""
+    found: dict[str, str] = {}
+    for name in _SPECIALS:
+        value = settings.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            found[name] = value
+    return found
+
+
+def _piece_reader(decoder: Any, path: Path) -> Piece:
+    """How the bytes of one piece are read, from the decoder that tokenizer.json declares."""
+    steps = [step for step in _flatten(decoder) if isinstance(step, dict)]
+    kinds = {step.get("type") for step in steps}
+    if kinds == {"ByteLevel"}:
+        return _byte_level()
+    replace: list[tuple[str, str]] = []
+    for step in steps:
+        if step.get("type") == "Metaspace":
+            replace.append((str(step.get("replacement", "▁")), " "))
+        elif step.get("type") == "Replace" and "String" in step.get("pattern", {}):
+            replace.append((step["pattern"]["String"], str(step.get("content", ""))))
+    # Fuse and Strip only matter between pieces and at the very start of a text.
+    if not replace or kinds - {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}:
+        message = f"{path}: the decoder is {sorted(map(str, kinds))}"
+        hint = "novamesh runs byte-level and byte-fallback tokenizers"
+        raise NovaMeshError(Code.UNSUPPORTED, message, hint)
+    return _sentence_piece(tuple(replace), "ByteFallback" in kinds)
+
+
+def _flatten(decoder: Any) -> list[Any]:
+    nested = decoder.get("decoders") if isinstance(decoder, dict) else None
+    return list(nested) if isinstance(nested, list) else [decoder]
+
+
+def _byte_level() -> Piece:
+    """GPT-2's alphabet: each byte is one printable character."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    byte_of = {chr(byte): byte for byte in shown}
+    byte_of |= {chr(256 + index): byte for index, byte in enumerate(hidden)}
+
+    def read(piece: str) -> bytes:
+        values = [byte_of.get(character) for character in piece]
+        known = [value for value in values if value is not None]
+        # An added token may hold characters outside the alphabet: then it is text as it stands.
+        return bytes(known) if len(known) == len(values) else piece.encode()
+
+    return read
+
+
+def _sentence_piece(replace: tuple[tuple[str, str], ...], byte_fallback: bool) -> Piece:
+    def read(piece: str) -> bytes:
+        byte = _BYTE_PIECE.fullmatch(piece) if byte_fallback else None
+        if byte is not None:
+            return bytes([int(byte[1], 16)])
+        for old, new in replace:
+            piece = piece.replace(old, new)
+        return piece.encode()
+
+    return read
+
+
+def _read(path: Path, bytes_max: int) -> str:
+    try:
+        if path.stat().st_size > bytes_max:
+            raise _corrupt(path, f"is larger than {bytes_max} bytes")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        message = f"{path}: cannot be read"
+        raise NovaMeshError(Code.MODEL_NOT_FOUND, message, "get the model's files again") from error
+    except UnicodeDecodeError as error:
+        raise _corrupt(path, "is not UTF-8") from error
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, "is not JSON") from error
+    if not isinstance(value, dict):
+        raise _corrupt(path, "is not a JSON object")
+    return value
+
+
+def _corrupt(path: Path, what: str) -> NovaMeshError:
+    return NovaMeshError(Code.CORRUPT, f"{path}: {what}", "get the model's files again")
