@@ -1,0 +1,82 @@
+"""What the engine needs of this machine, checked one by one, each with a way out.
+
+Rules: a check never raises and changes nothing. It starts without torch, because a machine where
+torch is missing is one of those it must explain.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from novamesh_engine.catalogue import BUILTINS, locate
+from novamesh_proto.errors import NovaMeshError
+
+COMPILERS: Final = ("c++", "g++", "clang++", "cc", "gcc", "clang")
+PACKAGES: Final = ("torch", "safetensors", "tokenizers", "jinja2", "bitsandbytes")
+
+
+class Status(StrEnum):
+    """How a check came out; only `fail` stops the engine from running."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of `novamesh doctor`; the hint is empty when nothing need be done."""
+
+    name: str
+    status: Status
+    detail: str
+    hint: str = ""
+
+
+def doctor_checks() -> list[Check]:
+    """The engine's checks: its packages, torch, the kernels in use, a C compiler, the model."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        hint = "pip install 'novamesh[engine]'"
+        return [Check("engine", Status.FAIL, f"not installed: {', '.join(missing)}", hint)]
+    return [_torch(), _kernels(), _compiler(), _built_in()]
+
+
+def _torch() -> Check:
+    import torch  # heavy, and missing where only the client is installed
+
+    if torch.cuda.is_available():
+        return Check("torch", Status.OK, f"{torch.__version__}, {torch.cuda.get_device_name()}")
+    threads = torch.get_num_threads()
+    return Check("torch", Status.OK, f"{torch.__version__}, CPU, {threads} threads")
+
+
+def _kernels() -> Check:
+    from novamesh_engine import kernels  # imports torch
+
+    name, detail = kernels.select("cpu").name, kernels.describe("cpu")
+    if name.startswith("native"):
+        return Check("kernels", Status.OK, detail)
+    hint = "install a C++ compiler and reinstall novamesh for the faster kernels"
+    return Check("kernels", Status.WARN, detail, hint)
+
+
+def _compiler() -> Check:
+    found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    if found is not None:
+        return Check("compiler", Status.OK, found)
+    hint = "install gcc or clang; without one the engine uses torch's own kernels"
+    return Check("compiler", Status.WARN, "no C compiler found", hint)
+
+
+def _built_in() -> Check:
+
+    try:
+        folder = locate(BUILTINS[0])
+    except NovaMeshError as error:
+        return Check("model", Status.WARN, error.message, "reinstall novamesh")
+    return Check("model", Status.OK, f"{BUILTINS[0]} at {folder}")
