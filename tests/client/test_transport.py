@@ -1,0 +1,188 @@
+"""Dialing: the PeerId is the pin, and every failure says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from novamesh.transport import error_from_rpc, open_channel, split_address
+from novamesh_proto import wire
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import PrivateKey
+from novamesh_proto.messages import ErrorDetail
+from novamesh_proto.names import ERROR_METADATA
+from novamesh_proto.transport_identity import make_certificate
+from novamesh_proto.v1 import coordinator_pb2 as pb
+from novamesh_proto.v1 import coordinator_pb2_grpc as rpc
+
+KEY = PrivateKey.from_bytes(b"\x01" * 32)
+OTHER = PrivateKey.from_bytes(b"\x02" * 32)
+REFUSAL = ErrorDetail(Code.BUSY, "the pool is full", "try again in a moment", 1500)
+
+
+class _Refusing(rpc.PoolServiceServicer):
+    """Refuses Hello with detail and Join without."""
+
+    async def Hello(self, request: object, context: Any) -> pb.HelloResponse:
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            REFUSAL.message,
+            ((ERROR_METADATA, wire.encode(REFUSAL)),),
+        )
+
+
+@asynccontextmanager
+async def _coordinator(key: PrivateKey, port: int = 0) -> AsyncIterator[str]:
+    certificate = make_certificate(key, datetime.now(UTC))
+    server = grpc.aio.server()
+    rpc.add_PoolServiceServicer_to_server(_Refusing(), server)
+    credentials = grpc.ssl_server_credentials(
+        [(certificate.private_key_pem, certificate.certificate_pem)]
+    )
+    port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+async def _refusal(awaitable: object) -> NovaMeshError:
+    with pytest.raises(NovaMeshError) as caught:
+        await awaitable  # type: ignore[misc]
+    return caught.value
+
+
+async def test_right_identity_is_dialed_and_errors_come_through() -> None:
+    async with _coordinator(KEY) as address:
+        opened = await open_channel(address, KEY.node_id, 5)
+        assert len(opened.certificate_key_digest) == 32
+        stub = rpc.PoolServiceStub(opened.channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Hello(pb.HelloRequest(), timeout=5)
+        error = error_from_rpc(caught.value)
+        assert (error.code, error.message) == (Code.BUSY, REFUSAL.message)
+        assert (error.hint, error.retry_after_ms) == (REFUSAL.hint, 1500)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Join(pb.JoinRequest(), timeout=5)
+        assert error_from_rpc(caught.value).code is Code.UNSUPPORTED
+        await opened.close()
+
+
+async def test_other_identity_is_a_pin_mismatch() -> None:
+    async with _coordinator(OTHER) as address:
+        error = await _refusal(open_channel(address, KEY.node_id, 5))
+    assert error.code is Code.PIN_MISMATCH
+
+
+async def test_restarted_coordinator_with_a_new_certificate_is_taken() -> None:
+    async with _coordinator(KEY) as address:
+        first = await open_channel(address, KEY.node_id, 5)
+    port = int(address.rpartition(":")[2])
+    await first.close()
+    async with _coordinator(KEY, port) as address:
+        second = await open_channel(address, KEY.node_id, 5)
+        assert second.certificate_key_digest != first.certificate_key_digest
+        await second.close()
+
+
+async def test_nobody_there_is_unavailable_with_the_address() -> None:
+    async with _coordinator(KEY) as address:
+        pass
+    error = await _refusal(open_channel(address, KEY.node_id, 5))
+    assert error.code is Code.UNAVAILABLE
+    assert address in error.message
+    assert "novamesh doctor" in error.hint
+
+
+@asynccontextmanager
+async def _listener(answer: bytes) -> AsyncIterator[str]:
+    """Something that is no coordinator; it ends only when the dialer has hung up."""
+    served = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+        served.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    yield f"{host}:{port}"
+    await asyncio.wait_for(served.wait(), 5)
+    server.close()
+
+
+async def test_silent_server_hits_the_deadline() -> None:
+    async with _listener(b"") as address:
+        error = await _refusal(open_channel(address, KEY.node_id, 0.2))
+    assert error.code is Code.UNAVAILABLE
+    assert "within 0.2 s" in error.message
+
+
+async def test_another_protocol_is_named() -> None:
+    async with _listener(b"SSH-2.0-OpenSSH_9.6\r\n") as address:
+        error = await _refusal(open_channel(address, KEY.node_id, 5))
+    assert error.code is Code.UNAVAILABLE
+    assert "TLS" in error.message
+
+
+async def test_cancelled_dial_leaves_nothing_open() -> None:
+    async with _listener(b"") as address:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await open_channel(address, KEY.node_id, 60)
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("h:1", ("h", 1)),
+        ("pool.example.org:7700", ("pool.example.org", 7700)),
+        ("[::1]:7", ("::1", 7)),
+    ],
+)
+def test_addresses(text: str, split: tuple[str, int]) -> None:
+    assert split_address(text) == split
+
+
+@pytest.mark.parametrize(
+    "text", ["", "h", "h:", ":1", "h:0", "h:65536", "h:x", "::1:7", "[h]:7", "[]:1"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(NovaMeshError) as caught:
+        split_address(text)
+    assert caught.value.code is Code.BAD_REQUEST
+
+
+def _failure(status: grpc.StatusCode, *metadata: tuple[str, bytes]) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        status, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata), details="gone"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, Code.UNAVAILABLE),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, Code.EXPIRED),
+        (grpc.StatusCode.CANCELLED, Code.CANCELLED),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, Code.BUSY),
+        (grpc.StatusCode.UNKNOWN, Code.INTERNAL),
+    ],
+)
+def test_bare_status_is_mapped(status: grpc.StatusCode, code: Code) -> None:
+    assert error_from_rpc(_failure(status)).code is code
+
+
+def test_damaged_detail_falls_back_to_the_status() -> None:
+    error = error_from_rpc(_failure(grpc.StatusCode.UNAVAILABLE, (ERROR_METADATA, b"\xff")))
+    assert error.code is Code.UNAVAILABLE
+    assert "gone" in error.message
