@@ -25,7 +25,7 @@ def set_value(text: str, table: str, key: str, value: Value) -> str:
     """
     expected = _parse(text)
     expected.setdefault(table, {})[key] = value
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n") if text else []
     start, end = _find_table(lines, table)
     line = f"{key} = {_literal(value)}"
     if start is None:
@@ -48,7 +48,7 @@ def remove_table(text: str, table: str) -> str:
     """
     expected = _parse(text)
     expected.pop(table, None)
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n") if text else []
     start, end = _find_table(lines, table)
     if start is not None:
         del lines[start:end]
