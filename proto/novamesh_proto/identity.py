@@ -6,8 +6,9 @@ A NodeId is the PeerId as 38 bytes, an identity multihash over the libp2p Public
 
 Rules: a NodeId carries its key, so nothing is looked up; a public key is taken only if it is
 canonical (y < p) and outside the small subgroup, because with such a key one signature fits many
-messages and OpenSSL would take it; text is taken only in the one form that we would write. This
-module keeps no files: where a key lives is the business of whoever owns it.
+messages; text is taken only in the one form that we would write. Ed25519 itself is libsodium's,
+which is strict and fast (docs/adr/0005). This module keeps no files: where a key lives is the
+business of whoever owns it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from nacl import bindings
+from nacl.exceptions import BadSignatureError
 
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import NodeId
@@ -59,7 +60,7 @@ class PrivateKey:
     """The key of one party; never printed."""
 
     node_id: NodeId
-    _signer: Ed25519PrivateKey = field(repr=False)
+    _secret: bytes = field(repr=False)  # seed, then public key: libsodium's form
 
     @staticmethod
     def generate() -> PrivateKey:
@@ -79,16 +80,16 @@ class PrivateKey:
                 f"a private key has {KEY_BYTES} bytes, this has {len(seed)}",
                 "restore the key file from your copy, or make a new key",
             )
-        signer = Ed25519PrivateKey.from_private_bytes(seed)
-        return PrivateKey(node_id_of(signer.public_key().public_bytes_raw()), signer)
+        public_key, secret = bindings.crypto_sign_seed_keypair(seed)
+        return PrivateKey(node_id_of(public_key), secret)
 
     def to_bytes(self) -> bytes:
         """The 32-byte seed, for the key file."""
-        return self._signer.private_bytes_raw()
+        return self._secret[:KEY_BYTES]
 
     def sign(self, data: bytes) -> bytes:
         """The 64-byte Ed25519 signature over the data as it is."""
-        return self._signer.sign(data)
+        return bindings.crypto_sign(data, self._secret)[:SIGNATURE_BYTES]
 
 
 def node_id_of(public_key: bytes) -> NodeId:
@@ -139,18 +140,21 @@ def verify(node_id: NodeId, signature: bytes, data: bytes) -> None:
     Raises:
         NovaMeshError: BAD_KEY for a NodeId that we do not take, BAD_SIGNATURE otherwise.
     """
-    try:
-        _verifier(node_id).verify(signature, data)
-    except InvalidSignature:
-        raise NovaMeshError(
-            Code.BAD_SIGNATURE, f"this signature is not by {short(node_id)}"
-        ) from None
+    public_key = _cached_key(node_id)
+    if len(signature) == SIGNATURE_BYTES:
+        try:
+            bindings.crypto_sign_open(signature + data, public_key)
+        except BadSignatureError:
+            pass
+        else:
+            return
+    raise NovaMeshError(Code.BAD_SIGNATURE, f"this signature is not by {short(node_id)}")
 
 
 @functools.lru_cache(maxsize=_KEYS_CACHED)
-def _verifier(node_id: NodeId) -> Ed25519PublicKey:
-    """Checked and loaded once a party; a refusal is not kept."""
-    return Ed25519PublicKey.from_public_bytes(public_key_bytes(node_id))
+def _cached_key(node_id: NodeId) -> bytes:
+    """Checked once a party; a refusal is not kept."""
+    return public_key_bytes(node_id)
 
 
 @functools.lru_cache(maxsize=_KEYS_CACHED)
