@@ -153,7 +153,7 @@ class NativeKernels:
         return out
 
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
-        """Bound: relative 1e-5 of the reference."""
+        """Bound: 1e-6 of the sum of the magnitudes, whatever cancels."""
         packed = isinstance(weight, NF4Matrix)
         data = weight.packed if isinstance(weight, NF4Matrix) else weight
         kind = _NF4 if packed else _KINDS.get(data.dtype)
@@ -205,7 +205,7 @@ class NativeKernels:
     def attention(
         self, query: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: float
     ) -> Tensor:
-        """Bound: relative 1e-5. Caches that are not float32 go to the reference."""
+        """Bound: 1e-5 of the values seen. Caches that are not float32 go to the reference."""
         tokens, heads, width = query.shape
         packed = query.stride(2) == 1 and query.stride(1) == width and _is_plain(keys)
         if not (packed and query.dtype == torch.float32 and _is_plain(values)):
