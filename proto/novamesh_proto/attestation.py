@@ -129,8 +129,9 @@ def check_attestation(
 
     Raises:
         PeerError: FORBIDDEN if another node signed it, STALE for another attempt or an old fence,
-            BAD_REQUEST if it speaks of another job, model or position, or of more tokens than the
-            terms allow.
+            BAD_REQUEST if it speaks of another job, model or position, or of more completion tokens
+            than the terms allow. Prompt tokens are not refused: a chat template may add some, and
+            settlement bounds what is paid.
     """
     att, want, given = attestation.message, terms.message, assignment.message
     start, end = want.start_position, att.start_position + att.completion_tokens
@@ -149,8 +150,6 @@ def check_attestation(
     if end > want.sampling.max_tokens:
         problem = f"ends at position {end}, the terms allow {want.sampling.max_tokens}"
         raise _misfit(attestation, Code.BAD_REQUEST, problem)
-    if att.prompt_tokens > want.body_bytes:
-        raise _misfit(attestation, Code.BAD_REQUEST, "has more prompt tokens than the body bytes")
     if att.finish is FinishReason.UNSPECIFIED:
         raise _misfit(attestation, Code.BAD_REQUEST, "does not say why the answer ended")
     return att

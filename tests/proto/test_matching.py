@@ -1,0 +1,256 @@
+"""Who is refused and why, what the draw favours, and that nothing but the seed decides it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from novamesh_proto.errors import Code
+from novamesh_proto.limits import RESERVATION_MS
+from novamesh_proto.matching import (
+    EXPLORATION_SHARE,
+    EXPLORED_JOBS,
+    Cause,
+    NodeState,
+    Ranking,
+    Request,
+    rank,
+    unservable,
+)
+from novamesh_proto.messages import ProfileDigest
+from support.parties import OFFER, PROFILE, descriptor, digest, party
+
+REQUEST = Request(PROFILE, prompt_bytes=400, max_tokens=100)
+NODES = [party(f"node {number}") for number in range(8)]
+
+
+def state(number: int = 0, **changes: Any) -> NodeState:
+    """A node with a record; descriptor fields among `changes` go to its descriptor."""
+    own = {name: changes.pop(name) for name in ("models", "slots") if name in changes}
+    key = NODES[number]
+    made = NodeState(
+        descriptor=descriptor(key, f"node {number}", **own),
+        node=key.node_id,
+        free_slots=4,
+        witnessed_tokens_per_s=50.0,
+        jobs_settled=100,
+    )
+    return replace(made, **changes)
+
+
+def offering(speed: float) -> dict[str, Any]:
+    """A node without a record that claims a speed."""
+    offer = replace(OFFER, decode_tokens_per_s=speed)
+    return {"models": (offer,), "witnessed_tokens_per_s": 0.0, "jobs_settled": 0}
+
+
+def draw(*states: NodeState, request: Request = REQUEST, count: int = 1, seed: int = 0) -> Ranking:
+    return rank(request, states, random.Random(seed), count)
+
+
+def shares(*states: NodeState) -> dict[int, float]:
+    """How often each node comes first in 2000 draws."""
+    rng = random.Random(1)
+    first = Counter(rank(REQUEST, states, rng, 1).chosen[0].node for _ in range(2000))
+    return {number: first[entry.node] / 2000 for number, entry in enumerate(states)}
+
+
+def test_one_fitting_node_is_chosen_with_a_reason() -> None:
+    (chosen,) = draw(state()).chosen
+    assert chosen.node == NODES[0].node_id
+    assert chosen.score == 1.0
+    assert chosen.reason == (
+        "about 2.1 s: 50 tokens/s witnessed, 4 of 4 slots free, finished 99% of its jobs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause", "reason"),
+    [
+        ({"models": ()}, Cause.NO_MODEL, "does not offer the model"),
+        (
+            {"models": (replace(OFFER, context_max=199),)},
+            Cause.CONTEXT,
+            "the job needs about 200 tokens of context, it takes 199",
+        ),
+        ({"free_slots": 0}, Cause.FULL, "all 4 slots are busy"),
+        (
+            {"free_slots": 2, "reserved": 2},
+            Cause.RESERVED,
+            "its free slots (2) are reserved for other clients",
+        ),
+        (
+            {"accepting": False, "refusal": "its owner is at the keyboard"},
+            Cause.NOT_ACCEPTING,
+            "takes no work: its owner is at the keyboard",
+        ),
+        ({"accepting": False}, Cause.NOT_ACCEPTING, "takes no work: it does not say why"),
+    ],
+    ids=lambda value: value.value if isinstance(value, Cause) else "",
+)
+def test_a_node_that_cannot_is_refused(changes: dict[str, Any], cause: Cause, reason: str) -> None:
+    ranking = draw(state(**changes))
+    assert not ranking.chosen
+    assert (ranking.refused[0].cause, ranking.refused[0].reason) == (cause, reason)
+
+
+def test_context_that_just_fits_is_taken() -> None:
+    assert draw(state(models=(replace(OFFER, context_max=200),))).chosen
+
+
+def test_an_excluded_node_is_refused_whatever_it_offers() -> None:
+    request = replace(REQUEST, excluded=(NODES[0].node_id,))
+    ranking = draw(state(0, models=()), state(1), request=request)
+    assert [entry.node for entry in ranking.chosen] == [NODES[1].node_id]
+    assert ranking.refused[0].cause is Cause.EXCLUDED
+
+
+def test_another_model_of_the_same_name_is_another_model() -> None:
+    request = replace(REQUEST, model_profile=ProfileDigest(digest("another")))
+    assert draw(state(), request=request).refused[0].cause is Cause.NO_MODEL
+
+
+def test_a_faster_node_is_drawn_more_often_but_not_always() -> None:
+    fast, slow = shares(state(0, witnessed_tokens_per_s=100.0), state(1)).values()
+    assert 0.7 < fast < 0.9
+    assert slow > 0.1
+
+
+def test_a_node_that_loses_jobs_is_drawn_less_often() -> None:
+    steady, shaky = shares(state(0), state(1, jobs_settled=50, jobs_lost=150)).values()
+    assert steady > 3 * shaky > 0
+
+
+def test_waiting_work_counts() -> None:
+    idle, queued = shares(state(0), state(1, queue_ms=4_000)).values()
+    assert idle > 3 * queued
+
+
+def test_a_witnessed_speed_counts_before_a_claimed_one() -> None:
+    boaster = state(0, models=(replace(OFFER, decode_tokens_per_s=1e6),))
+    assert draw(boaster).chosen[0].reason.startswith("about 2.1 s: 50 tokens/s witnessed")
+
+
+def test_a_claim_counts_no_more_than_the_best_witnessed_speed() -> None:
+    boaster = state(0, **offering(1e6) | {"jobs_settled": EXPLORED_JOBS})
+    boast, honest = shares(boaster, state(1)).values()
+    assert boast < 0.5 < honest
+
+
+def test_all_new_nodes_together_get_the_exploration_share() -> None:
+    wave = [state(number, **offering(1e6)) for number in range(1, 8)]
+    old, *new = shares(state(0), *wave).values()
+    assert sum(new) == pytest.approx(EXPLORATION_SHARE, abs=0.03)
+    assert old == pytest.approx(1 - EXPLORATION_SHARE, abs=0.03)
+
+
+def test_new_nodes_among_themselves_are_weighed_by_their_claims() -> None:
+    fast, slow = shares(state(0, **offering(100.0)), state(1, **offering(50.0))).values()
+    assert fast > 2 * slow > 0
+
+
+def test_a_node_whose_speed_nobody_knows_is_slow() -> None:
+    ranking = draw(state(0, **offering(0.0)))
+    assert "speed unknown" in ranking.chosen[0].reason
+    assert "new here" in ranking.chosen[0].reason
+
+
+def test_who_was_outdrawn_is_told_both_times() -> None:
+    ranking = draw(state(0, witnessed_tokens_per_s=1e5), state(1))
+    (refused,) = ranking.refused
+    assert refused.cause is Cause.OUTDRAWN
+    assert refused.reason.startswith("others were drawn: about ")
+    assert refused.reason.endswith("2.1 s here")
+
+
+def test_nobody_asked_for_is_nobody_chosen() -> None:
+    ranking = draw(state(), count=0)
+    assert ranking.refused[0].reason == "nobody was asked for"
+
+
+def test_a_pool_without_the_model_says_model_not_found() -> None:
+    error = unservable(draw(state(models=())), "nova-pico")
+    assert error is not None
+    assert (error.code, error.message) == (
+        Code.MODEL_NOT_FOUND,
+        "no attached node offers nova-pico",
+    )
+    assert unservable(draw()) is not None
+
+
+def test_a_full_pool_says_when_to_come_back() -> None:
+    error = unservable(draw(state(0, free_slots=0), state(1, free_slots=0), state(2, models=())))
+    assert error is not None
+    assert (error.code, error.retry_after_ms) == (Code.BUSY, RESERVATION_MS)
+    assert error.message == "no node is free: all 4 slots are busy (2)"
+
+
+def test_a_job_that_fits_nowhere_is_refused_for_good() -> None:
+    request = replace(REQUEST, max_tokens=10_000)
+    error = unservable(draw(state(), request=request))
+    assert error is not None
+    assert (error.code, error.retry_after_ms) == (Code.NO_CAPACITY, 0)
+    assert "it takes 512" in error.message
+
+
+def test_a_servable_job_has_no_error() -> None:
+    assert unservable(draw(state())) is None
+
+
+states = st.builds(
+    state,
+    number=st.integers(0, 7),
+    free_slots=st.integers(0, 4),
+    reserved=st.integers(0, 4),
+    accepting=st.booleans(),
+    queue_ms=st.integers(0, 10**9),
+    witnessed_tokens_per_s=st.floats(0.0, 1e9),
+    jobs_settled=st.integers(0, 10**6),
+    jobs_lost=st.integers(0, 10**6),
+    models=st.sampled_from(
+        [
+            (),
+            (OFFER,),
+            (replace(OFFER, context_max=10),),
+            (replace(OFFER, decode_tokens_per_s=0.0),),
+        ]
+    ),
+)
+pools = st.lists(states, max_size=8, unique_by=lambda entry: entry.node)
+requests = st.builds(
+    Request,
+    model_profile=st.just(PROFILE),
+    prompt_bytes=st.integers(0, 1000),
+    max_tokens=st.integers(0, 400),
+    excluded=st.lists(st.sampled_from([key.node_id for key in NODES]), max_size=3).map(tuple),
+)
+
+
+@given(requests, pools, st.integers(0, 3), st.integers(), st.randoms(use_true_random=False))
+def test_every_node_is_chosen_or_refused_and_no_filter_is_passed_by(
+    request: Request, pool: list[NodeState], count: int, seed: int, shuffler: random.Random
+) -> None:
+    ranking = rank(request, pool, random.Random(seed), count)
+    chosen = [entry.node for entry in ranking.chosen]
+    refused = [entry.node for entry in ranking.refused]
+    assert sorted(chosen + refused) == sorted(entry.node for entry in pool)
+    outdrawn = sum(entry.cause is Cause.OUTDRAWN for entry in ranking.refused)
+    assert len(chosen) == min(count, len(chosen) + outdrawn)
+    by_node = {entry.node: entry for entry in pool}
+    for entry in ranking.chosen:
+        node = by_node[entry.node]
+        offer = node.offer(request.model_profile)
+        assert offer is not None
+        assert request.max_tokens + request.prompt_bytes / 4 <= offer.context_max
+        assert node.accepting
+        assert node.free_slots > node.reserved
+        assert entry.node not in request.excluded
+        assert 0 < entry.score <= 1
+    shuffler.shuffle(pool)
+    assert rank(request, pool, random.Random(seed), count) == ranking
