@@ -59,7 +59,7 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[Choice | None]:
     if all(draw.plain for draw in draws):
         return _largest(logits)
     ids, values = candidates(logits)
-    finite = np.isfinite(values[:, 0])
+    finite = torch.isfinite(logits.max(dim=-1).values).tolist()  # NaN wins a max
     wanted = any(draw.sampling.logprobs for draw in draws)
     norms = torch.logsumexp(logits, -1).double().tolist() if wanted else [0.0] * len(draws)
     choices: list[Choice | None] = []
@@ -107,7 +107,8 @@ def pick(ids: Ids, values: Scores, draw: Draw) -> int:
     if sampling.temperature == 0:
         return int(ids[0])
     # Moving all scores alike changes no choice, and keeps a tiny temperature from overflowing.
-    scores = (scores - scores[0]) / sampling.temperature
+    with np.errstate(over="ignore"):  # far behind is far behind
+        scores = (scores - scores[0]) / sampling.temperature
     kept = _keep(scores, sampling)
     ids, scores = ids[:kept], scores[:kept]
     totals = scores + gumbel(draw.key, len(draw.tokens), ids.tolist())

@@ -23,16 +23,15 @@ from novamesh_engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens [start, start + count) of a sequence, to be computed in this step."""
+    """Tokens [start, start + count) of a sequence, to be computed in this step.
+
+    `last` says that they reach the sequence's end, so that a new token follows.
+    """
 
     sequence: Sequence
     start: int
     count: int
-
-    @property
-    def last(self) -> bool:
-        """Whether a new token follows: the chunk reaches the sequence's end."""
-        return self.start + self.count == len(self.sequence.tokens)
+    last: bool
 
 
 class Scheduler:
@@ -110,7 +109,7 @@ class Scheduler:
         for sequence in tuple(self._running):
             # A sequence that gave way is computed from its start: no longer one token.
             if sequence.pending == 1 and sequence in self._running and self._grow(sequence):
-                chunks.append(Chunk(sequence, sequence.computed, 1))
+                chunks.append(_chunk(sequence, 1))
         return chunks
 
     def _grow(self, sequence: Sequence) -> bool:
@@ -165,4 +164,5 @@ class Scheduler:
 
 
 def _chunk(sequence: Sequence, budget: int) -> Chunk:
-    return Chunk(sequence, sequence.computed, min(sequence.pending, budget))
+    count = min(sequence.pending, budget)
+    return Chunk(sequence, sequence.computed, count, last=count == sequence.pending)
