@@ -1,0 +1,51 @@
+"""`engine bench` through the parser, and that importing the commands starts no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from novamesh_engine.cli import app
+from novamesh_proto.errors import NovaMeshError
+from support.tiny_engine import save_tiny
+
+SMALL = ["--prompt-tokens", "8", "--decode-tokens", "4", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+def run(*arguments: str) -> None:
+    app(list(arguments), result_action="return_value")
+
+
+def test_bench_prints_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("bench", str(folder), *SMALL, "--requests", "9", "--json")
+    values = json.loads(capsys.readouterr().out)
+    assert (values["prompt_tokens"], values["decode_tokens"], values["requests"]) == (8, 4, 9)
+    assert values["threads"] == torch.get_num_threads() == 1
+    assert min(values["prefill_tokens_per_s"], values["decode_tokens_per_s"]) > 0
+
+
+def test_bench_prints_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("bench", str(folder), *SMALL)
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["model"] == str(folder)
+    assert float(lines["decode_tokens_per_s"]) > 0
+
+
+def test_a_missing_model_raises_our_error(tmp_path: Path) -> None:
+    with pytest.raises(NovaMeshError, match="no model"):
+        run("bench", str(tmp_path))
+
+
+def test_importing_the_commands_starts_no_torch() -> None:
+    code = "import sys, novamesh_engine.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,86 @@
+"""A whole engine around a tiny random model or around a scripted one, and how to run it dry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from novamesh_engine.config import EngineConfig
+from novamesh_engine.engine import Engine
+from novamesh_engine.request import Request, StepOutput
+from novamesh_engine.tokenizer import Tokenizer
+from novamesh_engine.weights.load import LoadedModel
+from support.scripted_decoder import ScriptedDecoder, scripted_config
+from support.tiny_moe import save_nova
+from support.tiny_tokenizer import EOS, VOCAB, write_tokenizer
+
+
+class TickingClock:
+    """Nanoseconds that grow by a fixed step with each look."""
+
+    def __init__(self, step_ns: int = 1_000_000) -> None:
+        self.now_ns = 0
+        self.step_ns = step_ns
+
+    def __call__(self) -> int:
+        self.now_ns += self.step_ns
+        return self.now_ns
+
+
+def save_tiny(folder: Path, **changes: Any) -> Path:
+    """A random nova model with the tiny tokenizer, as a plain folder."""
+    save_nova(folder, **{"vocab_size": VOCAB, "eos_token_id": EOS} | changes)
+    return write_tokenizer(folder)
+
+
+def scripted_engine(
+    tokenizer: Tokenizer,
+    script: Mapping[int, int],
+    broken: Iterable[int] = (),
+    failures: int = 0,
+    max_context: int = 256,
+    **settings: Any,
+) -> Engine:
+    """An engine whose model speaks a script by absolute position, on a clock that ticks."""
+    config = EngineConfig(**{"block_size": 4, "kv_bytes_max": 1 << 16} | settings)
+    decoder: Any = ScriptedDecoder(VOCAB, config.block_size, script, frozenset(broken), failures)
+    model = LoadedModel(scripted_config(VOCAB, max_context), decoder, None)
+    return Engine(model, tokenizer, config, TickingClock())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All that an engine said about one request."""
+
+    outputs: tuple[StepOutput, ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(token for output in self.outputs for token in output.token_ids)
+
+    @property
+    def text(self) -> str:
+        return "".join(output.text for output in self.outputs)
+
+    @property
+    def last(self) -> StepOutput:
+        return self.outputs[-1]
+
+
+def run_dry(engine: Engine, *requests: Request) -> dict[str, Answer]:
+    """Submit requests and step until nothing is left, with the books checked at each step."""
+    for request in requests:
+        engine.submit(request)
+    said: dict[str, list[StepOutput]] = {}
+    for _ in range(10_000):
+        if not engine.has_work:
+            break
+        for output in engine.step():
+            said.setdefault(output.request_id, []).append(output)
+        engine.check_integrity()
+    stats = engine.stats()
+    assert not engine.has_work
+    assert stats.blocks_free == stats.blocks_total
+    return {id_: Answer(tuple(outputs)) for id_, outputs in said.items()}
