@@ -105,7 +105,8 @@ class Engine:
         chosen = config or EngineConfig()
         folder = locate(model)
         loaded = load_model(folder, device=chosen.device, verify=chosen.verify)
-        return cls(loaded, Tokenizer.load(folder), chosen)
+        names = None if loaded.profile is None else loaded.profile.file_names
+        return cls(loaded, Tokenizer.load(folder, names), chosen)
 
     @property
     def has_work(self) -> bool:

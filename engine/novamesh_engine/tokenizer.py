@@ -22,6 +22,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 
 TOKENIZER_FILE: Final = "tokenizer.json"
 SETTINGS_FILE: Final = "tokenizer_config.json"
+GENERATION_FILE: Final = "generation_config.json"
 TEMPLATE_FILE: Final = "chat_template.jinja"
 TOKENIZER_BYTES_MAX: Final = 1 << 26
 SETTINGS_BYTES_MAX: Final = 1 << 22
@@ -41,42 +42,39 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         piece: Piece,
         template: ChatTemplate | None,
-        specials: Mapping[str, str],
+        eos_ids: tuple[int, ...] = (),
     ) -> None:
+        self.eos_ids = eos_ids
         self._backend = backend
         self._piece = piece
         self._template = template
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
-        eos = specials.get("eos_token")
-        eos_id = None if eos is None else backend.token_to_id(eos)
-        self.eos_ids: tuple[int, ...] = () if eos_id is None else (eos_id,)
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
+    def load(cls, folder: Path, names: frozenset[str] | None = None) -> Tokenizer:
         """Read tokenizer.json and, where there are any, its settings and chat template.
 
+        Only files in `names` are read, if given: those a profile's manifest vouches for.
         Raises: NovaMeshError (model_not_found, corrupt, unsupported) naming the file.
         """
+        if names is not None and TOKENIZER_FILE not in names:
+            raise _corrupt(folder / TOKENIZER_FILE, "is not in the profile's manifest")
         raw = _read(folder / TOKENIZER_FILE, TOKENIZER_BYTES_MAX)
         definition = _parse(raw, folder / TOKENIZER_FILE)
         try:
             backend = tokenizers.Tokenizer.from_str(raw)
         except Exception as error:  # the library raises no narrower type
             raise _corrupt(folder / TOKENIZER_FILE, "is not a tokenizer") from error
-        settings: Mapping[str, Any] = {}
-        if (folder / SETTINGS_FILE).exists():
-            text = _read(folder / SETTINGS_FILE, SETTINGS_BYTES_MAX)
-            settings = _parse(text, folder / SETTINGS_FILE)
+        backend.no_truncation()  # a prompt is never cut or filled up behind its sender's back
+        backend.no_padding()
+        settings = _settings(folder, SETTINGS_FILE, names)
         specials = _specials(settings)
-        source = settings.get("chat_template")
-        if source is None and (folder / TEMPLATE_FILE).exists():
-            source = _read(folder / TEMPLATE_FILE, SETTINGS_BYTES_MAX)
-        if source is not None and not isinstance(source, str):
-            raise _corrupt(folder / SETTINGS_FILE, "chat_template is not text")
-        template = None if source is None else ChatTemplate(source, specials)
+        template = _template(folder, names, settings, specials)
         piece = _piece_reader(definition.get("decoder"), folder / TOKENIZER_FILE)
-        return cls(backend, piece, template, specials)
+        eos_id = backend.token_to_id(specials.get("eos_token", ""))
+        ends = _end_ids(folder, names) if eos_id is None else (eos_id, *_end_ids(folder, names))
+        return cls(backend, piece, template, ends)
 
     @property
     def vocab_size(self) -> int:
@@ -91,11 +89,16 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> tuple[int, ...]:
         """Ids of a text; `special` adds what the model wants around a text, like a beginning mark.
 
-        Raises: RequestError (too_large).
+        Raises: RequestError (too_large), or (bad_request) for what is not Unicode text.
         """
         if len(text) > TEXT_CHARS_MAX:
             message = f"the text is longer than {TEXT_CHARS_MAX} characters"
             raise RequestError(message, "shorten it", Code.TOO_LARGE)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            message = "the text holds half a surrogate pair"
+            raise RequestError(message, "send whole characters") from error
         return tuple(self._backend.encode(text, add_special_tokens=special).ids)
 
     def encode_chat(self, messages: Sequence[Message], generate: bool = True) -> tuple[int, ...]:
@@ -119,6 +122,42 @@ class Tokenizer:
             return b""
         text = self._backend.id_to_token(token_id)
         return b"" if text is None else self._piece(text)
+
+
+def _optional(folder: Path, name: str, names: frozenset[str] | None) -> str | None:
+    if names is not None and name not in names:
+        return None
+    return _read(folder / name, SETTINGS_BYTES_MAX) if (folder / name).exists() else None
+
+
+def _settings(folder: Path, name: str, names: frozenset[str] | None) -> Mapping[str, Any]:
+    text = _optional(folder, name, names)
+    return {} if text is None else _parse(text, folder / name)
+
+
+def _end_ids(folder: Path, names: frozenset[str] | None) -> tuple[int, ...]:
+    """Chat models declare the ends of a turn here, beside the end of a text."""
+    value = _settings(folder, GENERATION_FILE, names).get("eos_token_id", [])
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, int) and one >= 0 for one in ids):
+        raise _corrupt(folder / GENERATION_FILE, "eos_token_id is not a token id")
+    return tuple(ids)
+
+
+def _template(
+    folder: Path,
+    names: frozenset[str] | None,
+    settings: Mapping[str, Any],
+    specials: Mapping[str, str],
+) -> ChatTemplate | None:
+    """The chat template: newer models keep it in a file of its own."""
+    source = settings.get("chat_template")
+    source = _optional(folder, TEMPLATE_FILE, names) if source is None else source
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise _corrupt(folder / SETTINGS_FILE, "chat_template is not text")
+    return ChatTemplate(source, specials)
 
 
 def _specials(settings: Mapping[str, Any]) -> dict[str, str]:

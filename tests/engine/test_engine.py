@@ -10,6 +10,7 @@ import torch
 from novamesh_engine.config import EngineConfig
 from novamesh_engine.engine import Engine
 from novamesh_engine.errors import IntegrityError, QueueFullError, RequestError
+from novamesh_engine.quant.convert import convert
 from novamesh_engine.request import FinishReason, Request, SamplingParams, Timing
 from novamesh_engine.tokenizer import Tokenizer
 from novamesh_proto.errors import Code, NovaMeshError
@@ -266,6 +267,27 @@ def test_integrity_sees_a_request_that_only_one_side_knows(tokenizer: Tokenizer)
     engine._live.clear()
     with pytest.raises(IntegrityError, match="different requests"):
         engine.check_integrity()
+
+
+def test_a_packed_profile_runs_under_its_own_digest(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "plain", moe_intermediate_size=64)
+    profile = convert(source, tmp_path / "packed", "tiny")
+    (tmp_path / "packed" / "generation_config.json").write_text("not in the manifest, not read")
+    engine = Engine.load(tmp_path / "packed")
+    assert engine.profile == profile
+    assert engine.digest == profile.digest
+    assert Engine.load(source).digest == bytes(32)
+    answers = run_dry(engine, *requests(False))
+    assert all(answer.tokens for answer in answers.values())
+
+
+def test_a_profile_that_was_touched_is_not_run(tmp_path: Path) -> None:
+    convert(save_tiny(tmp_path / "plain"), tmp_path / "packed", "tiny")
+    path = tmp_path / "packed" / "tokenizer.json"
+    path.write_text(path.read_text().replace("</s>", "<!s>"))
+    with pytest.raises(NovaMeshError, match=r"tokenizer\.json") as refused:
+        Engine.load(tmp_path / "packed")
+    assert refused.value.code is Code.CORRUPT
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

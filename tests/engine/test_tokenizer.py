@@ -57,7 +57,7 @@ def _reader(backend: tokenizers.Tokenizer) -> Tokenizer:
     from novamesh_engine.tokenizer import _piece_reader
 
     decoder = json.loads(backend.to_str())["decoder"]
-    return Tokenizer(backend, _piece_reader(decoder, Path("tokenizer.json")), None, {})
+    return Tokenizer(backend, _piece_reader(decoder, Path("tokenizer.json")), None)
 
 
 @given(st.lists(st.integers(2, BACKEND.get_vocab_size() - 1), max_size=20))
@@ -117,6 +117,7 @@ def test_other_decoders_are_refused(tmp_path: Path, decoder: Any) -> None:
         ("tokenizer.json", b"{}", "is not a tokenizer"),
         ("tokenizer.json", b"\xff\xfe", "is not UTF-8"),
         ("tokenizer_config.json", b"nope", "is not JSON"),
+        ("generation_config.json", b'{"eos_token_id": "</s>"}', "eos_token_id is not a token id"),
         ("tokenizer_config.json", b'{"chat_template": 5}', "chat_template is not text"),
         ("tokenizer_config.json", b" " * ((1 << 22) + 1), "is larger than"),
     ],
@@ -156,3 +157,35 @@ def test_without_a_template_there_is_no_chat(tmp_path: Path) -> None:
 def test_a_text_is_bounded(tokenizer: Tokenizer) -> None:
     with pytest.raises(RequestError, match="longer than"):
         tokenizer.encode("x" * (TEXT_CHARS_MAX + 1))
+
+
+def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="surrogate"):
+        tokenizer.encode("a\ud83e")
+
+
+def test_a_prompt_is_never_cut_or_filled_up(tmp_path: Path) -> None:
+    backend = byte_level()
+    backend.enable_truncation(4)
+    backend.enable_padding(length=64)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert len(tokenizer.encode("a")) == 1
+
+
+@pytest.mark.parametrize(("declared", "ends"), [("7", (EOS, 7)), ("[7, 8]", (EOS, 7, 8))])
+def test_a_chat_model_may_have_several_ends(
+    tmp_path: Path, declared: str, ends: tuple[int, ...]
+) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {declared}}}')
+    assert Tokenizer.load(tmp_path).eos_ids == ends
+
+
+def test_only_files_that_the_manifest_names_are_read(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path, frozenset({"tokenizer.json"}))
+    assert not tokenizer.has_template
+    with pytest.raises(NovaMeshError, match="not in the profile's manifest"):
+        Tokenizer.load(tmp_path, frozenset({"tokenizer_config.json"}))
