@@ -20,6 +20,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from novamesh_engine.models.batch import ForwardBatch
 from novamesh_engine.models.config import ModelConfig
 
+torch.set_num_threads(1)  # the machine is shared, and the models are tiny
+
 SHAPE: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "num_experts_per_tok": 2, "max_position_embeddings": 256,

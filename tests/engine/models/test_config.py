@@ -1,0 +1,135 @@
+"""Reading config.json: old and new spellings, and refusals that name file and field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from novamesh_engine.models.config import ModelConfig
+from novamesh_proto.errors import Code, NovaMeshError
+from support.tiny_moe import nova_config, nova_tensors
+
+
+def mixtral(**changes: Any) -> dict[str, Any]:
+    raw = {
+        "model_type": "mixtral", "vocab_size": 32000, "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "eos_token_id": 2,
+    }  # fmt: skip
+    return raw | changes
+
+
+def test_mixtral_8x7b_has_its_known_size() -> None:
+    config = ModelConfig.from_dict(mixtral())
+    assert config.parameters == 46_702_792_704
+    assert round(config.active_parameters / 1e9, 1) == 12.9
+    assert (config.head_dim, config.eos_ids, config.rope_theta) == (128, (2,), 1e6)
+
+
+def test_parameters_are_those_on_disk() -> None:
+    raw = nova_config()
+    held = sum(tensor.numel() for tensor in nova_tensors(raw).values())
+    assert ModelConfig.from_dict(raw).parameters == held
+
+
+@pytest.mark.parametrize(
+    ("changes", "theta"),
+    [
+        ({"rope_theta": 5e5}, 5e5),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 2e5}}, 2e5),
+        ({"rope_scaling": {"type": "default"}, "rope_theta": 3e4}, 3e4),
+        ({"rope_scaling": None, "rope_parameters": None}, 1e6),
+    ],
+)
+def test_rope_is_read_old_and_new(changes: dict[str, Any], theta: float) -> None:
+    assert ModelConfig.from_dict(mixtral(**changes)).rope_theta == theta
+
+
+def test_other_spellings_and_defaults() -> None:
+    raw = nova_config(num_key_value_heads=None, eos_token_id=[2, 5], bos_token_id=None)
+    config = ModelConfig.from_dict(raw)
+    assert (config.kv_heads, config.eos_ids, config.bos_id) == (4, (2, 5), None)
+    assert (config.experts, config.expert_size, config.tie_embeddings) == (4, 64, True)
+    assert ModelConfig.from_dict(mixtral(head_dim=64)).head_dim == 64
+
+
+def test_a_sliding_window_bounds_the_context() -> None:
+    assert ModelConfig.from_dict(mixtral(sliding_window=4096)).max_context == 4096
+    assert ModelConfig.from_dict(mixtral(sliding_window=None)).max_context == 32768
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"model_type": "bloom"}, Code.UNSUPPORTED, 'model_type is "bloom"'),
+        ({"model_type": None}, Code.UNSUPPORTED, "model_type is null"),
+        ({"model_type": ["mixtral"]}, Code.UNSUPPORTED, "model_type"),
+        ({"hidden_act": "gelu"}, Code.UNSUPPORTED, 'hidden_act is "gelu", not "silu"'),
+        ({"attention_bias": True}, Code.UNSUPPORTED, "attention_bias is true"),
+        ({"norm_topk_prob": False}, Code.UNSUPPORTED, "norm_topk_prob"),
+        ({"rope_scaling": {"type": "yarn"}}, Code.UNSUPPORTED, 'rope_scaling.rope_type is "yarn"'),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, Code.UNSUPPORTED, "partial_rotary"),
+        ({"rope_parameters": {"rope_theta": "x"}}, Code.CORRUPT, "rope_parameters: rope_theta is"),
+        ({"rope_scaling": "yarn"}, Code.CORRUPT, "rope_scaling"),
+        ({"vocab_size": None}, Code.CORRUPT, "vocab_size is missing"),
+        ({"hidden_size": 64.5}, Code.CORRUPT, "hidden_size is 64.5"),
+        ({"hidden_size": True}, Code.CORRUPT, "hidden_size is true"),
+        ({"num_hidden_layers": -1}, Code.CORRUPT, "num_hidden_layers is -1"),
+        ({"num_hidden_layers": 10**30}, Code.CORRUPT, "num_hidden_layers"),
+        ({"num_key_value_heads": 3}, Code.CORRUPT, "num_key_value_heads is 3, not a divisor"),
+        ({"num_experts_per_tok": 9}, Code.CORRUPT, "num_experts_per_tok is 9"),
+        ({"rms_norm_eps": -1}, Code.CORRUPT, "rms_norm_eps"),
+        ({"rms_norm_eps": float("nan")}, Code.CORRUPT, "rms_norm_eps"),
+        ({"head_dim": 7}, Code.CORRUPT, "head_dim"),
+        ({"hidden_size": 4097}, Code.CORRUPT, "head_dim"),
+        ({"eos_token_id": 32000}, Code.CORRUPT, "eos_token_id is 32000"),
+        ({"bos_token_id": "x"}, Code.CORRUPT, "bos_token_id"),
+        ({"tie_word_embeddings": 1}, Code.CORRUPT, "tie_word_embeddings"),
+    ],
+)
+def test_what_is_refused_and_how(changes: dict[str, Any], code: Code, words: str) -> None:
+    with pytest.raises(NovaMeshError) as caught:
+        ModelConfig.from_dict(mixtral(**changes), "/models/x/config.json")
+    assert caught.value.code is code
+    assert caught.value.message.startswith("/models/x/config.json: ")
+    assert words in caught.value.message
+    assert caught.value.hint
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(sorted([*mixtral(), "rope_parameters", "head_dim", "sliding_window"])), JSON)
+@settings(max_examples=200)
+def test_any_value_anywhere_gives_a_config_or_our_error(field: str, value: Any) -> None:
+    try:
+        ModelConfig.from_dict(mixtral(**{field: value}))
+    except NovaMeshError as error:
+        assert error.code in (Code.UNSUPPORTED, Code.CORRUPT)  # noqa: PT017
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b" " * (2 << 20)])
+def test_a_damaged_file_is_named(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(NovaMeshError, match=r"config\.json: ") as caught:
+        ModelConfig.from_file(path)
+    assert caught.value.code is Code.CORRUPT
+
+
+def test_a_missing_file_says_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(NovaMeshError, match="cannot be read") as caught:
+        ModelConfig.from_file(tmp_path / "config.json")
+    assert caught.value.code is Code.MODEL_NOT_FOUND
+    (tmp_path / "config.json").write_text(json.dumps(mixtral()))
+    assert ModelConfig.from_file(tmp_path / "config.json").model_type == "mixtral"

@@ -1,0 +1,143 @@
+"""Loading: sharded or not, plain or packed, and what a wrong folder is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from novamesh_engine.quant.convert import convert
+from novamesh_engine.quant.profile import read_profile, write_profile
+from novamesh_engine.weights.load import LoadedModel, load_model
+from novamesh_proto.errors import Code, NovaMeshError
+from support.tiny_moe import Part, PlainKV, make_batch, relative, save_mixtral, save_nova
+
+
+def run(model: LoadedModel) -> Tensor:
+    kv = PlainKV(model.config)
+    return model.decoder.forward(make_batch(kv, [Part(0, 0, range(30))]), kv)
+
+
+def test_shards_give_the_same_model(tmp_path: Path) -> None:
+    save_mixtral(tmp_path / "whole", seed=1)
+    save_mixtral(tmp_path / "parts", seed=1, shard="100KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
+    assert torch.equal(run(load_model(tmp_path / "whole")), run(load_model(tmp_path / "parts")))
+
+
+def test_bfloat16_runs_as_its_float32_values(tmp_path: Path) -> None:
+    tensors = save_nova(tmp_path, seed=2)
+    path = tmp_path / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path)
+    narrow = run(load_model(tmp_path))
+    save_file({name: tensor.bfloat16().float() for name, tensor in tensors.items()}, path)
+    assert torch.equal(narrow, run(load_model(str(tmp_path))))
+
+
+def test_a_plain_profile_runs_as_its_folder(tmp_path: Path) -> None:
+    save_nova(tmp_path, seed=3)
+    plain = load_model(tmp_path)
+    assert plain.profile is None
+    profile = write_profile(tmp_path, "tiny", "none", ["config.json", "model.safetensors"])
+    model = load_model(tmp_path)
+    assert model.profile == profile
+    assert torch.equal(run(model), run(plain))
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    save_nova(tmp_path / "plain", seed=4)
+    convert(tmp_path / "plain", tmp_path / "nf4", "tiny")
+    return tmp_path / "nf4"
+
+
+def test_packed_weights_stay_views_of_the_file(packed: Path) -> None:
+    moe = load_model(packed).decoder.layers[0].moe
+    assert moe.gate_up.packed.dtype == torch.uint8  # type: ignore[union-attr]
+    assert moe.gate_up.shape == (4, 128, 64)
+    assert moe.down.shape == (4, 64, 64)
+
+
+def test_a_flipped_bit_is_found_on_load(packed: Path) -> None:
+    path = packed / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(NovaMeshError, match=r"model\.safetensors: is not the file") as caught:
+        load_model(packed)
+    assert caught.value.code is Code.CORRUPT
+    load_model(packed, verify=False)  # who has just verified says so
+
+
+def test_a_file_beside_the_profile_does_not_count(packed: Path) -> None:
+    wanted = run(load_model(packed))
+    where = {"model.norm.weight": "evil.safetensors"}
+    save_file({"model.norm.weight": torch.zeros(64)}, packed / "evil.safetensors")
+    (packed / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert torch.equal(run(load_model(packed)), wanted)
+
+
+def test_a_profile_whose_tensor_has_another_shape_is_named(packed: Path) -> None:
+    path = packed / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.mlp.experts.down_proj"
+    save_file(tensors | {name: tensors[name][:3].contiguous()}, path)
+    write_profile(packed, "tiny", "nf4", read_profile(packed).file_names)
+    with pytest.raises(NovaMeshError, match=f"{name} has shape") as caught:
+        load_model(packed)
+    assert str(path) in caught.value.message
+
+
+def test_a_profile_whose_width_no_block_fits_is_refused(packed: Path) -> None:
+    raw = json.loads((packed / "config.json").read_text()) | {"moe_intermediate_size": 96}
+    (packed / "config.json").write_text(json.dumps(raw))
+    path = packed / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if "gate_up" in name]:
+        rows = tensors[name].shape[2]
+        tensors[name] = tensors[name].repeat(1, 2, 1)[:, :192].reshape(4, 192, rows).contiguous()
+    save_file(tensors, path)
+    write_profile(packed, "tiny", "nf4", read_profile(packed).file_names)
+    with pytest.raises(NovaMeshError, match=r"down_proj is 96 wide") as caught:
+        load_model(packed)
+    assert caught.value.code is Code.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.layers.1.mlp.experts.3.up_proj.weight"]
+)
+def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
+    tensors = save_nova(tmp_path)
+    del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(NovaMeshError, match=f"tensor {name} is missing") as caught:
+        load_model(tmp_path)
+    assert caught.value.code is Code.CORRUPT
+    assert str(tmp_path) in caught.value.message
+
+
+def test_a_tensor_of_another_shape_or_type_is_named(tmp_path: Path) -> None:
+    tensors, path = save_nova(tmp_path), tmp_path / "model.safetensors"
+    name = "model.layers.0.self_attn.k_proj.weight"
+    save_file(tensors | {name: tensors[name].T.contiguous()}, path)
+    with pytest.raises(NovaMeshError, match=f"{path}: tensor {name} has shape"):
+        load_model(tmp_path)
+    save_file(tensors | {name: tensors[name].to(torch.int8)}, path)
+    with pytest.raises(NovaMeshError, match=f"tensor {name} is int8"):
+        load_model(tmp_path)
+
+
+def test_no_folder_says_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(NovaMeshError, match=r"config\.json: cannot be read") as caught:
+        load_model(tmp_path / "nothing")
+    assert caught.value.code is Code.MODEL_NOT_FOUND
+    assert "config.json" in caught.value.hint
+
+
+def test_an_nf4_model_is_near_its_plain_one(packed: Path) -> None:
+    plain = run(load_model(packed.parent / "plain"))
+    assert 0.01 < relative(run(load_model(packed)), plain) < 0.5
