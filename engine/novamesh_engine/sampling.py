@@ -99,11 +99,12 @@ def candidates(logits: Tensor) -> tuple[Ids, Scores]:
 
 
 def pick(ids: Ids, values: Scores, draw: Draw) -> int:
-    """The token of one row, from its candidates' ids and logits, both [C]."""
-    sampling = draw.sampling
-    scores = _penalise(ids, values, draw) if sampling.repetition_penalty != 1 else values
-    order = np.lexsort((ids, -scores))
-    ids, scores = ids[order], scores[order]
+    """The token of one row, from its candidates' ids and logits, both [C], ordered (-value, id)."""
+    sampling, scores = draw.sampling, values
+    if sampling.repetition_penalty != 1:
+        scores = _penalise(ids, values, draw)
+        order = np.lexsort((ids, -scores))
+        ids, scores = ids[order], scores[order]
     if sampling.temperature == 0:
         return int(ids[0])
     # Moving all scores alike changes no choice, and keeps a tiny temperature from overflowing.
