@@ -39,7 +39,7 @@ CERTIFICATE_BYTES_MAX: Final = 16_384
 _SIGNED_PREFIX: Final = b"libp2p-tls-handshake:"
 # DER has one form of SignedKey { publicKey OCTET STRING, signature OCTET STRING } for Ed25519, so
 # three constants parse it: SEQUENCE and OCTET STRING of 36, PublicKey header, OCTET STRING of 64.
-_SIGNED_KEY_START: Final = bytes.fromhex("306a042408011220")
+_SIGNED_KEY_START: Final = bytes.fromhex("3068042408011220")
 _SIGNATURE_START: Final = bytes.fromhex("0440")
 _KEY_END: Final = len(_SIGNED_KEY_START) + identity.KEY_BYTES
 _SIGNED_KEY_BYTES: Final = _KEY_END + len(_SIGNATURE_START) + identity.SIGNATURE_BYTES
