@@ -38,6 +38,7 @@ MESSAGE_BYTES_MAX: Final = 1 * MIB  # one gRPC message, a sealed job included
 BODY_BYTES_MAX: Final = 896 * KIB  # sealed body of a job; the rest of a message is terms and wraps
 CHUNK_BYTES_MAX: Final = 16 * KIB  # ciphertext of one chunk
 METADATA_BYTES_MAX: Final = 8 * KIB  # gRPC headers of one call
+RECEIPT_BYTES_MAX: Final = 1 * MIB  # a receipt file: eight envelopes as text
 
 CANDIDATES_MAX: Final = 3  # nodes a body key is wrapped for
 MODELS_MAX: Final = 64  # offers in one descriptor

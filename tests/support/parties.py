@@ -40,6 +40,7 @@ from novamesh_proto.messages import (
     StreamAck,
     Timing,
 )
+from novamesh_proto.receipt import Receipt
 from novamesh_proto.settlement import Work, record, settle
 from support.clock import START_MS
 
@@ -191,6 +192,20 @@ class Story:
     relay_receipt: Verified[RelayReceipt]
     client_receipt: Verified[ClientReceipt]
     settlement: Verified[Settlement]
+
+    @property
+    def receipt(self) -> Receipt:
+        """Everything that the client of a relayed job keeps."""
+        return Receipt(
+            descriptor=self.descriptor.envelope,
+            terms=self.terms.envelope,
+            assignment=self.assignment.envelope,
+            checkpoint=self.checkpoint.envelope,
+            attestation=self.attestation.envelope,
+            relay_receipt=self.relay_receipt.envelope,
+            client_receipt=self.client_receipt.envelope,
+            settlement=self.settlement.envelope,
+        )
 
     @property
     def work(self) -> Work:

@@ -1,0 +1,214 @@
+"""The file a client keeps: the signed envelopes of one job, verified years later without anybody.
+
+    novamesh-receipt/v1
+    descriptor <base64url of the envelope>          "-" where the client has none
+    … terms, assignment, checkpoint, attestation, relay-receipt, client-receipt, settlement …
+    end <SHA-256 of every byte before this line, hex>
+
+Rules: one line a part, all of them, in this order; base64url without padding, and envelopes, only
+in the one form that we would write, so that no byte can change unseen. Every signature is checked,
+then that the parts belong together (`evidence`). A refusal names the part that is wrong. Freshness
+plays no part: this is evidence, not a request. It reads no file and asks nobody.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from novamesh_proto import envelope as envelopes
+from novamesh_proto import wire
+from novamesh_proto.envelope import Signable, Verified
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.evidence import VerifiedReceipt, blame, check_evidence, wrong
+from novamesh_proto.identity import short
+from novamesh_proto.limits import CONTROL_BYTES_MAX, RECEIPT_BYTES_MAX
+from novamesh_proto.messages import (
+    ChunkCheckpoint,
+    ClientReceipt,
+    Envelope,
+    InferenceAttestation,
+    JobAssignment,
+    JobTerms,
+    NodeDescriptor,
+    NodeId,
+    RelayReceipt,
+    Settlement,
+)
+
+__all__ = ["Receipt", "VerifiedReceipt", "decode_receipt", "encode_receipt", "verify_receipt"]
+
+MAGIC: Final = b"novamesh-receipt/v1"
+ABSENT: Final = b"-"
+PARTS: Final = (
+    "descriptor",
+    "terms",
+    "assignment",
+    "checkpoint",
+    "attestation",
+    "relay-receipt",
+    "client-receipt",
+    "settlement",
+)
+
+T = TypeVar("T", bound=Signable)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The envelopes of one job, not verified; None where the client has none."""
+
+    descriptor: Envelope | None = None
+    terms: Envelope | None = None
+    assignment: Envelope | None = None
+    checkpoint: Envelope | None = None
+    attestation: Envelope | None = None
+    relay_receipt: Envelope | None = None
+    client_receipt: Envelope | None = None
+    settlement: Envelope | None = None
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    """The bytes of a receipt file. Nothing is verified.
+
+    Raises:
+        NovaMeshError: TOO_LARGE or BAD_REQUEST if an envelope breaks a bound.
+    """
+    lines = [MAGIC]
+    for part in PARTS:
+        envelope: Envelope | None = getattr(receipt, _field(part))
+        text = ABSENT if envelope is None else _to_text(envelope)
+        lines.append(part.encode() + b" " + text)
+    data = b"".join(line + b"\n" for line in lines)
+    return data + _end(data)
+
+
+def decode_receipt(data: bytes) -> Receipt:
+    """The envelopes in a receipt file, not verified.
+
+    Raises:
+        NovaMeshError: CORRUPT or BAD_REQUEST, naming the part that is damaged, or TOO_LARGE.
+    """
+    receipt, end = _parse(data)
+    _check_end(data, end)
+    return receipt
+
+
+def verify_receipt(
+    data: bytes, coordinator: NodeId | None = None, client: NodeId | None = None
+) -> VerifiedReceipt:
+    """What a receipt file proves.
+
+    Args:
+        data: The whole file.
+        coordinator: The only coordinator that is taken; None takes any and leaves it to the caller.
+        client: The only client that is taken; None takes any.
+
+    Raises:
+        NovaMeshError: its message names the part that is wrong. PIN_MISMATCH for another
+            coordinator, FORBIDDEN for another client, else the code of what failed.
+    """
+    receipt, end = _parse(data)
+    opened = _open_all(receipt)
+    check_evidence(opened)
+    if coordinator not in (None, opened.coordinator):
+        problem = f"it is by coordinator {short(opened.coordinator)}, another one is expected"
+        raise wrong("assignment", problem, Code.PIN_MISMATCH)
+    if client not in (None, opened.client):
+        problem = f"they are by client {short(opened.client)}, another one is expected"
+        raise wrong("terms", problem, Code.FORBIDDEN)
+    # Last, so that whatever else is wrong is named by its part.
+    _check_end(data, end)
+    return opened
+
+
+def _field(part: str) -> str:
+    return part.replace("-", "_")
+
+
+def _to_text(envelope: Envelope) -> bytes:
+    return base64.urlsafe_b64encode(wire.encode(envelope)).rstrip(b"=")
+
+
+def _from_text(text: bytes) -> Envelope:
+    """The envelope of a line; only the text that we would write for it is taken."""
+    try:
+        data = base64.b64decode(text + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except binascii.Error:
+        raise NovaMeshError(Code.CORRUPT, "this is not base64url") from None
+    envelope = wire.decode(Envelope, data, CONTROL_BYTES_MAX)
+    if _to_text(envelope) != text:
+        raise NovaMeshError(Code.CORRUPT, "this is not in canonical form")
+    return envelope
+
+
+def _end(data: bytes) -> bytes:
+    return b"end " + hashlib.sha256(data).hexdigest().encode() + b"\n"
+
+
+def _check_end(data: bytes, end: int) -> None:
+    if data[end:] != _end(data[:end]):
+        raise wrong("end", "the checksum is not that of the file")
+
+
+def _parse(data: bytes) -> tuple[Receipt, int]:
+    """The envelopes, and where the end line begins; its checksum is not looked at."""
+    if len(data) > RECEIPT_BYTES_MAX:
+        problem = f"a receipt has at most {RECEIPT_BYTES_MAX} bytes, this file {len(data)}"
+        raise NovaMeshError(Code.TOO_LARGE, problem, "choose the receipt file")
+    line, at = _line(data, 0, "format")
+    if line != MAGIC:
+        raise wrong("format", f"the first line is not {MAGIC.decode()}")
+    found: dict[str, Envelope | None] = {}
+    for part in PARTS:
+        line, at = _line(data, at, part)
+        label, _, text = line.partition(b" ")
+        if label != part.encode():
+            raise wrong(part, "its line is missing or begins with another name")
+        with blame(part):
+            found[_field(part)] = None if text == ABSENT else _from_text(text)
+    return Receipt(**found), at
+
+
+def _line(data: bytes, at: int, part: str) -> tuple[bytes, int]:
+    """The line that begins at `at`, and where the next one does."""
+    newline = data.find(b"\n", at)
+    if newline < 0:
+        raise wrong(part, "the file is cut off here")
+    return data[at:newline], newline + 1
+
+
+def _open_all(receipt: Receipt) -> VerifiedReceipt:
+    """Open every part; which of them must be there is decided here."""
+    opened = VerifiedReceipt(
+        _demand("descriptor", _open("descriptor", receipt.descriptor, NodeDescriptor)),
+        _demand("terms", _open("terms", receipt.terms, JobTerms)),
+        _demand("assignment", _open("assignment", receipt.assignment, JobAssignment)),
+        _open("checkpoint", receipt.checkpoint, ChunkCheckpoint),
+        _open("attestation", receipt.attestation, InferenceAttestation),
+        _open("relay-receipt", receipt.relay_receipt, RelayReceipt),
+        _open("client-receipt", receipt.client_receipt, ClientReceipt),
+        _open("settlement", receipt.settlement, Settlement),
+    )
+    if opened.checkpoint is None:
+        _demand("attestation", opened.attestation)
+    return opened
+
+
+def _open(part: str, envelope: Envelope | None, cls: type[T]) -> Verified[T] | None:
+    if envelope is None:
+        return None
+    with blame(part):
+        # The pool it states is an expectation, not yet a fact: open verifies it right away, and
+        # that all parts state the same one is checked afterwards.
+        network = wire.decode(cls, envelope.payload, CONTROL_BYTES_MAX).header.network
+        return envelopes.open(envelope, cls, network=network)
+
+
+def _demand(part: str, opened: Verified[T] | None) -> Verified[T]:
+    if opened is None:
+        raise wrong(part, "it is absent, and nothing is proved without it")
+    return opened
