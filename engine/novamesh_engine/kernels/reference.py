@@ -68,11 +68,12 @@ def route(x: Tensor, router: Tensor, experts_per_token: int) -> tuple[Tensor, Te
 
 def dispatch(ids: Tensor) -> list[tuple[int, Tensor, Tensor]]:
     """Group the (token, slot) pairs of ids [T, k] by expert: (expert, tokens, slots) of each."""
-    groups = []
-    for expert in torch.unique(ids).tolist():
-        tokens, slots = torch.nonzero(ids == expert, as_tuple=True)
-        groups.append((expert, tokens, slots))
-    return groups
+    flat = ids.flatten()
+    order = torch.argsort(flat, stable=True)
+    used, counts = torch.unique_consecutive(flat[order], return_counts=True)
+    pairs = torch.split(order, counts.tolist())
+    slots = ids.shape[1]
+    return [(e, p // slots, p % slots) for e, p in zip(used.tolist(), pairs, strict=True)]
 
 
 def expert(x: Tensor, gate_up: Matrix, down: Matrix) -> Tensor:

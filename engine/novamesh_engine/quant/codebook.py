@@ -24,8 +24,10 @@ NF4_VALUES: Final[tuple[float, ...]] = (
 )  # fmt: skip
 
 _CODES: Final = torch.tensor(NF4_VALUES, dtype=torch.float32)
-# Byte -> its two weights, so that one lookup decodes a byte.
-_PAIRS: Final = torch.stack((_CODES.repeat_interleave(16), _CODES.repeat(16)), dim=-1)
+# Byte -> its two weights; seen as one int64, so that one copied word decodes a byte.
+_PAIRS: Final = torch.stack((_CODES.repeat_interleave(16), _CODES.repeat(16)), dim=-1).view(
+    torch.int64
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class NF4Matrix:
 
 def dequantize(matrix: NF4Matrix) -> Tensor:
     """The float32 weights of a packed matrix; callers keep what they unpack small."""
-    pairs = _PAIRS.to(matrix.packed.device)[matrix.packed.int()]
-    blocks = pairs.view(*matrix.absmax.shape, BLOCK)
-    return (blocks * matrix.absmax.float().unsqueeze(-1)).view(matrix.shape)
+    bytes_flat = matrix.packed.flatten().int()
+    pairs = torch.index_select(_PAIRS.to(bytes_flat.device).flatten(), 0, bytes_flat)
+    blocks = pairs.view(torch.float32).view(*matrix.absmax.shape, BLOCK)
+    return blocks.mul_(matrix.absmax.float().unsqueeze(-1)).view(matrix.shape)
