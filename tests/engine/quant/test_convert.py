@@ -8,7 +8,7 @@ from pathlib import Path
 import bitsandbytes.functional as bnb
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +22,7 @@ from support.tiny_moe import Part, PlainKV, make_batch, relative, save_mixtral, 
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31), st.floats(1e-3, 1e3))
+@settings(deadline=None)
 def test_bytes_and_values_are_those_of_bitsandbytes(
     rows: int, blocks: int, seed: int, size: float
 ) -> None:

@@ -134,7 +134,7 @@ def test_another_form_of_the_same_content_is_another_file(folder: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_flipped_byte_is_never_the_same_profile(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
