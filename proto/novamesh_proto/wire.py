@@ -98,6 +98,18 @@ class _Field:
     nested: bool
     repeated: bool
 
+    def put(self, pb: Any, value: Any) -> None:
+        """Set the field of a protobuf message."""
+        if self.check is not None:
+            self.check(value)
+        if self.nested:
+            getattr(pb, self.name).CopyFrom(cast(Turn, self.write)(value))
+        elif self.repeated:
+            items = value if self.write is None else [self.write(item) for item in value]
+            getattr(pb, self.name).extend(items)
+        else:
+            setattr(pb, self.name, value)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Plan:
@@ -135,15 +147,10 @@ class _Plan:
             value = getattr(message, field.name)
             if value is None:
                 continue
-            if field.check is not None:
-                field.check(value)
-            if field.nested:
-                getattr(pb, field.name).CopyFrom(cast(Turn, field.write)(value))
-            elif field.repeated:
-                items = value if field.write is None else [field.write(item) for item in value]
-                getattr(pb, field.name).extend(items)
-            else:
-                setattr(pb, field.name, value)
+            try:
+                field.put(pb, value)
+            except ValueError:  # a number too large for its type, or half a surrogate pair
+                raise _refusal(self.cls, field.name, "does not fit its type") from None
         return pb
 
     def _check_oneof(self, message: Any) -> None:
@@ -258,7 +265,9 @@ def _size_check(cls: type, name: str, text: bool, bound: Size) -> Check:
         if bound.least <= length <= bound.greatest or (bound.or_empty and not length):
             return
         problem = f"has size {length}, allowed is {bound.least} to {bound.greatest}"
-        code = Code.TOO_LARGE if length > bound.greatest else Code.BAD_REQUEST
+        # Where only one size is right, another is not large but wrong.
+        too_large = length > bound.greatest > bound.least
+        code = Code.TOO_LARGE if too_large else Code.BAD_REQUEST
         raise NovaMeshError(code, f"{cls.__name__}.{name} {problem}")
 
     return check
