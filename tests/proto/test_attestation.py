@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from novamesh_proto import envelope as envelopes
+from novamesh_proto import wire
 from novamesh_proto.attestation import (
     SLACK_US,
     Finding,
@@ -21,8 +23,20 @@ from novamesh_proto.attestation import (
 )
 from novamesh_proto.errors import Code, PeerError
 from novamesh_proto.identity import format_node_id
-from novamesh_proto.messages import FinishReason, Hardware, InferenceAttestation, Timing
-from support.parties import HARDWARE, MS, NODE, digest, nonce, party, tell
+from novamesh_proto.messages import (
+    ClientReceipt,
+    Envelope,
+    FinishReason,
+    Hardware,
+    InferenceAttestation,
+    JobAssignment,
+    JobTerms,
+    RelayReceipt,
+    Timing,
+)
+from support.evidence_vectors import render
+from support.parties import HARDWARE, MS, NETWORK, NODE, digest, nonce, party, tell
+from support.vectors import ROOT, Vector, golden
 
 STORY = tell()
 HONEST = STORY.attestation.message
@@ -290,3 +304,24 @@ def test_whoever_claims_more_than_the_client_saw_is_found(more_us: int) -> None:
     seen_us = STORY.client_receipt.message.total_us
     claim = timed(total_us=seen_us + more_us)
     assert 2 in rules(claim, Witness(client=STORY.client_receipt.message))
+
+
+@golden("attestation/attestation")
+def test_golden_attestations(vector: Vector) -> None:
+    def opened(part: str, cls: Any) -> Any:
+        return envelopes.open(wire.decode(Envelope, vector.data(part)), cls, network=NETWORK)
+
+    claim = opened("attestation", InferenceAttestation)
+    with vector.verdict():
+        check_attestation(claim, opened("terms", JobTerms), opened("assignment", JobAssignment))
+        witness = Witness(
+            client=opened("client_receipt", ClientReceipt).message,
+            relay=opened("relay_receipt", RelayReceipt).message,
+            roofline_tokens_per_s=roofline(claim.message.hardware, vector["active_bytes"]),
+        )
+        assert rules(claim.message, witness) == vector["rules"]
+
+
+def test_golden_attestations_are_made_the_same_again() -> None:
+    table = "attestation/attestation"
+    assert (ROOT / f"{table}.json").read_text() == render(table)

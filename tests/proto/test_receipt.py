@@ -24,7 +24,9 @@ from novamesh_proto.receipt import (
     encode_receipt,
     verify_receipt,
 )
+from support.evidence_vectors import render
 from support.parties import CLIENT, COORDINATOR, party, tell
+from support.vectors import ROOT, Vector, golden
 
 STORY = tell()
 FILE = encode_receipt(STORY.receipt)
@@ -266,3 +268,20 @@ def test_envelopes_are_written_as_they_came() -> None:
     text = LINES[2].split()[1]
     data = base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
     assert wire.decode(Envelope, data) == STORY.terms.envelope
+
+
+@golden("receipt/receipt")
+def test_golden_receipts(vector: Vector) -> None:
+    lines = vector["lines"]
+    data = "\n".join(lines).encode() + (b"" if vector.fields.get("cut") else b"\n")
+    with vector.verdict():
+        verified = verify_receipt(data, COORDINATOR.node_id, CLIENT.node_id)
+        assert verified.prompt_tokens == vector["prompt_tokens"]
+        assert verified.completion_tokens == vector["completion_tokens"]
+        assert [finding.rule for finding in verified.findings] == vector["rules"]
+    if not vector.ok:
+        assert refusal(data).message.startswith(f"receipt part {vector['part']}: ")
+
+
+def test_golden_receipts_are_made_the_same_again() -> None:
+    assert (ROOT / "receipt/receipt.json").read_text() == render("receipt/receipt")

@@ -9,9 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from novamesh_proto.messages import JobState, MessageId
+from novamesh_proto import envelope as envelopes
+from novamesh_proto import wire
+from novamesh_proto.messages import (
+    ChunkCheckpoint,
+    ClientReceipt,
+    Envelope,
+    InferenceAttestation,
+    JobAssignment,
+    JobState,
+    JobTerms,
+    MessageId,
+    RelayReceipt,
+    StreamAck,
+)
 from novamesh_proto.settlement import Payment, Work, record, settle
-from support.parties import CLIENT, COORDINATOR, NODE, PROFILE, digest, head, tell
+from support.evidence_vectors import render
+from support.parties import CLIENT, COORDINATOR, NETWORK, NODE, PROFILE, digest, head, tell
+from support.vectors import ROOT, Vector, golden
 
 STORY = tell()
 WORK = STORY.work
@@ -200,3 +215,33 @@ def test_the_parts_of_an_answer_never_pay_a_position_twice(
         paid |= positions
         paid_until = max(paid_until, payment.paid_until)
     assert len(paid) <= paid_until
+
+
+PARTS: dict[str, Any] = {
+    "terms": JobTerms,
+    "assignment": JobAssignment,
+    "attestation": InferenceAttestation,
+    "checkpoint": ChunkCheckpoint,
+    "relay_receipt": RelayReceipt,
+    "ack": StreamAck,
+    "client_receipt": ClientReceipt,
+}
+
+
+@golden("settlement/settlement")
+def test_golden_settlements(vector: Vector) -> None:
+    parts = {
+        part: envelopes.open(wire.decode(Envelope, vector.data(part)), cls, network=NETWORK).message
+        for part, cls in PARTS.items()
+        if part in vector.fields
+    }
+    work = Work(fence=vector["fence"], paid_until=vector["paid_until"], **parts)
+    payment = settle(work)
+    assert payment.start_position == vector["start_position"]
+    assert payment.prompt_tokens == vector["prompt_tokens"]
+    assert payment.completion_tokens == vector["completion_tokens"]
+
+
+def test_golden_settlements_are_made_the_same_again() -> None:
+    table = "settlement/settlement"
+    assert (ROOT / f"{table}.json").read_text() == render(table)
