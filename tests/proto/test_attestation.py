@@ -35,7 +35,8 @@ from novamesh_proto.messages import (
     Timing,
 )
 from support.evidence_vectors import render
-from support.parties import HARDWARE, MS, NETWORK, NODE, digest, nonce, party, tell
+from support.parties import HARDWARE, MS, NETWORK, NODE, digest, nonce, party
+from support.story import tell
 from support.vectors import ROOT, Vector, golden
 
 STORY = tell()

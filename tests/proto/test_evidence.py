@@ -20,13 +20,12 @@ from support.parties import (
     HARDWARE,
     MS,
     OFFER,
-    Story,
     digest,
     head,
     party,
     sign,
-    tell,
 )
+from support.story import Story, tell
 
 BLAMED = {"relay_receipt": "relay-receipt", "client_receipt": "client-receipt"}
 

@@ -25,7 +25,8 @@ from novamesh_proto.receipt import (
     verify_receipt,
 )
 from support.evidence_vectors import render
-from support.parties import CLIENT, COORDINATOR, party, tell
+from support.parties import CLIENT, COORDINATOR, party
+from support.story import tell
 from support.vectors import ROOT, Vector, golden
 
 STORY = tell()

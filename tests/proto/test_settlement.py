@@ -25,7 +25,8 @@ from novamesh_proto.messages import (
 )
 from novamesh_proto.settlement import Payment, Work, record, settle
 from support.evidence_vectors import render
-from support.parties import CLIENT, COORDINATOR, NETWORK, NODE, PROFILE, digest, head, tell
+from support.parties import CLIENT, COORDINATOR, NETWORK, NODE, PROFILE, digest, head
+from support.story import tell
 from support.vectors import ROOT, Vector, golden
 
 STORY = tell()

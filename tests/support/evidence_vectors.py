@@ -15,7 +15,7 @@ from typing import Any
 from novamesh_proto import wire
 from novamesh_proto.envelope import Verified
 from novamesh_proto.messages import FinishReason
-from support.parties import MS, OFFER, Story, digest, nonce, tell
+from support.parties import MS, OFFER, digest, nonce
 from support.receipt_vectors import (
     CONTINUED,
     HONEST,
@@ -25,6 +25,7 @@ from support.receipt_vectors import (
     entry,
     receipts,
 )
+from support.story import Story, tell
 from support.vectors import ROOT
 
 SOURCE = 'ours; keys are SHA-256("party client"), "party node", "party coordinator" as seeds'

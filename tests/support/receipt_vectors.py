@@ -28,13 +28,12 @@ from support.parties import (
     DAY_MS,
     MS,
     NODE,
-    Story,
     digest,
     head,
     party,
     sign,
-    tell,
 )
+from support.story import Story, tell
 
 Scenario = dict[str, Any]
 THIEF = party("thief")
