@@ -12,7 +12,7 @@ import functools
 import types
 import typing
 from enum import IntEnum
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import strategies as st
 
@@ -75,7 +75,7 @@ def _plain(base: Any, bound: Any) -> st.SearchStrategy[Any]:
         most = min(bound.greatest, bound.least + _MORE_ENTRIES)
         return st.lists(item, min_size=bound.least, max_size=most).map(tuple)
     if dataclasses.is_dataclass(base):
-        return st.deferred(lambda: values(base))
+        return st.deferred(lambda: values(cast(Any, base)))
     if issubclass(base, IntEnum):
         return st.sampled_from(list(base))
     if base is bool:
