@@ -168,7 +168,7 @@ def _parse(data: bytes) -> x509.Certificate:
         else:
             certificate = x509.load_der_x509_certificate(data)
         tls_key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise NovaMeshError(Code.BAD_KEY, "this is not a certificate that we can read") from None
     if not isinstance(tls_key, ec.EllipticCurvePublicKey) or tls_key.curve.name != "secp256r1":
         raise NovaMeshError(Code.BAD_KEY, "this certificate's key is not P-256")
