@@ -1,0 +1,145 @@
+"""What a client must still know of a job after a crash: its keys, terms and candidates.
+
+Rules: a record is written before its job is submitted, mode 0600, since it holds the key of the
+answer; it is removed when the job has ended, and forgotten when the pool keeps nothing of it any
+more. Prompts are in no record.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from novamesh.private_file import read_private, write_private
+from novamesh_proto import wire
+from novamesh_proto.envelope import Verified
+from novamesh_proto.envelope import open as open_envelope
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.limits import JOB_TIMEOUT_MS_MAX, TAIL_KEPT_MS
+from novamesh_proto.messages import Envelope, JobId, JobTerms, NodeDescriptor, NodeId
+
+VERSION: Final = 1
+_BYTES_MAX: Final = 4 << 20
+_KEPT_MS: Final = JOB_TIMEOUT_MS_MAX + TAIL_KEPT_MS
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job under way. `submitted_at_ms` is the wall clock when it was handed in."""
+
+    model: str
+    terms: Verified[JobTerms]
+    response_key: bytes = field(repr=False)
+    client_seed: bytes = field(repr=False)
+    candidates: tuple[Verified[NodeDescriptor], ...]
+    submitted_at_ms: int
+
+    @property
+    def job(self) -> JobId:
+        """Its id."""
+        return JobId(self.terms.id)
+
+    def candidate(self, node: NodeId) -> Verified[NodeDescriptor] | None:
+        """The descriptor the body key was wrapped for, newest first."""
+        found = (one for one in reversed(self.candidates) if one.issuer == node)
+        return next(found, None)
+
+
+class JobRecords:
+    """The records of one client, a file a job."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, record: JobRecord) -> None:
+        """Write it durably. Raises STORAGE."""
+        document = {
+            "version": VERSION,
+            "model": record.model,
+            "network": record.terms.message.header.network,
+            "submitted_at_ms": record.submitted_at_ms,
+            "response_key": record.response_key.hex(),
+            "client_seed": record.client_seed.hex(),
+            "terms": _to_text(record.terms.envelope),
+            "candidates": [_to_text(one.envelope) for one in record.candidates],
+        }
+        write_private(self._path(record.job), json.dumps(document, indent=1).encode() + b"\n")
+
+    def load(self, job: JobId) -> JobRecord:
+        """The record of a job.
+
+        Raises:
+            NovaMeshError: NOT_FOUND, CORRUPT if it is damaged, BAD_KEY if others can read it.
+        """
+        path = self._path(job)
+        try:
+            data = read_private(path, _BYTES_MAX)
+        except NovaMeshError as error:
+            if error.code is Code.NOT_FOUND:
+                raise NovaMeshError(
+                    Code.NOT_FOUND,
+                    f"this machine holds no keys of job {job.hex()[:12]}",
+                    "only the client that submitted a job can read its answer",
+                ) from None
+            raise
+        try:
+            return _read(json.loads(data))
+        except (ValueError, KeyError, TypeError, NovaMeshError) as error:
+            raise NovaMeshError(Code.CORRUPT, f"{path} is damaged: {error}") from None
+
+    def remove(self, job: JobId) -> None:
+        """Forget a job that has ended."""
+        self._path(job).unlink(missing_ok=True)
+
+    def jobs(self) -> tuple[JobId, ...]:
+        """Jobs that have a record, oldest first."""
+        files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return tuple(JobId(bytes.fromhex(path.stem)) for path in files if len(path.stem) == 64)
+
+    def prune(self, now_ms: int) -> int:
+        """Remove records whose job the pool has forgotten; how many."""
+        old = [
+            path
+            for path in self._folder.glob("*.json")
+            if path.stat().st_mtime_ns // 1_000_000 + _KEPT_MS < now_ms
+        ]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+    def _path(self, job: JobId) -> Path:
+        return self._folder / f"{job.hex()}.json"
+
+
+def _read(document: dict[str, Any]) -> JobRecord:
+    if document["version"] != VERSION:
+        raise ValueError("it was written by another version")
+    network = document["network"]
+    terms = open_envelope(_from_text(document["terms"]), JobTerms, network=network)
+    candidates = tuple(
+        open_envelope(_from_text(text), NodeDescriptor, network=network)
+        for text in document["candidates"]
+    )
+    return JobRecord(
+        model=str(document["model"]),
+        terms=terms,
+        response_key=bytes.fromhex(document["response_key"]),
+        client_seed=bytes.fromhex(document["client_seed"]),
+        candidates=candidates,
+        submitted_at_ms=int(document["submitted_at_ms"]),
+    )
+
+
+def _to_text(envelope: Envelope) -> str:
+    return base64.b64encode(wire.encode(envelope)).decode()
+
+
+def _from_text(text: str) -> Envelope:
+    try:
+        return wire.decode(Envelope, base64.b64decode(text, validate=True))
+    except binascii.Error:
+        raise ValueError("an envelope is not base64") from None

@@ -1,0 +1,284 @@
+"""What a caller asks for, and the sealed job that says so to a pool. Pure: no clock, no network.
+
+Rules: the prompt, the seed and the response key go into the sealed body only; a digest is what is
+signed, a model's name is a label; the same terms may be wrapped for other candidates, they stay
+the same job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypedDict
+
+from novamesh_proto import sealing, wire
+from novamesh_proto.envelope import Verified, seal
+from novamesh_proto.envelope import open as open_envelope
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import PrivateKey
+from novamesh_proto.limits import JOB_TIMEOUT_MS_MAX
+from novamesh_proto.matching import BYTES_PER_TOKEN
+from novamesh_proto.messages import (
+    ChatMessage,
+    ChatPrompt,
+    Header,
+    JobBody,
+    JobId,
+    JobTerms,
+    NodeDescriptor,
+    PoolModel,
+    Sampling,
+    SealedJob,
+    TokenPrompt,
+)
+
+SECRET_BYTES: Final = 32
+_SEED_LABEL: Final = b"novamesh/v1/client-seed\0"
+_ROLES: Final = ("system", "user", "assistant")
+
+Message = Mapping[str, str] | ChatMessage
+
+
+class Asked(TypedDict, total=False):
+    """Everything a call may say besides the model and the prompt."""
+
+    messages: Sequence[Message]  # a conversation, each {"role": …, "content": …}
+    system: str  # what the model should be; goes before a prompt or messages
+    text: str  # plain text to continue, without a chat template
+    token_ids: Sequence[int]  # token ids to continue
+    deadline_s: float  # seconds until the whole answer is here
+    max_tokens: int  # completion tokens at most
+    temperature: float  # 0 takes the best token
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | bytes  # the same seed, model and prompt give the same answer
+    stop: str | Sequence[str]  # strings that end the answer
+    stop_token_ids: Sequence[int]
+    logprobs: int  # log probabilities of this many candidates come with each token
+    ignore_eos: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the answer is chosen; None leaves it to the configuration or to chance."""
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | bytes | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is asked; exactly one is set."""
+
+    chat: ChatPrompt | None = None
+    text: str | None = None
+    tokens: TokenPrompt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One answer wanted: from which model, to what, how, within how many seconds."""
+
+    model: str
+    prompt: Prompt
+    options: Options
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A signed and sealed job before it is wrapped for anybody, and what only we know of it."""
+
+    terms: Verified[JobTerms]
+    sealed: sealing.SealedBody = field(repr=False)
+    body: JobBody = field(repr=False)
+
+    @property
+    def job(self) -> JobId:
+        """Its id."""
+        return JobId(self.terms.id)
+
+    def wrap(self, candidates: Sequence[Verified[NodeDescriptor]]) -> SealedJob:
+        """The job as these candidates, and nobody else, can open it."""
+        wraps = tuple(sealing.wrap_key(self.sealed.key, self.job, one) for one in candidates)
+        return SealedJob(self.terms.envelope, self.sealed.ciphertext, wraps)
+
+
+def prompt_of(
+    prompt: str | None = None,
+    messages: Sequence[Message] | None = None,
+    *,
+    system: str | None = None,
+    text: str | None = None,
+    token_ids: Sequence[int] | None = None,
+) -> Prompt:
+    """The one prompt that a call names.
+
+    Raises:
+        NovaMeshError: BAD_REQUEST for none, several, or an unknown role.
+    """
+    given = [one for one in (prompt, messages, text, token_ids) if one is not None]
+    if len(given) != 1 or not given[0]:
+        raise NovaMeshError(
+            Code.BAD_REQUEST,
+            f"a job needs one prompt, {'none' if not given or not given[0] else 'several'} given",
+            "pass a prompt, messages, text or token_ids",
+        )
+    if text is not None:
+        return Prompt(text=text)
+    if token_ids is not None:
+        return Prompt(tokens=TokenPrompt(tuple(token_ids)))
+    turns = [ChatMessage("user", prompt)] if prompt is not None else _turns(messages or ())
+    if system:
+        turns.insert(0, ChatMessage("system", system))
+    return Prompt(chat=ChatPrompt(tuple(turns)))
+
+
+def order_of(model: str, prompt: str | None, asked: Asked, deadline_s: float) -> Order:
+    """The order that a call makes; `deadline_s` where it names none.
+
+    Raises:
+        NovaMeshError: BAD_REQUEST for an unknown option, no prompt, or several.
+    """
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    for name in given:
+        if name not in Asked.__annotations__:
+            known = ", ".join(Asked.__annotations__)
+            raise NovaMeshError(Code.BAD_REQUEST, f"unknown option {name!r}", f"known are {known}")
+    choices = {name: given[name] for name in Options.__dataclass_fields__ if name in given}
+    for name in ("stop", "stop_token_ids"):
+        value = choices.get(name, ())
+        choices[name] = (value,) if isinstance(value, str) else tuple(value)
+    return Order(
+        model,
+        prompt_of(
+            prompt,
+            given.get("messages"),
+            system=given.get("system"),
+            text=given.get("text"),
+            token_ids=given.get("token_ids"),
+        ),
+        Options(**choices),
+        check_deadline(given.get("deadline_s", deadline_s)),
+    )
+
+
+def check_deadline(deadline_s: float) -> float:
+    """Seconds a job may take, if they make sense. Raises BAD_REQUEST."""
+    if not 0 < deadline_s <= JOB_TIMEOUT_MS_MAX / 1000:
+        raise NovaMeshError(
+            Code.BAD_REQUEST,
+            f"a deadline of {deadline_s:g} s is not possible",
+            f"choose up to {JOB_TIMEOUT_MS_MAX / 1000:g} seconds",
+        )
+    return deadline_s
+
+
+def draft(order: Order, model: PoolModel, header: Header, key: PrivateKey, limit: int) -> Draft:
+    """Seal the body and sign the terms.
+
+    Args:
+        order: What is wanted.
+        model: The pool's model it names.
+        header: Ours, to the coordinator; its life bounds how long the job may be handed in.
+        key: The client's.
+        limit: Completion tokens where the order does not say.
+
+    Raises:
+        NovaMeshError: BAD_REQUEST or TOO_LARGE, naming the field.
+    """
+    options = order.options
+    body = JobBody(
+        client_seed=client_seed(options.seed),
+        response_key=secrets.token_bytes(SECRET_BYTES),
+        chat=order.prompt.chat,
+        text=order.prompt.text,
+        tokens=order.prompt.tokens,
+        stop=options.stop,
+    )
+    sealed = sealing.seal_body(body)
+    terms = JobTerms(
+        header=header,
+        model_profile=model.model_profile,
+        sampling=_sampling(options, body, max_tokens(order, model, limit)),
+        timeout_ms=min(max(1, round(order.deadline_s * 1000)), JOB_TIMEOUT_MS_MAX),
+        body_digest=sealed.digest,
+        body_bytes=len(sealed.ciphertext),
+        key_commitment=sealed.commitment,
+        idempotency_key=secrets.token_hex(16),
+        start_position=0,
+    )
+    signed = open_envelope(seal(terms, key), JobTerms, network=header.network)
+    return Draft(signed, sealed, body)
+
+
+def client_seed(seed: int | bytes | None) -> bytes:
+    """The 32 bytes that key the sampling noise: random, given, or made from a number."""
+    if seed is None:
+        return secrets.token_bytes(SECRET_BYTES)
+    if isinstance(seed, bytes):
+        return seed
+    return hashlib.sha256(_SEED_LABEL + str(seed).encode()).digest()
+
+
+def prompt_bytes(prompt: Prompt) -> int:
+    """An upper bound of the prompt's tokens, by its bytes."""
+    if prompt.tokens is not None:
+        return math.ceil(len(prompt.tokens.token_ids) * BYTES_PER_TOKEN)
+    if prompt.chat is not None:
+        return len(wire.encode(prompt.chat))
+    return len((prompt.text or "").encode())
+
+
+def max_tokens(order: Order, model: PoolModel, limit: int) -> int:
+    """Completion tokens at most: as ordered, else what is usual and fits the context."""
+    if order.options.max_tokens is not None:
+        return order.options.max_tokens
+    room = model.context_max - math.ceil(prompt_bytes(order.prompt) / BYTES_PER_TOKEN)
+    return max(1, min(limit, room))
+
+
+def _sampling(options: Options, body: JobBody, tokens: int) -> Sampling:
+    return Sampling(
+        seed_commitment=sealing.seed_commitment(body.client_seed),
+        max_tokens=tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        stop_token_ids=options.stop_token_ids,
+        logprobs=options.logprobs,
+        ignore_eos=options.ignore_eos,
+    )
+
+
+def _turns(messages: Sequence[Message]) -> list[ChatMessage]:
+    turns = [
+        one
+        if isinstance(one, ChatMessage)
+        else ChatMessage(one.get("role", ""), one.get("content", ""))
+        for one in messages
+    ]
+    for turn in turns:
+        if turn.role not in _ROLES:
+            raise NovaMeshError(
+                Code.BAD_REQUEST,
+                f"a message has the role {turn.role!r}",
+                f"roles are {', '.join(_ROLES)}",
+            )
+    return turns

@@ -1,0 +1,250 @@
+"""Everything a client says to its coordinator: one method a call, values in and values out.
+
+Rules: every query is freshly signed, so a retry is no replay; every call has a deadline; a refusal
+becomes our error; when the coordinator cannot be reached the next call dials anew and checks the
+pin again; whoever is no member yet shows its invite once. What the answers mean is decided by the
+callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import grpc.aio
+
+from novamesh import transport
+from novamesh.clock import Clock
+from novamesh.config import Pool
+from novamesh_proto import envelope, wire
+from novamesh_proto.envelope import Signable, Verified
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import PrivateKey
+from novamesh_proto.limits import CANDIDATES_MAX
+from novamesh_proto.messages import (
+    CancelOrder,
+    Candidate,
+    Envelope,
+    Header,
+    JobId,
+    JobQuery,
+    JobsQuery,
+    JobView,
+    JoinClaim,
+    MatchQuery,
+    ModelsQuery,
+    NodeId,
+    PoolCard,
+    PoolModel,
+    ProfileDigest,
+    SealedJob,
+    WatchQuery,
+    WatchResponse,
+)
+from novamesh_proto.v1 import coordinator_pb2 as pb
+from novamesh_proto.v1 import coordinator_pb2_grpc as rpc
+
+T = TypeVar("T")
+
+CALL_S_MAX: Final = 600.0  # a server refuses calls with a later deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What candidates are asked for."""
+
+    model_profile: ProfileDigest
+    prompt_bytes: int
+    max_tokens: int
+    excluded: tuple[NodeId, ...] = ()
+
+
+@dataclass(slots=True)
+class _Line:
+    """One dialed channel; a stale one is closed when its last call is over."""
+
+    channel: transport.Channel
+    calls: int = 0
+    stale: bool = False
+
+
+class PoolConnection:
+    """A member's connection to its coordinator. Use from one event loop; close it at the end."""
+
+    def __init__(self, pool: Pool, key: PrivateKey, clock: Clock, connect_timeout_s: float) -> None:
+        self.pool = pool
+        self.key = key
+        self.clock = clock
+        self.coordinator = pool.coordinator_id
+        self._timeout_s = connect_timeout_s
+        self._dialing = asyncio.Lock()
+        self._line: _Line | None = None
+        self._claimed = False
+
+    async def close(self) -> None:
+        """Hang up; calls still under way are cancelled."""
+        line, self._line = self._line, None
+        if line is not None:
+            await line.channel.close()
+
+    def header(self, *others: NodeId, life_ms: int = 60_000, in_reply_to: bytes = b"") -> Header:
+        """A header of ours to the coordinator and `others`."""
+        audience = (self.coordinator, *others)
+        now_ms = self.clock.now_ms()
+        return envelope.header(
+            self.key, self.pool.network, audience, now_ms, life_ms, in_reply_to=in_reply_to
+        )
+
+    async def hello(self) -> Verified[PoolCard]:
+        """The pool's card, by the coordinator's own signature. Its freshness is not judged here:
+        whoever wants to know how wrong a clock is needs the card to say it."""
+        response = await self._call("Hello", pb.HelloRequest)
+        card = wire.from_pb(Envelope, response.card)
+        opened = envelope.open(card, PoolCard, network=self.pool.network)
+        if opened.issuer != self.coordinator:
+            raise NovaMeshError(Code.PIN_MISMATCH, "the pool's card is signed by somebody else")
+        return opened
+
+    async def join(self) -> None:
+        """Become a member; harmless when repeated."""
+        invite = self.pool.invite_bytes
+        await self._call(
+            "Join", lambda: pb.JoinRequest(claim=self._sign(JoinClaim(self.header(), invite)))
+        )
+        self._claimed = True
+
+    async def list_models(self) -> tuple[PoolModel, ...]:
+        """What the pool serves now."""
+        response = await self._ask(
+            "ListModels", lambda: pb.ListModelsRequest(query=self._sign(ModelsQuery(self.header())))
+        )
+        return tuple(wire.from_pb(PoolModel, model) for model in response.models)
+
+    async def match(self, wanted: Wanted) -> tuple[Candidate, ...]:
+        """Candidates for a job, best first, with a slot reserved at each."""
+
+        def request() -> pb.MatchRequest:
+            query = MatchQuery(
+                self.header(),
+                wanted.model_profile,
+                wanted.prompt_bytes,
+                wanted.max_tokens,
+                excluded=wanted.excluded,
+            )
+            return pb.MatchRequest(query=self._sign(query))
+
+        response = await self._ask("Match", request)
+        found = response.candidates[:CANDIDATES_MAX]
+        return tuple(wire.from_pb(Candidate, candidate) for candidate in found)
+
+    async def submit(self, job: SealedJob, reservations: Sequence[bytes]) -> JobView:
+        """Hand in a sealed job; the same terms are the same job, however often they are sent."""
+        response = await self._ask(
+            "Submit",
+            lambda: pb.SubmitRequest(job=wire.to_pb(job), reservations=list(reservations)),
+        )
+        return wire.from_pb(JobView, response.job)
+
+    async def watch(
+        self, job: JobId, attempt: int, from_chunk: int
+    ) -> AsyncGenerator[WatchResponse]:
+        """The events of a job until its end, after those that `attempt` and `from_chunk` name."""
+        line = await self._dial()
+        query = WatchQuery(self.header(), job, attempt, from_chunk)
+        line.calls += 1
+        try:
+            stub = rpc.PoolServiceStub(line.channel.channel)
+            call: Any = stub.Watch(pb.WatchRequest(query=self._sign(query)), timeout=CALL_S_MAX)
+            try:
+                async for event in call:
+                    yield wire.from_pb(WatchResponse, event)
+            finally:
+                call.cancel()
+        except grpc.aio.AioRpcError as error:
+            raise self._refused(line, error) from None
+        finally:
+            await self._release(line)
+
+    async def acknowledge(self, ack: Envelope) -> None:
+        """Pass a StreamAck on to the node."""
+        await self._call("Acknowledge", lambda: pb.AcknowledgeRequest(ack=wire.to_pb(ack)))
+
+    async def submit_receipt(self, receipt: Envelope) -> None:
+        """Hand in a ClientReceipt."""
+        await self._call(
+            "SubmitReceipt", lambda: pb.SubmitReceiptRequest(receipt=wire.to_pb(receipt))
+        )
+
+    async def cancel(self, job: JobId) -> JobView:
+        """Stop a job; its state afterwards."""
+        response = await self._ask(
+            "Cancel", lambda: pb.CancelRequest(order=self._sign(CancelOrder(self.header(), job)))
+        )
+        return wire.from_pb(JobView, response.job)
+
+    async def get_job(self, job: JobId) -> JobView:
+        """Where a job is."""
+        response = await self._ask(
+            "GetJob", lambda: pb.GetJobRequest(query=self._sign(JobQuery(self.header(), job)))
+        )
+        return wire.from_pb(JobView, response.job)
+
+    async def list_jobs(self, count: int) -> tuple[JobView, ...]:
+        """Our jobs, newest first."""
+        response = await self._ask(
+            "ListJobs",
+            lambda: pb.ListJobsRequest(query=self._sign(JobsQuery(self.header(), count))),
+        )
+        return tuple(wire.from_pb(JobView, job) for job in response.jobs)
+
+    def _sign(self, message: Signable) -> Any:
+        return wire.to_pb(envelope.seal(message, self.key))
+
+    async def _ask(self, method: str, request: Callable[[], object]) -> Any:
+        """Call as a member; whoever is none yet shows its invite, once a connection."""
+        try:
+            return await self._call(method, request)
+        except NovaMeshError as error:
+            if error.code is not Code.NOT_A_MEMBER or self._claimed:
+                raise
+        await self.join()
+        return await self._call(method, request)
+
+    async def _call(self, method: str, request: Callable[[], object]) -> Any:
+        line = await self._dial()
+        line.calls += 1
+        try:
+            call: Callable[..., Awaitable[Any]] = getattr(
+                rpc.PoolServiceStub(line.channel.channel), method
+            )
+            return await call(request(), timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._refused(line, error) from None
+        finally:
+            await self._release(line)
+
+    async def _dial(self) -> _Line:
+        async with self._dialing:
+            if self._line is None:
+                pool = self.pool
+                channel = await transport.open_channel(
+                    pool.address, self.coordinator, self._timeout_s
+                )
+                self._line = _Line(channel)
+            return self._line
+
+    def _refused(self, line: _Line, error: grpc.aio.AioRpcError) -> NovaMeshError:
+        """Our error. What cannot be reached may have restarted with another certificate."""
+        refusal = transport.error_from_rpc(error)
+        if refusal.code in {Code.UNAVAILABLE, Code.EXPIRED}:
+            line.stale = True
+            if self._line is line:
+                self._line = None
+        return refusal
+
+    async def _release(self, line: _Line) -> None:
+        line.calls -= 1
+        if line.stale and not line.calls:
+            await line.channel.close()

@@ -1,0 +1,98 @@
+"""The receipts a client keeps: one file a job, mode 0600, that verifies without anybody's help.
+
+Rules: a file is found by its job's id; what it proves is decided by `novamesh_proto.receipt` alone.
+Receipts are the client's own and are never removed by program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from novamesh.private_file import write_private
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.limits import RECEIPT_BYTES_MAX
+from novamesh_proto.messages import JobId, NodeId
+from novamesh_proto.receipt import Receipt, VerifiedReceipt, encode_receipt, verify_receipt
+
+SUFFIX: Final = ".receipt"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReceipt:
+    """A receipt file; `kept_at_ms` is when it was written, wall clock."""
+
+    job: str
+    path: Path
+    kept_at_ms: int
+
+
+class Receipts:
+    """The receipts in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, job: JobId, receipt: Receipt) -> Path:
+        """Write a receipt durably; its file. Raises STORAGE."""
+        path = self._folder / f"{job.hex()}{SUFFIX}"
+        write_private(path, encode_receipt(receipt))
+        return path
+
+    def list(self) -> tuple[KeptReceipt, ...]:
+        """Every receipt kept, newest first."""
+        files = self._folder.glob(f"*{SUFFIX}")
+        kept = [KeptReceipt(f.stem, f, f.stat().st_mtime_ns // 1_000_000) for f in files]
+        return tuple(sorted(kept, key=lambda one: (-one.kept_at_ms, one.job)))
+
+    def find(self, text: str) -> Path:
+        """The receipt that a path, or the beginning of a job's id, means.
+
+        Raises:
+            NovaMeshError: NOT_FOUND if there is none, CONFLICT if the beginning fits several.
+        """
+        path = Path(text)
+        if path.exists():
+            return path
+        found = [one for one in self.list() if text and one.job.startswith(text.lower())]
+        if len(found) == 1:
+            return found[0].path
+        if found:
+            raise NovaMeshError(
+                Code.CONFLICT, f"{len(found)} receipts begin with {text}", "write more of the id"
+            )
+        raise NovaMeshError(
+            Code.NOT_FOUND, f"there is no receipt {text}", f"receipts are kept in {self._folder}"
+        )
+
+
+def read_receipt(path: Path) -> bytes:
+    """The bytes of a receipt file.
+
+    Raises:
+        NovaMeshError: NOT_FOUND, TOO_LARGE.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(RECEIPT_BYTES_MAX + 1)
+    except OSError as error:
+        raise NovaMeshError(Code.NOT_FOUND, f"cannot read {path}: {error.strerror}") from error
+    if len(data) > RECEIPT_BYTES_MAX:
+        raise NovaMeshError(
+            Code.TOO_LARGE,
+            f"{path} has more than {RECEIPT_BYTES_MAX} bytes",
+            "this is no receipt file",
+        )
+    return data
+
+
+def verify_file(
+    path: Path, coordinator: NodeId | None = None, client: NodeId | None = None
+) -> VerifiedReceipt:
+    """What a receipt file proves; see `novamesh_proto.receipt.verify_receipt`.
+
+    Raises:
+        NovaMeshError: as reading and verifying do, naming the part that is wrong.
+    """
+    return verify_receipt(read_receipt(path), coordinator, client)
