@@ -47,19 +47,25 @@ struct Matrix {
   int64_t rows, width;
 };
 
-Matrix nf4_at(const Matrix& stack, int64_t index) {
-  const int64_t size = stack.rows * stack.width;
-  return {kNf4, static_cast<const uint8_t*>(stack.weights) + index * size / 2,
-          stack.scales + index * size / kBlock, stack.rows, stack.width};
+constexpr int64_t kBlockBytes[] = {4 * kBlock, 2 * kBlock, kBlock / 2};  // by Kind
+
+Matrix matrix_at(const Matrix& stack, int64_t index) {
+  const int64_t blocks = stack.rows * stack.width / kBlock * index;
+  return {stack.kind, static_cast<const uint8_t*>(stack.weights) + blocks * kBlockBytes[stack.kind],
+          stack.scales == nullptr ? nullptr : stack.scales + blocks, stack.rows, stack.width};
 }
 
-// x as NF4 reads it; see Rows.
-void split(const float* x, float* out, int64_t count) {
+// x as the rows of a kind read it: NF4 wants it parted (see Rows), the others as it is.
+const float* part(Kind kind, const float* x, std::vector<float>& buffer, int64_t count) {
+  if (kind != kNf4) return x;
+  buffer.resize(count);
+  float* out = buffer.data();
   for (int64_t group = 0; group < count; group += 32)
     for (int i = 0; i < 16; ++i) {
       out[group + i] = x[group + 2 * i];
       out[group + 16 + i] = x[group + 2 * i + 1];
     }
+  return out;
 }
 
 void product(const Set& set, const Matrix& m, const float* const* x, float* const* out,
@@ -94,17 +100,17 @@ void grouped(const Set& set, const Matrix& stack, const Pairs& pairs, const floa
   }
   for (size_t e = 0; e + 1 < pairs.start.size(); ++e) {
     const int64_t begin = pairs.start[e], count = pairs.start[e + 1] - begin;
-    if (count > 0) product(set, nf4_at(stack, e), &from[begin], &to[begin], count);
+    if (count > 0) product(set, matrix_at(stack, e), &from[begin], &to[begin], count);
   }
 }
 
 void linear(const Set& set, const Matrix& m, const float* x, int64_t tokens, float* out) {
-  std::vector<float> parted(m.kind == kNf4 ? tokens * m.width : 0);
-  if (m.kind == kNf4) split(x, parted.data(), tokens * m.width);
+  std::vector<float> buffer;
+  x = part(m.kind, x, buffer, tokens * m.width);
   std::vector<const float*> from(tokens);
   std::vector<float*> to(tokens);
   for (int64_t t = 0; t < tokens; ++t) {
-    from[t] = (m.kind == kNf4 ? parted.data() : x) + t * m.width;
+    from[t] = x + t * m.width;
     to[t] = out + t * m.rows;
   }
   product(set, m, from.data(), to.data(), tokens);
@@ -129,7 +135,7 @@ void softmax(float* x, int64_t count) {
 }  // namespace
 
 // Changes whenever a signature or a meaning below does.
-NM_API int nm_abi_version() { return 1; }
+NM_API int nm_abi_version() { return 2; }
 
 NM_API const char* nm_set_name(int set) {
   return set >= 0 && set < kSetCount ? kSets[set]->name : nullptr;
@@ -146,29 +152,29 @@ NM_API int nm_linear(int set, int kind, const float* x, int64_t tokens, const vo
   return kDone;
 } catch (const std::bad_alloc&) { return kOutOfMemory; }
 
-struct nm_experts_shape { int64_t tokens, slots, experts, hidden, size; };
+struct nm_experts_shape { int64_t tokens, slots, experts, hidden, size, kind; };
 
-// Routed SwiGLU experts, NF4: x [tokens, hidden], ids and factors [tokens, slots],
+// Routed SwiGLU experts: x [tokens, hidden], ids and factors [tokens, slots],
 // gate_up [experts, 2 size, hidden], down [experts, hidden, size], out [tokens, hidden].
 NM_API int nm_experts(int set, const nm_experts_shape* shape, const float* x, const int64_t* ids,
-                      const float* factors, const uint8_t* gate_up, const uint16_t* gate_up_scales,
-                      const uint8_t* down, const uint16_t* down_scales, float* out) try {
+                      const float* factors, const void* gate_up, const uint16_t* gate_up_scales,
+                      const void* down, const uint16_t* down_scales, float* out) try {
   if (!runs(set)) return kNoSuchSet;
   const nm_experts_shape s = *shape;
   const int64_t count = s.tokens * s.slots;
+  if (s.kind < kFloat32 || s.kind > kNf4) return kOutOfRange;
   if (s.hidden % kBlock || s.size % kBlock) return kOutOfRange;
   for (int64_t i = 0; i < count; ++i)
     if (ids[i] < 0 || ids[i] >= s.experts) return kOutOfRange;
+  const Kind kind = static_cast<Kind>(s.kind);
   const Pairs pairs(ids, count, s.experts);
-  std::vector<float> parted(std::max(s.tokens * s.hidden, count * s.size));
+  std::vector<float> buffer;
   std::vector<float> wide(count * std::max(2 * s.size, s.hidden)), active(count * s.size);
-  split(x, parted.data(), s.tokens * s.hidden);
-  grouped(*kSets[set], {kNf4, gate_up, gate_up_scales, 2 * s.size, s.hidden}, pairs,
-          parted.data(), s.slots, wide.data());
+  grouped(*kSets[set], {kind, gate_up, gate_up_scales, 2 * s.size, s.hidden}, pairs,
+          part(kind, x, buffer, s.tokens * s.hidden), s.slots, wide.data());
   activate(wide.data(), active.data(), count, s.size);
-  split(active.data(), parted.data(), count * s.size);
-  grouped(*kSets[set], {kNf4, down, down_scales, s.hidden, s.size}, pairs, parted.data(), 1,
-          wide.data());
+  grouped(*kSets[set], {kind, down, down_scales, s.hidden, s.size}, pairs,
+          part(kind, active.data(), buffer, count * s.size), 1, wide.data());
   for (int64_t t = 0; t < s.tokens; ++t)
     for (int64_t i = 0; i < s.hidden; ++i) {
       float sum = 0.0f;

@@ -25,7 +25,7 @@ from novamesh_engine.models.batch import ForwardBatch
 from novamesh_engine.quant.codebook import BLOCK, NF4Matrix
 
 LIBRARY: Final = "libnovamesh_kernels.so"
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2
 ISA_VARIABLE: Final = "NOVAMESH_ISA"
 SETS: Final = ("scalar", "avx2", "avx512")  # by their numbers in the library, best last
 
@@ -108,7 +108,7 @@ def load_kernels(roots: Sequence[str], isa: str | None = None) -> Kernels:
 
 
 class _ExpertsShape(ctypes.Structure):
-    _fields_ = [(name, _LONG) for name in ("tokens", "slots", "experts", "hidden", "size")]
+    _fields_ = [(name, _LONG) for name in ("tokens", "slots", "experts", "hidden", "size", "kind")]
 
 
 class _AttentionShape(ctypes.Structure):
@@ -154,17 +154,13 @@ class NativeKernels:
 
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         """Bound: 1e-6 of the sum of the magnitudes, whatever cancels."""
-        packed = isinstance(weight, NF4Matrix)
-        data = weight.packed if isinstance(weight, NF4Matrix) else weight
-        kind = _NF4 if packed else _KINDS.get(data.dtype)
-        tokens, width = x.shape
-        if kind is None or width % BLOCK or not (_is_plain(x) and data.is_contiguous()):
+        parts, (tokens, width) = _parts(weight), x.shape
+        if parts is None or width % BLOCK or not _is_plain(x):
             return reference.linear(x, weight)
-        scales = weight.absmax.data_ptr() if isinstance(weight, NF4Matrix) else None
-        rows = data.shape[0]
+        (kind, data, scales), rows = parts, weight.shape[0]
         out = torch.empty((tokens, rows))
         _done(self.library.nm_linear(
-            self.set_index, kind, x.data_ptr(), tokens, data.data_ptr(), scales, rows, width,
+            self.set_index, kind, x.data_ptr(), tokens, data, scales, rows, width,
             out.data_ptr(),
         ))  # fmt: skip
         return out
@@ -176,7 +172,7 @@ class NativeKernels:
             return reference.route(x, router, experts_per_token)
         weights = torch.empty((tokens, experts_per_token))
         ids = torch.empty((tokens, experts_per_token), dtype=torch.int64)
-        shape = _ExpertsShape(tokens, experts_per_token, router.shape[0], hidden, 0)
+        shape = _ExpertsShape(tokens, experts_per_token, router.shape[0], hidden, 0, 0)
         _done(self.library.nm_route(
             self.set_index, ctypes.addressof(shape), x.data_ptr(), router.data_ptr(),
             weights.data_ptr(), ids.data_ptr(),
@@ -186,19 +182,18 @@ class NativeKernels:
     def experts(
         self, x: Tensor, routing: tuple[Tensor, Tensor], gate_up: Matrix, down: Matrix
     ) -> Tensor:
-        """Bound: relative 1e-5. Plain stacks go to the reference."""
-        weights, ids = routing
-        if not (_is_stack(gate_up) and _is_stack(down) and _is_plain(x) and _is_plain(weights)):
-            return reference.experts(x, routing, gate_up, down)
-        assert isinstance(gate_up, NF4Matrix)
-        assert isinstance(down, NF4Matrix)
+        """Bound: relative 1e-5."""
+        (weights, ids), wide, narrow = routing, _parts(gate_up), _parts(down)
         count, hidden, size = down.shape
-        shape = _ExpertsShape(ids.shape[0], ids.shape[1], count, hidden, size)
+        if wide is None or narrow is None or wide[0] != narrow[0] or not _is_plain(x):
+            return reference.experts(x, routing, gate_up, down)
+        if hidden % BLOCK or size % BLOCK or not _is_plain(weights):
+            return reference.experts(x, routing, gate_up, down)
+        shape = _ExpertsShape(ids.shape[0], ids.shape[1], count, hidden, size, wide[0])
         out = torch.empty_like(x)
         _done(self.library.nm_experts(
             self.set_index, ctypes.addressof(shape), x.data_ptr(), ids.data_ptr(),
-            weights.data_ptr(), gate_up.packed.data_ptr(), gate_up.absmax.data_ptr(),
-            down.packed.data_ptr(), down.absmax.data_ptr(), out.data_ptr(),
+            weights.data_ptr(), *wide[1:], *narrow[1:], out.data_ptr(),
         ))  # fmt: skip
         return out
 
@@ -227,14 +222,19 @@ def _is_plain(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.is_contiguous() and x.device.type == "cpu"
 
 
-def _is_stack(matrix: Matrix) -> bool:
-    """Whether C++ can run a stack of experts: packed, on the CPU, whole."""
-    return (
-        isinstance(matrix, NF4Matrix)
-        and matrix.packed.is_contiguous()
-        and matrix.absmax.is_contiguous()
-        and matrix.packed.device.type == "cpu"
-    )
+def _parts(matrix: Matrix) -> tuple[int, int, int | None] | None:
+    """A matrix, or a stack, as C++ takes it: kind, address, address of the scales.
+
+    None if C++ cannot take it: another element type, another device, not contiguous.
+    """
+    if isinstance(matrix, NF4Matrix):
+        data, scales = matrix.packed, matrix.absmax
+        usable = scales.is_contiguous() and data.is_contiguous() and data.device.type == "cpu"
+        return (_NF4, data.data_ptr(), scales.data_ptr()) if usable else None
+    kind = _KINDS.get(matrix.dtype)
+    if kind is None or not matrix.is_contiguous() or matrix.device.type != "cpu":
+        return None
+    return kind, matrix.data_ptr(), None
 
 
 def _done(status: int) -> None:

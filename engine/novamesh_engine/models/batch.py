@@ -8,9 +8,22 @@ its own; a decoder writes K and V at `slots` before it attends. It holds no poli
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+import torch
 from torch import Tensor
+
+
+# Kernels read these by address, so that a wrong type would be a wrong answer.
+_TYPES: Final = {
+    "token_ids": torch.int64,
+    "positions": torch.int64,
+    "sequence_starts": torch.int32,
+    "context_lengths": torch.int32,
+    "block_tables": torch.int32,
+    "slots": torch.int64,
+    "logit_rows": torch.int64,
+}
 
 
 class KVCache(Protocol):
@@ -45,3 +58,9 @@ class ForwardBatch:
     block_tables: Tensor
     slots: Tensor
     logit_rows: Tensor
+
+    def __post_init__(self) -> None:
+        for name, dtype in _TYPES.items():
+            tensor = getattr(self, name)
+            assert tensor.dtype == dtype, f"{name} is {tensor.dtype}"
+            assert tensor.is_contiguous(), f"{name} is not contiguous"

@@ -80,6 +80,10 @@ def test_routed_experts(
     assert relative(weights, wanted) < BOUND
     found = kernels.experts(x, (weights, ids), gate_up, down)
     assert relative(found, reference.experts(x, (weights, ids), gate_up, down)) < BOUND
+    wide = dequantize(gate_up), dequantize(down)
+    assert relative(kernels.experts(x, (weights, ids), *wide), found) < BOUND
+    mixed = kernels.experts(x, (weights, ids), gate_up, wide[1])
+    assert relative(mixed, found) < BOUND
 
 
 @given(st.integers(1, 9), st.integers(1, 200), seeds)
@@ -126,6 +130,9 @@ def test_a_token_does_not_depend_on_its_neighbours(
     routed, alone = kernels.route(x, router, 2), kernels.route(one, router, 2)
     together = kernels.experts(x, routed, gate_up, down)[at : at + 1]
     assert torch.equal(together, kernels.experts(one, alone, gate_up, down))
+    wide = dequantize(gate_up), dequantize(down)
+    together = kernels.experts(x, routed, *wide)[at : at + 1]
+    assert torch.equal(together, kernels.experts(one, alone, *wide))
 
 
 def test_equal_chances_go_to_the_lower_expert(kernels: Kernels) -> None:
@@ -213,5 +220,5 @@ def test_a_library_of_another_abi_is_refused(tmp_path: Path) -> None:
         ["cc", "-shared", "-fPIC", "-o", str(tmp_path / native.LIBRARY), str(tmp_path / "old.c")],
         check=True,
     )
-    with pytest.raises(native.UnusableLibraryError, match="has ABI 77, not 1"):
+    with pytest.raises(native.UnusableLibraryError, match="has ABI 77, not 2"):
         native.load_kernels([str(tmp_path)])

@@ -29,3 +29,12 @@ def test_a_batch_does_not_change() -> None:
     batch = make_batch(PlainKV(ModelConfig.from_dict(nova_config())), [Part(0, 0, [1])])
     with pytest.raises(dataclasses.FrozenInstanceError):
         batch.slots = torch.zeros(1)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["block_tables", "positions"])
+def test_a_tensor_that_kernels_would_misread_is_a_bug(name: str) -> None:
+    batch = make_batch(PlainKV(ModelConfig.from_dict(nova_config())), [Part(0, 0, [1, 2])])
+    with pytest.raises(AssertionError, match=name):
+        dataclasses.replace(batch, **{name: getattr(batch, name).float()})
+    with pytest.raises(AssertionError, match="not contiguous"):
+        dataclasses.replace(batch, block_tables=batch.block_tables.repeat(2, 1).T)
