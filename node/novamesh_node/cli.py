@@ -1,0 +1,200 @@
+"""`novamesh node …` and `novamesh models …`: a volunteer's commands.
+
+Reading commands print to stdout, as text or with --json; everything else is talk on stderr. Rules:
+this module loads in a blink, so torch, gRPC and the engine are imported inside the commands that
+need them; errors are raised and printed by whoever runs the command line. No rule about nodes is
+made here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from cyclopts import App, Parameter
+
+from novamesh_proto.errors import Code, NovaMeshError
+
+app = App(name="node", help="Lend this machine to a pool.")
+models_app = App(name="models", help="The models on this machine's shelf.")
+
+Home = Annotated[
+    Path | None, Parameter(help="Folder of all files, instead of the usual places; NOVAMESH_HOME.")
+]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
+
+STOP_S: Final = 75.0
+_POLL_S: Final = 0.1
+
+
+@app.command
+def start(
+    *,
+    home: Home = None,
+    join: Annotated[str | None, Parameter(help="Join the pool of this code first.")] = None,
+    model: Annotated[
+        list[str] | None,
+        Parameter(help="Model to serve, by name or folder; repeat it.", negative=()),
+    ] = None,
+    slots: Annotated[int | None, Parameter(help="Jobs at the same time.")] = None,
+    threads: Annotated[int | None, Parameter(help="Processor threads; default half.")] = None,
+    device: Annotated[str | None, Parameter(help="cpu, cuda or cuda:N.")] = None,
+    log_format: Annotated[str | None, Parameter(help="text or json.")] = None,
+) -> None:
+    """Work for the pool until stopped. Ctrl-C ends the work at hand first; twice stops at once."""
+    from novamesh_node import daemon, logs
+    from novamesh_node.config import load_node_config
+
+    flags = {
+        "models": ",".join(model) if model else None,
+        "slots": slots,
+        "threads": threads,
+        "device": device,
+        "log_format": log_format,
+    }
+    config = load_node_config(home, flags=flags, join=join)
+    logs.configure(config.log_format)
+    asyncio.run(daemon.serve(config, daemon.Voice(_say, _ready)))
+
+
+@app.command
+def stop(
+    *,
+    now: Annotated[bool, Parameter(negative=(), help="Give up the work at hand.")] = False,
+    home: Home = None,
+) -> None:
+    """End the work at hand, for a minute at most, then stop the node."""
+    asyncio.run(_stop(_socket(home), now))
+
+
+@app.command
+def finish(*, home: Home = None) -> None:
+    """Take no more work; the node stops by itself when what it has is done."""
+    reply = _ask(home, "finish")
+    _tell(f"the node ends {reply['running']} jobs and stops")
+
+
+@app.command
+def pause(
+    *,
+    for_: Annotated[
+        str | None, Parameter(name="--for", help="Until then, such as 2h or 45m.")
+    ] = None,
+    now: Annotated[bool, Parameter(negative=(), help="Give up the work at hand too.")] = False,
+    home: Home = None,
+) -> None:
+    """Take no more work until resumed."""
+    from novamesh_node.durations import parse_duration
+
+    for_s = 0 if for_ is None else parse_duration(for_)
+    reply = _ask(home, "pause", {"for_s": for_s, "now": now})
+    _tell(f"{reply['reason']}; go on:  novamesh node resume")
+
+
+@app.command
+def resume(*, home: Home = None) -> None:
+    """Take work again; also calls off a finish."""
+    reply = _ask(home, "resume")
+    _tell(f"the node takes work: {reply['free_slots']} of {reply['slots']} slots are free")
+
+
+@app.command
+def status(*, json: Json = False, home: Home = None) -> None:
+    """What the node does now."""
+    from novamesh_node import screens
+
+    reply = _ask(home, "status")
+    _print(_json(reply) if json else screens.describe_status(reply))
+
+
+@app.command
+def why(*, json: Json = False, home: Home = None) -> None:
+    """Ask the pool why this node gets no work."""
+    from novamesh_node import screens
+
+    reply = _ask(home, "why")
+    _print(_json(reply) if json else screens.explain_idle(reply))
+
+
+@models_app.command(name="ls")
+def list_(*, json: Json = False, home: Home = None) -> None:
+    """Models on this machine."""
+    from novamesh.config import find_places
+    from novamesh_node import screens
+    from novamesh_node.shelf import list_models
+
+    entries = list_models(find_places(home).models)
+    if json:
+        _print(_json([screens.entry_fields(each) for each in entries]))
+    else:
+        _print(screens.list_entries(entries))
+
+
+@models_app.command
+def show(name: str, /, *, json: Json = False, home: Home = None) -> None:
+    """One model: its digest, its files, what it can do."""
+    from novamesh.config import find_places
+    from novamesh_node import screens
+    from novamesh_node.shelf import find_model
+
+    profile = find_model(name, find_places(home).models)
+    _print(_json(screens.profile_fields(profile)) if json else screens.show_profile(profile))
+
+
+async def _stop(socket: Path, now: bool) -> None:
+    """Ask, then wait until nobody answers any more."""
+    from novamesh_node import control
+
+    for _ in range(1 + now):
+        reply = await control.ask(socket, "stop")
+    if reply["running"]:
+        _tell(f"waiting for {reply['running']} jobs to end")
+    try:
+        async with asyncio.timeout(STOP_S):
+            while True:
+                await control.ask(socket, "status")
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise NovaMeshError(
+            Code.EXPIRED, "the node has not stopped yet", "novamesh node stop --now"
+        ) from None
+    except NovaMeshError as error:
+        if error.code is not Code.NOT_FOUND:
+            raise
+    _tell("the node has stopped")
+
+
+def _ask(home: Path | None, command: str, arguments: dict[str, Any] | None = None) -> Any:
+    from novamesh_node import control
+
+    return asyncio.run(control.ask(_socket(home), command, arguments))
+
+
+def _socket(home: Path | None) -> Path:
+    from novamesh.config import find_places
+
+    return find_places(home).node_socket
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _say(headline: str, text: str) -> None:
+    _tell(f"  {headline:<9}{text}")
+
+
+def _ready(node: str) -> None:
+    sys.stdout.write(f"node ready {node}\n")
+    sys.stdout.flush()

@@ -1,0 +1,118 @@
+"""What a node is set to: one frozen value from flags, environment, file and defaults.
+
+Rules: flag > NOVAMESH_NODE_* > `[node]` of config.toml > default; unknown keys are errors. The pool
+comes from a join code or from `[pool]`, which client and node share. Nothing is written here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from novamesh import settings
+from novamesh.config import Places, Pool, find_places, load_pool, read_tables
+from novamesh.settings import option
+from novamesh_node.admission import Policy
+from novamesh_node.desk import SLOTS_MAX
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import parse_node_id
+from novamesh_proto.join_code import parse_join_code
+from novamesh_proto.limits import CONTEXT_TOKENS_MAX, MODELS_MAX
+
+LOG_FORMATS = ("text", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """The keys of `[node]`."""
+
+    models: str = option("nova-pico", "models to serve, by name or path, separated by commas")
+    slots: int = option(4, "jobs at the same time", unit="jobs", least=1, greatest=SLOTS_MAX)
+    threads: int = option(
+        0, "processor threads to compute with; 0 = half of them", least=0, greatest=1024
+    )
+    device: str = option("cpu", "what computes: cpu, cuda or cuda:N", least=1, greatest=16)
+    log_format: str = option("text", "text for people, json for programs", least=1, greatest=8)
+    tokens_max: int = option(
+        0, "longest answer; 0 = whatever the model can", unit="tokens", least=0,
+        greatest=CONTEXT_TOKENS_MAX,
+    )  # fmt: skip
+    refused_clients: str = option(
+        "", "PeerIds of clients this node does not work for, separated by commas", greatest=65536
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Everything a node process is set to. `joining`: the pool comes from a code, not the file."""
+
+    places: Places
+    pool: Pool
+    joining: bool
+    models: tuple[str, ...]
+    slots: int
+    threads: int
+    device: str
+    log_format: str
+    policy: Policy
+
+
+def load_node_config(
+    home: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+    join: str | None = None,
+) -> NodeConfig:
+    """The configuration of `node start`; `flags` are keys of `NodeSettings`.
+
+    Raises:
+        NovaMeshError: BAD_CONFIG naming file and key, or saying how to join a pool; BAD_REQUEST
+            for a bad flag or join code.
+    """
+    env = os.environ if env is None else env
+    places = find_places(home, env)
+    tables = read_tables(places.config_file)
+    file = str(places.config_file)
+    chosen = settings.resolve(
+        NodeSettings, "node", flags=flags, env=env, table=tables.get("node"), file=file
+    )
+    if chosen.log_format not in LOG_FORMATS:
+        raise NovaMeshError(
+            Code.BAD_CONFIG, f"node.log_format is {chosen.log_format!r}", "choose text or json"
+        )
+    models = tuple(dict.fromkeys(_split(chosen.models)))
+    if not 1 <= len(models) <= MODELS_MAX:
+        raise NovaMeshError(
+            Code.BAD_CONFIG, f"node.models names {len(models)} models", f"name 1 to {MODELS_MAX}"
+        )
+    joined = None if join is None else Pool.from_join_code(parse_join_code(join))
+    return NodeConfig(
+        places=places,
+        pool=joined or _require(load_pool(places, env, tables)),
+        joining=joined is not None,
+        models=models,
+        slots=chosen.slots,
+        threads=chosen.threads or max(1, (os.cpu_count() or 1) // 2),
+        device=chosen.device,
+        log_format=chosen.log_format,
+        policy=Policy(
+            chosen.tokens_max,
+            frozenset(parse_node_id(text) for text in _split(chosen.refused_clients)),
+        ),
+    )
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _require(pool: Pool | None) -> Pool:
+    if pool is None:
+        raise NovaMeshError(
+            Code.BAD_CONFIG,
+            "this machine has not joined a pool",
+            "ask a pool's owner for a code, then:  novamesh node start --join CODE",
+        )
+    return pool

@@ -1,0 +1,126 @@
+"""What this machine is: its name, memory and memory bandwidth, measured where it can be.
+
+A CPU's read bandwidth is measured with as many threads as the engine gets; a GPU's follows from the
+bus width and clock that NVML reports. Rules: the device that computes is described, not the best
+one in the box; whatever is missing is left out, never invented. Energy comes from NVML's counter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+import pynvml
+
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.messages import Hardware
+
+READ_BYTES: Final = 128 << 20  # in all threads together: more than most caches hold
+READ_TIMES: Final = 3
+_NAME_CHARS_MAX: Final = 120
+
+
+def no_counter() -> int | None:
+    """Energy is not counted."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A machine and its energy counter: millijoules since some moment, None if there is none."""
+
+    hardware: Hardware
+    energy_mj: Callable[[], int | None] = no_counter
+
+
+def probe(device: str, threads: int) -> Probe:
+    """Look at the device that will compute: cpu, cuda or cuda:N.
+
+    Raises:
+        NovaMeshError: BAD_CONFIG if there is no such device.
+    """
+    return probe_cpu(threads) if device == "cpu" else probe_nvidia(pynvml, device)
+
+
+def probe_cpu(threads: int) -> Probe:
+    """The processor, its memory, and what `threads` threads read a second."""
+    hardware = Hardware(
+        kind="cpu",
+        name=_cpu_name(),
+        memory_bytes=psutil.virtual_memory().total,
+        bandwidth_bytes_per_s=measure_read(threads),
+    )
+    return Probe(hardware)
+
+
+def probe_nvidia(nvml: Any, device: str) -> Probe:
+    """One NVIDIA GPU; `nvml` is the NVML binding.
+
+    Raises:
+        NovaMeshError: BAD_CONFIG if there is no driver or no such GPU.
+    """
+    _, _, number = device.partition(":")
+    try:
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByIndex(int(number or "0"))
+        name = str(nvml.nvmlDeviceGetName(handle))[:_NAME_CHARS_MAX]
+        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        driver = str(nvml.nvmlSystemGetDriverVersion())[:64]
+    except (nvml.NVMLError, ValueError) as error:
+        raise NovaMeshError(
+            Code.BAD_CONFIG, f"there is no GPU {device!r}: {error}",
+            "compute on the processor:  NOVAMESH_NODE_DEVICE=cpu",
+        ) from error  # fmt: skip
+    bandwidth = 0
+    with contextlib.suppress(nvml.NVMLError):
+        clock_hz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM) * 1_000_000
+        # Data moves on both edges of the clock.
+        bandwidth = 2 * clock_hz * nvml.nvmlDeviceGetMemoryBusWidth(handle) // 8
+
+    def energy_mj() -> int | None:
+        try:
+            return int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+        except nvml.NVMLError:  # cards before Volta do not count
+            return None
+
+    return Probe(Hardware("cuda", name, memory, bandwidth, driver), energy_mj)
+
+
+def measure_read(threads: int) -> int:
+    """Bytes a second that `threads` threads read from memory, the best of a few tries."""
+    share = np.ones(READ_BYTES // threads // 8, dtype=np.int64)
+    parts = [share.copy() for _ in range(threads)]
+    best_s = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(READ_TIMES):
+            begun = time.perf_counter()
+            list(pool.map(np.max, parts))  # reductions release the interpreter's lock
+            best_s = min(best_s, time.perf_counter() - begun)
+    return int(sum(part.nbytes for part in parts) / best_s)
+
+
+def describe(hardware: Hardware, threads: int) -> str:
+    """One line for people."""
+    memory = f"{hardware.memory_bytes / 2**30:.1f} GiB"
+    used = f", {threads} threads" if hardware.kind == "cpu" else ""
+    speed = f", {hardware.bandwidth_bytes_per_s / 1e9:.0f} GB/s" * (
+        hardware.bandwidth_bytes_per_s > 0
+    )
+    return f"{hardware.name}{used}, {memory}{speed}"
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()[:_NAME_CHARS_MAX]
+    return (platform.processor() or platform.machine() or "unknown processor")[:_NAME_CHARS_MAX]

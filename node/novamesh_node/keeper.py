@@ -1,0 +1,74 @@
+"""The one owner of a running node's lifecycle: feeds it events and carries out its effects.
+
+Everybody who changes or asks where the node is in its life does so here: desk, signals, control
+socket, ticker. Rules: on the loop only; the machine itself is `lifecycle`, what it means for work
+is `governor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from novamesh_node import lifecycle
+from novamesh_node.clock import Clock
+from novamesh_node.governor import Readings, Ruling, allow
+from novamesh_proto.messages import NodeLoad
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Hands:
+    """What carries out effects; set once session and desk exist."""
+
+    announce: Callable[[], None] = lambda: None
+    abandon: Callable[[], None] = lambda: None
+
+
+class Keeper:
+    """Where the node is, and what follows from it."""
+
+    def __init__(self, slots: int, clock: Clock, state: lifecycle.State) -> None:
+        self._slots = slots
+        self._clock = clock
+        self.state = state
+        self.hands = Hands()
+        self.halted = asyncio.Event()
+        self.taken = 0  # attempts admitted in this process's life
+
+    def ruling(self) -> Ruling:
+        """What may come in now."""
+        return allow(self._clock.wall_ms(), Readings(self.state, self._slots))
+
+    def load(self) -> NodeLoad:
+        """The ruling as the pool is told it."""
+        ruling = self.ruling()
+        return NodeLoad(ruling.free_slots, ruling.accepting, ruling.reason)
+
+    def took(self) -> None:
+        """An attempt was admitted."""
+        self.taken += 1
+        self.apply(lifecycle.Took())
+
+    def ended(self) -> None:
+        """An attempt ended."""
+        self.apply(lifecycle.Ended())
+
+    def apply(self, event: lifecycle.Event) -> None:
+        """Let something happen."""
+        before = self.state.phase
+        self.state, effects = lifecycle.step(self.state, event, self._clock.wall_ms())
+        if self.state.phase is not before:
+            _log.debug("phase", now=self.state.phase.value, before=before.value)
+        for effect in effects:
+            match effect:
+                case lifecycle.Announce():
+                    self.hands.announce()
+                case lifecycle.Abandon():
+                    self.hands.abandon()
+                case lifecycle.Halt():
+                    self.halted.set()

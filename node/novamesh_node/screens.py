@@ -1,0 +1,114 @@
+"""What commands print: plain text from values, without any I/O.
+
+Rules: columns are aligned, lines end where they end, no colour is needed to read them; the JSON
+forms have the same facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from novamesh_engine.quant.profile import ModelProfile
+from novamesh_node.durations import format_duration
+from novamesh_node.shelf import Entry
+
+
+def describe_status(reply: Mapping[str, Any]) -> str:
+    """`node status`."""
+    link = "attached" if reply["attached"] else f"not attached: {reply['trouble'] or 'dialling'}"
+    reason = f": {reply['reason']}" if reply["reason"] else ""
+    up = format_duration(reply["uptime_s"])
+    rows = [
+        ("node", reply["node"]),
+        ("state", reply["phase"] + reason),
+        ("pool", f"{reply['pool']} at {reply['address']}, {link}"),
+        ("machine", reply["hardware"]),
+        ("slots", f"{reply['free_slots']} of {reply['slots']} free, {reply['taken']} jobs taken"),
+        ("clock", f"{reply['clock_offset_ms']} ms from the coordinator's"),
+        ("process", f"{reply['pid']}, novamesh {reply['version']}, up {up}"),
+    ]
+    for model in reply["models"]:
+        digest, speed = model["digest"].removeprefix("sha256:")[:12], model["decode_tokens_per_s"]
+        rows.append(("model", f"{model['name']} {digest}, {speed:g} tokens/s alone"))
+    return table(rows)
+
+
+def explain_idle(reply: Mapping[str, Any]) -> str:
+    """`node why`."""
+    if not reply["accepting"]:
+        return f"this node takes no work: {reply['reason']}"
+    lines = [f"{reply['considered']} requests looked at this node, {reply['chosen']} chose it"]
+    lines += [f"{each['count']:>6} times  {each['reason']}" for each in reply["reasons"]]
+    if not reply["considered"]:
+        lines.append("nobody has asked this pool for its models since it attached")
+    return "\n".join(lines)
+
+
+def list_entries(entries: Iterable[Entry]) -> str:
+    """`models ls`."""
+    rows = [("NAME", "DIGEST", "SIZE", "PARAMETERS", "CONTEXT", "WHERE")]
+    for entry in entries:
+        profile = entry.profile
+        if profile is None:
+            rows.append((entry.name, "-", "-", "-", "-", entry.fault))
+            continue
+        counts = f"{amount(profile.active_parameters)} of {amount(profile.parameters)}"
+        size, context = f"{profile.size / 1e6:.1f} MB", str(profile.max_context)
+        where = "built in" if entry.built_in else str(entry.path)
+        rows.append((entry.name, profile.digest_short, size, counts, context, where))
+    return table(rows)
+
+
+def entry_fields(entry: Entry) -> dict[str, Any]:
+    """`models ls --json`, one model."""
+    if entry.profile is None:
+        return {"name": entry.name, "path": str(entry.path), "fault": entry.fault}
+    return profile_fields(entry.profile) | {"name": entry.name, "built_in": entry.built_in}
+
+
+def show_profile(profile: ModelProfile) -> str:
+    """`models show`."""
+    counts = f"{profile.parameters:,}, active per token {profile.active_parameters:,}"
+    rows = [
+        ("name", profile.name),
+        ("digest", profile.digest_text),
+        ("family", f"{profile.model_type}, {profile.quant}"),
+        ("parameters", counts),
+        ("context", f"{profile.max_context} tokens"),
+        ("folder", str(profile.path)),
+        *(("file", f"{file.path}  {file.size:,} bytes") for file in profile.files),
+    ]
+    return table(rows)
+
+
+def profile_fields(profile: ModelProfile) -> dict[str, Any]:
+    """`models show --json`."""
+    files = [{"path": f.path, "bytes": f.size, "sha256": f.sha256} for f in profile.files]
+    return {
+        "name": profile.name,
+        "digest": profile.digest_text,
+        "model_type": profile.model_type,
+        "quant": profile.quant,
+        "parameters": profile.parameters,
+        "active_parameters": profile.active_parameters,
+        "max_context": profile.max_context,
+        "bytes": profile.size,
+        "path": str(profile.path),
+        "files": files,
+    }
+
+
+def amount(count: int) -> str:
+    """A count in its unit: 1.7M."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns as wide as their widest cell; the last one ends where it ends."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in cells)
