@@ -13,7 +13,6 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
-
 # Kernels read these by address, so that a wrong type would be a wrong answer.
 _TYPES: Final = {
     "token_ids": torch.int64,

@@ -103,25 +103,23 @@ class PlainSource:
 
     def gate_up(self, layer: int) -> Tensor:
         """All experts' gate rows, then up rows: [E, 2F, H]."""
-        config, traits = self.config, self.config.traits
-        size, hidden = config.expert_size, config.hidden_size
-        stack = torch.empty((config.experts, 2 * size, hidden))
-        for expert in range(config.experts):
-            for part, key in enumerate((traits.gate, traits.up)):
-                name = expert_name(config, layer, expert, key)
-                rows = stack[expert, part * size : (part + 1) * size]
-                rows.copy_(self.store.take_finite(name, (size, hidden), *FLOATS))
-        return stack
+        keys = (self.config.traits.gate, self.config.traits.up)
+        return self._stack(layer, keys, self.config.expert_size, self.config.hidden_size)
 
     def down(self, layer: int) -> Tensor:
         """All experts' down rows: [E, H, F]."""
-        config = self.config
-        stack = torch.empty((config.experts, config.hidden_size, config.expert_size))
-        for expert in range(config.experts):
-            name = expert_name(config, layer, expert, config.traits.down)
-            shape = (config.hidden_size, config.expert_size)
-            stack[expert].copy_(self.store.take_finite(name, shape, *FLOATS))
-        return stack
+        keys = (self.config.traits.down,)
+        return self._stack(layer, keys, self.config.hidden_size, self.config.expert_size)
+
+    def _stack(self, layer: int, keys: tuple[str, ...], rows: int, width: int) -> Tensor:
+        """All are looked up, as views, before memory is taken for what a config only claims."""
+        experts = range(self.config.experts)
+        names = [expert_name(self.config, layer, expert, key) for expert in experts for key in keys]
+        found = [self.store.take_finite(name, (rows, width), *FLOATS) for name in names]
+        stack = torch.empty((len(found), rows, width))
+        for target, tensor in zip(stack, found, strict=True):
+            target.copy_(tensor)
+        return stack.view(self.config.experts, len(keys) * rows, width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from novamesh_engine.kernels import select
 from novamesh_engine.models.decoder import Decoder
+from novamesh_engine.quant.convert import convert
 from novamesh_engine.weights.load import load_model
-from support.tiny_moe import Part, PlainKV, make_batch, relative, save_mixtral
+from support.tiny_moe import Part, PlainKV, make_batch, relative, save_mixtral, save_nova
 
 BOUND = 1e-5
 SHAPES: list[dict[str, Any]] = [
@@ -80,3 +82,24 @@ def test_only_the_rows_asked_for_come_back(pair: Any) -> None:
     asked = type(batch)(*(getattr(batch, name) for name in batch.__slots__[:-1]),
                         logit_rows=torch.tensor([7, 2]))  # fmt: skip
     assert relative(decoder.forward(asked, kv), everything[[7, 2]]) < BOUND
+
+
+@pytest.mark.parametrize("changes", [{}, {"head_dim": 24, "num_attention_heads": 8}])
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.skipif(not select().name.startswith("native"), reason="torch sums as it likes")
+def test_company_and_cuts_change_no_bit(
+    tmp_path: Path, changes: dict[str, Any], quantized: bool
+) -> None:
+    """With native kernels a token's logits depend on its own sequence alone, bit for bit."""
+    save_nova(tmp_path / "plain", seed=8, **changes)
+    folder = tmp_path / "plain"
+    if quantized:
+        folder = convert(folder, tmp_path / "nf4", "tiny").path
+    decoder = load_model(folder).decoder
+    tokens, kv = tokens_of(41, 7), PlainKV(decoder.config)
+    whole = run(decoder, kv, Part(0, 0, tokens))
+    singly = [run(decoder, kv, Part(1, at, [token])) for at, token in enumerate(tokens)]
+    assert torch.equal(torch.cat(singly), whole)
+    first = run(decoder, kv, Part(2, 0, tokens[:7]), Part(3, 0, tokens_of(9, 8)))
+    second = run(decoder, kv, Part(3, 9, [5]), Part(2, 7, tokens[7:]))
+    assert torch.equal(torch.cat((first[:7], second[1:])), whole)

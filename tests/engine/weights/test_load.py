@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -141,3 +142,24 @@ def test_no_folder_says_what_to_name(tmp_path: Path) -> None:
 def test_an_nf4_model_is_near_its_plain_one(packed: Path) -> None:
     plain = run(load_model(packed.parent / "plain"))
     assert 0.01 < relative(run(load_model(packed)), plain) < 0.5
+
+
+def test_a_config_that_claims_too_much_costs_no_memory(tmp_path: Path) -> None:
+    save_nova(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    huge = raw | {"num_experts": 4096, "moe_intermediate_size": 1 << 18}
+    (tmp_path / "config.json").write_text(json.dumps(huge))
+    with pytest.raises(NovaMeshError, match="has shape"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 1024}))
+    with pytest.raises(NovaMeshError, match=r"layers\.2\.[a-z_.]+ is missing"):
+        load_model(tmp_path)
+
+
+def test_no_wanted_row_gives_no_logits(tmp_path: Path) -> None:
+    save_nova(tmp_path)
+    model = load_model(tmp_path)
+    kv = PlainKV(model.config)
+    batch = make_batch(kv, [Part(0, 0, range(3))])
+    none = dataclasses.replace(batch, logit_rows=batch.logit_rows[:0])
+    assert model.decoder.forward(none, kv).shape == (0, 96)
