@@ -3,7 +3,8 @@
     python benchmarks/protocol.py [--json] [--samples N]
 
 Prints medians of CPU time in microseconds, and exits 1 when a bar is missed. Each sample is the
-mean of a few calls; CPU time, and not wall time, so that a busy machine does not change the verdict.
+mean of a few calls; operations take turns, and CPU time counts instead of wall time, so that a
+moment's noise does not change the verdict.
 """
 
 from __future__ import annotations
@@ -66,18 +67,22 @@ class Task:
     bar_us: float | None = None
 
 
-def measure(task: Task, samples: int) -> Row:
-    """CPU time of one operation, after a warm-up of a tenth of the samples."""
-    taken: list[float] = []
-    for number in range(samples + samples // 10):
-        start = time.thread_time_ns()
-        for _ in range(CALLS):
-            task.call()
-        if number >= samples // 10:
-            taken.append((time.thread_time_ns() - start) / CALLS / 1000)
-    taken.sort()
-    p95 = taken[int(len(taken) * 0.95)]
-    return Row(task.name, statistics.median(taken), p95, task.bar_us)
+def measure(tasks: list[Task], samples: int) -> list[Row]:
+    """CPU time of each operation, taken in turns after one round of warming up."""
+    taken: list[list[float]] = [[] for _ in tasks]
+    for _ in range(samples + 1):
+        for task, times in zip(tasks, taken, strict=True):
+            start = time.thread_time_ns()
+            for _ in range(CALLS):
+                task.call()
+            times.append((time.thread_time_ns() - start) / CALLS / 1000)
+    return [summarise(task, sorted(times[1:])) for task, times in zip(tasks, taken, strict=True)]
+
+
+def summarise(task: Task, times_us: list[float]) -> Row:
+    """The row of one operation's sorted samples."""
+    p95 = times_us[int(len(times_us) * 0.95)]
+    return Row(task.name, statistics.median(times_us), p95, task.bar_us)
 
 
 def make_terms(client: PrivateKey, body: JobBody, sealed: sealing.SealedBody) -> JobTerms:
@@ -173,7 +178,7 @@ def run(samples: int) -> list[Row]:
     terms = make_terms(client, body, sealing.seal_body(body))
     tasks = [*envelope_tasks(terms, client), *chunk_tasks(node), *body_tasks(body, client, node)]
     gc.disable()
-    return [measure(task, samples) for task in tasks]
+    return measure(tasks, samples)
 
 
 def show(rows: list[Row]) -> None:
