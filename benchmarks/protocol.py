@@ -39,7 +39,8 @@ from novamesh_proto.messages import (
 
 NETWORK: Final = "benchmark"
 NOW_MS: Final = 1_800_000_000_000
-CALLS: Final = 20  # in one sample
+SAMPLE_US: Final = 2_000.0  # one sample calls as often as fits
+WARM_UP_CALLS: Final = 100
 TOKENS: Final = 1  # in one chunk
 
 
@@ -68,15 +69,21 @@ class Task:
 
 
 def measure(tasks: list[Task], samples: int) -> list[Row]:
-    """CPU time of each operation, taken in turns after one round of warming up."""
+    """CPU time of each operation, taken in turns, the caches warm."""
+    calls = [max(1, round(SAMPLE_US / time_calls(task.call, WARM_UP_CALLS))) for task in tasks]
     taken: list[list[float]] = [[] for _ in tasks]
-    for _ in range(samples + 1):
-        for task, times in zip(tasks, taken, strict=True):
-            start = time.thread_time_ns()
-            for _ in range(CALLS):
-                task.call()
-            times.append((time.thread_time_ns() - start) / CALLS / 1000)
-    return [summarise(task, sorted(times[1:])) for task, times in zip(tasks, taken, strict=True)]
+    for _ in range(samples):
+        for task, count, times in zip(tasks, calls, taken, strict=True):
+            times.append(time_calls(task.call, count))
+    return [summarise(task, sorted(times)) for task, times in zip(tasks, taken, strict=True)]
+
+
+def time_calls(call: Callable[[], object], count: int) -> float:
+    """Mean CPU time of a call, µs."""
+    start = time.thread_time_ns()
+    for _ in range(count):
+        call()
+    return (time.thread_time_ns() - start) / count / 1000
 
 
 def summarise(task: Task, times_us: list[float]) -> Row:
@@ -194,7 +201,7 @@ def main() -> int:
     """Exit status: 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description="What the protocol costs on one core.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--samples", type=int, default=300, help="samples an operation")
+    parser.add_argument("--samples", type=int, default=200, help="samples an operation")
     options = parser.parse_args()
     rows = run(options.samples)
     if options.json:
