@@ -1,0 +1,161 @@
+"""The bridge: outputs in order, bounded, and no exception that ends more than it must."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from novamesh_engine.request import FinishReason, Request, SamplingParams
+from novamesh_node.worker import UNREAD_MAX, Output, Ticket, Worker
+from novamesh_proto.errors import Code, NovaMeshError
+from support.fake_engine import FIRST_TOKEN, FakeEngine
+
+
+@contextlib.asynccontextmanager
+async def working(engine: FakeEngine, energy: list[int] | None = None) -> AsyncIterator[Worker]:
+    readings = iter(energy or [])
+    worker = Worker(engine, "fake", lambda: next(readings, None))
+    worker.start()
+    try:
+        yield worker
+    finally:
+        await worker.stop()
+
+
+def request(name: str, tokens: int = 5, prompt: int = 3) -> Request:
+    return Request(name, tuple(range(1, prompt + 1)), SamplingParams(max_tokens=tokens))
+
+
+async def read(ticket: Ticket) -> list[Output]:
+    outputs: list[Output] = []
+    async with asyncio.timeout(5):
+        while not outputs or outputs[-1].step.finish is None:
+            outputs.append(await ticket.next())
+    return outputs
+
+
+def tokens(outputs: list[Output]) -> list[int]:
+    return [token for output in outputs for token in output.step.token_ids]
+
+
+async def test_outputs_come_in_order_to_whom_they_belong() -> None:
+    async with working(FakeEngine()) as worker:
+        tickets = [worker.submit(request(name, 20)) for name in "abc"]
+        for outputs in await asyncio.gather(*map(read, tickets)):
+            assert tokens(outputs) == list(range(FIRST_TOKEN, FIRST_TOKEN + 20))
+            assert outputs[-1].step.finish is FinishReason.LENGTH
+        assert worker.prefilled == 9
+        assert worker.alive
+
+
+async def test_batch_size_is_the_largest_that_was_run() -> None:
+    together = threading.Event()
+    engine = FakeEngine(hook=lambda: together.wait(5) and None)
+    async with working(engine) as worker:
+        tickets = [worker.submit(request(name, 4)) for name in "ab"]
+        together.set()
+        outputs = await asyncio.gather(*map(read, tickets))
+    assert max(each[-1].usage.batch_size_max for each in outputs) == 2
+
+
+async def test_energy_is_read_when_a_request_begins_and_ends() -> None:
+    async with working(FakeEngine(), [1000, 1500]) as worker:
+        outputs = await read(worker.submit(request("a", 1)))
+    assert outputs[-1].usage.energy_mj in (0, 500)
+
+
+async def test_a_refusal_ends_its_own_request_only() -> None:
+    async with working(FakeEngine(max_waiting=1)) as worker:
+        first = worker.submit(request("a", 50))
+        second = worker.submit(request("b"))
+        with pytest.raises(NovaMeshError) as caught:
+            await read(second)
+        assert caught.value.code is Code.BUSY
+        assert len(tokens(await read(first))) == 50
+
+
+async def test_a_name_in_use_is_refused_at_once() -> None:
+    async with working(FakeEngine()) as worker:
+        ticket = worker.submit(request("a", 30))
+        with pytest.raises(NovaMeshError) as caught:
+            worker.submit(request("a"))
+        assert caught.value.code is Code.CONFLICT
+        await read(ticket)
+
+
+async def test_a_step_that_raises_fails_the_requests_and_not_the_worker(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def explode() -> None:
+        if engine.steps == 3:
+            raise RuntimeError("secret prompt text")
+
+    engine = FakeEngine(hook=explode)
+    async with working(engine) as worker:
+        with pytest.raises(NovaMeshError) as caught:
+            await read(worker.submit(request("a", 50)))
+        assert caught.value.code is Code.INTERNAL
+        assert "secret" not in caught.value.message
+        assert len(tokens(await read(worker.submit(request("b", 4))))) == 4
+    said = capsys.readouterr()
+    assert "secret" not in said.out + said.err
+    assert "fake_engine.py" in said.out + said.err
+
+
+async def test_books_that_disagree_end_the_worker_with_a_fault() -> None:
+    def explode() -> None:
+        engine.corrupt = True
+        raise RuntimeError("broken")
+
+    engine = FakeEngine(hook=explode)
+    async with working(engine) as worker:
+        ticket = worker.submit(request("a"))
+        with pytest.raises(NovaMeshError):
+            await read(ticket)
+        assert worker.fault is not None
+        fault = await asyncio.wait_for(worker.fault, 5)
+        assert fault.code is Code.INTERNAL
+
+
+async def test_an_abort_ends_the_answer_and_is_asked_for_once() -> None:
+    async with working(FakeEngine()) as worker:
+        ticket = worker.submit(request("a", 10**5))
+        await ticket.next()
+        worker.abort(ticket)
+        worker.abort(ticket)
+        outputs = await read(ticket)
+        assert outputs[-1].step.finish is FinishReason.ABORTED
+
+
+async def test_a_forgotten_request_is_aborted_and_its_outputs_let_go() -> None:
+    engine = FakeEngine()
+    async with working(engine) as worker:
+        ticket = worker.submit(request("a", 10**5))
+        await ticket.next()
+        worker.forget(ticket)
+        worker.forget(ticket)
+        assert len(tokens(await read(worker.submit(request("b", 1000))))) == 1000
+    assert engine.aborted == ["a"]
+
+
+async def test_the_engine_rests_while_nobody_reads() -> None:
+    engine = FakeEngine()
+    async with working(engine) as worker:
+        ticket = worker.submit(request("a", 10 * UNREAD_MAX))
+        await ticket.next()
+        before = -1
+        while before != engine.steps:
+            before = engine.steps
+            await asyncio.to_thread(threading.Event().wait, 0.05)
+        assert engine.steps < UNREAD_MAX
+        assert len(tokens(await read(ticket))) == 10 * UNREAD_MAX - 1
+
+
+async def test_it_stops_while_the_engine_is_at_work() -> None:
+    async with working(FakeEngine()) as worker:
+        await worker.submit(request("a", 10**6)).next()
+    assert not any(thread.name == "engine-fake" for thread in threading.enumerate())
