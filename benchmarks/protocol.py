@@ -22,7 +22,7 @@ from typing import Final
 
 from novamesh_proto import envelope, identity, sealing, wire
 from novamesh_proto.identity import PrivateKey
-from novamesh_proto.limits import CHUNK_PADDING, DESCRIPTOR_LIFE_MS
+from novamesh_proto.limits import CHUNK_BYTES_MAX, CHUNK_PADDING, DESCRIPTOR_LIFE_MS
 from novamesh_proto.messages import (
     ChatMessage,
     ChatPrompt,
@@ -36,6 +36,7 @@ from novamesh_proto.messages import (
     Sampling,
     SealedJob,
 )
+from novamesh_proto.padding import pad
 
 NETWORK: Final = "benchmark"
 NOW_MS: Final = 1_800_000_000_000
@@ -161,8 +162,7 @@ def chunk_tasks(node: PrivateKey) -> list[Task]:
     follower = sealing.ChainFollower(*attempt)
     opener = sealing.ChunkOpener(secret, *attempt)
     body = ChunkBody((4242,), " apples")
-    plaintext = wire.encode(body) + b"\x80"
-    plaintext += bytes(-len(plaintext) % CHUNK_PADDING)
+    plaintext = pad(wire.encode(body), CHUNK_PADDING, CHUNK_BYTES_MAX)
     return [
         Task("chunk: AEAD and chain", lambda: alone.seal_padded(plaintext, TOKENS, False), 3.0),
         Task("chunk with its encoding", lambda: alone.seal(body, False)),

@@ -1,17 +1,14 @@
-"""Keep prompts and answers unreadable in between: sealed bodies, wrapped keys, chained chunks.
+"""Keep prompts unreadable in between: sealed bodies, wrapped keys, commitments, salted digests.
 
     body      ChaCha20-Poly1305(fresh body key, nonce 0, AAD label) over the padded JobBody
     wrap      HPKE base mode (X25519, HKDF-SHA256, ChaCha20-Poly1305), info = label | job id
-    chunk key HKDF-SHA256(response key, info = label | job | attempt | fence | node)
-    head 0    SHA-256(label | job | attempt | fence | node)
-    link i    label | head i | index | tokens | final        the AAD of chunk i, its nonce is i
-    head i+1  SHA-256(link i | ciphertext i)
-    numbers   big-endian: attempt and tokens 4 bytes, fence and index 8, final 1
+    digest    HMAC-SHA256(salt, label | token ids, 4 bytes each, little-endian)
+    salt      HKDF-SHA256(response key, info = label | job id)
 
-Rules: a body key seals one body; one ChunkSealer per (job, attempt, fence, node), so that no
-keystream is used twice: a node that lost its sealer abandons the attempt. Lengths are hidden in
-buckets (a 0x80 byte, then zeros). What does not open changes no state. The node reads the
-plaintext: sealing is against everybody in between. No files, no clock; randomness is the system's.
+Rules: a body key seals one body; the terms commit to it, because this AEAD alone would let one
+ciphertext open in two ways. Lengths are hidden in buckets. The node reads the plaintext: sealing
+is against everybody in between. The answer's chunks are in `chunks` and offered here too. No
+files, no clock; randomness is the system's.
 """
 
 from __future__ import annotations
@@ -27,18 +24,21 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from novamesh_proto import names, wire
+from novamesh_proto.chunks import (
+    KEY_BYTES,
+    ChainFollower,
+    ChunkOpener,
+    ChunkSealer,
+    derive_key,
+)
 from novamesh_proto.envelope import Verified, message_id
 from novamesh_proto.errors import Code, NovaMeshError, PeerError
 from novamesh_proto.identity import format_node_id
-from novamesh_proto.limits import BODY_BYTES_MAX, BODY_PADDING, CHUNK_BYTES_MAX, CHUNK_PADDING
+from novamesh_proto.limits import BODY_BYTES_MAX, BODY_PADDING
 from novamesh_proto.messages import (
-    ChunkBody,
-    FinishReason,
     JobBody,
     JobId,
     JobTerms,
@@ -46,17 +46,29 @@ from novamesh_proto.messages import (
     NodeDescriptor,
     NodeId,
     SealedJob,
-    StreamChunk,
 )
+from novamesh_proto.padding import pad, unpad
 
-KEY_BYTES: Final = 32
-TAG_BYTES: Final = 16
+__all__ = [
+    "ChainFollower",
+    "ChunkOpener",
+    "ChunkSealer",
+    "HpkeKey",
+    "SealedBody",
+    "body_key_commitment",
+    "forced_prefix_digest",
+    "open_body",
+    "output_digest",
+    "prefix_digest",
+    "prompt_digest",
+    "salt",
+    "seal_body",
+    "seed_commitment",
+    "wrap_key",
+]
 
 _SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 _BODY_NONCE: Final = bytes(12)
-_PAD: Final = b"\x80"
-_LINK: Final = struct.Struct(f"> {len(names.LABEL_CHUNK)}s 32s Q I ?")
-_NONCE: Final = struct.Struct("> 4x Q")
 _HINT_OPEN: Final = "ask for new candidates and seal the job again"
 
 
@@ -121,7 +133,7 @@ def seal_body(body: JobBody) -> SealedBody:
         NovaMeshError: TOO_LARGE if the sealed body would be above BODY_BYTES_MAX.
     """
     key = os.urandom(KEY_BYTES)
-    plaintext = _pad(wire.encode(body), BODY_PADDING, BODY_BYTES_MAX)
+    plaintext = pad(wire.encode(body), BODY_PADDING, BODY_BYTES_MAX)
     ciphertext = ChaCha20Poly1305(key).encrypt(_BODY_NONCE, plaintext, names.LABEL_BODY)
     return SealedBody(
         ciphertext, key, hashlib.sha256(ciphertext).digest(), body_key_commitment(key)
@@ -177,7 +189,7 @@ def open_body(
 def _decrypt_body(ciphertext: bytes, body_key: bytes) -> JobBody:
     try:
         plaintext = ChaCha20Poly1305(body_key).decrypt(_BODY_NONCE, ciphertext, names.LABEL_BODY)
-        return wire.decode(JobBody, _unpad(plaintext, BODY_PADDING))
+        return wire.decode(JobBody, unpad(plaintext, BODY_PADDING))
     except InvalidTag:
         raise NovaMeshError(Code.CANNOT_OPEN, "the sealed body does not open") from None
     except NovaMeshError as error:
@@ -209,7 +221,7 @@ def seed_commitment(client_seed: bytes) -> bytes:
 
 def salt(response_key: bytes, job: JobId) -> bytes:
     """The 32 bytes that keep a job's token digests from being guessed."""
-    return _derive(response_key, names.LABEL_SALT + job)
+    return derive_key(response_key, names.LABEL_SALT + job)
 
 
 def prompt_digest(job_salt: bytes, token_ids: Sequence[int]) -> bytes:
@@ -238,192 +250,6 @@ def forced_prefix_digest(body: JobBody, parent_job: JobId) -> bytes:
     return prefix_digest(salt(body.response_key, parent_job), body.prefix_token_ids)
 
 
-class ChainFollower:
-    """The hash chain of one attempt as anybody can follow it, without any key."""
-
-    __slots__ = ("_node", "chunks", "finished", "head", "tokens")
-
-    def __init__(self, job: JobId, attempt: int, fence: int, node: NodeId) -> None:
-        self._node = node
-        self.head = hashlib.sha256(names.LABEL_CHAIN + _attempt(job, attempt, fence, node)).digest()
-        self.chunks = 0
-        self.tokens = 0
-        self.finished = False
-
-    def link(self, tokens: int, final: bool) -> bytes:
-        """The link of the next chunk: its AAD, and what the next head is made from."""
-        return _LINK.pack(names.LABEL_CHUNK, self.head, self.chunks, tokens, final)
-
-    def check_next(self, chunk: StreamChunk) -> None:
-        """Refuse a chunk that is not the next one.
-
-        Raises:
-            NovaMeshError: CORRUPT.
-        """
-        if self.finished:
-            problem = f"chunk {chunk.index} follows the final one"
-        elif chunk.index != self.chunks:
-            problem = f"chunk {chunk.index} came where {self.chunks} was due"
-        else:
-            return
-        raise NovaMeshError(Code.CORRUPT, f"the answer's chain is broken: {problem}")
-
-    def append(self, link: bytes, ciphertext: bytes, tokens: int, final: bool) -> None:
-        """Move on by one chunk."""
-        self.head = hashlib.sha256(link + ciphertext).digest()
-        self.chunks += 1
-        self.tokens += tokens
-        self.finished = final
-
-    def follow(self, chunk: StreamChunk) -> None:
-        """Take the next chunk as it came from the node, unread.
-
-        Raises:
-            PeerError: CORRUPT if it is not the next one; nothing has changed then.
-        """
-        try:
-            self.check_next(chunk)
-        except NovaMeshError as error:
-            raise PeerError(error.code, error.message, format_node_id(self._node)) from None
-        self.append(
-            self.link(chunk.tokens, chunk.final), chunk.ciphertext, chunk.tokens, chunk.final
-        )
-
-
-class _ChunkCipher:
-    """What sealer and opener share: one attempt's chunk key and chain."""
-
-    __slots__ = ("_chain", "_cipher", "_node")
-
-    def __init__(
-        self, response_key: bytes, job: JobId, attempt: int, fence: int, node: NodeId
-    ) -> None:
-        info = names.LABEL_CHUNK_KEY + _attempt(job, attempt, fence, node)
-        self._cipher = ChaCha20Poly1305(_derive(response_key, info))
-        self._chain = ChainFollower(job, attempt, fence, node)
-        self._node = node
-
-    @property
-    def head(self) -> bytes:
-        """Head of the chain so far, 32 bytes."""
-        return self._chain.head
-
-    @property
-    def chunks(self) -> int:
-        """Chunks so far."""
-        return self._chain.chunks
-
-    @property
-    def position(self) -> int:
-        """Completion tokens so far, a forced prefix not counted."""
-        return self._chain.tokens
-
-    @property
-    def finished(self) -> bool:
-        """Whether the final chunk has passed."""
-        return self._chain.finished
-
-
-class ChunkSealer(_ChunkCipher):
-    """Seals the chunks of one attempt; make exactly one for an attempt."""
-
-    __slots__ = ()
-
-    def seal(self, body: ChunkBody, final: bool) -> StreamChunk:
-        """The next chunk; `final` goes with a finish reason, and nothing follows it.
-
-        Raises:
-            NovaMeshError: TOO_LARGE if the chunk must be split, CONFLICT after the final one,
-                BAD_REQUEST if `final` and the finish reason do not fit.
-        """
-        if final is (body.finish is FinishReason.UNSPECIFIED):
-            raise NovaMeshError(Code.BAD_REQUEST, "a finish reason goes with the final chunk only")
-        plaintext = _pad(wire.encode(body), CHUNK_PADDING, CHUNK_BYTES_MAX)
-        return self.seal_padded(plaintext, len(body.token_ids), final)
-
-    def seal_padded(self, plaintext: bytes, tokens: int, final: bool) -> StreamChunk:
-        """The next chunk over a ChunkBody that is already encoded and padded."""
-        chain = self._chain
-        if chain.finished:
-            raise NovaMeshError(Code.CONFLICT, "nothing follows the final chunk")
-        index = chain.chunks
-        link = chain.link(tokens, final)
-        ciphertext = self._cipher.encrypt(_NONCE.pack(index), plaintext, link)
-        chain.append(link, ciphertext, tokens, final)
-        return StreamChunk(index, tokens, final, ciphertext)
-
-
-class ChunkOpener(_ChunkCipher):
-    """Opens the chunks of one attempt, in order, each once."""
-
-    __slots__ = ()
-
-    def open(self, chunk: StreamChunk) -> ChunkBody:
-        """The body of the next chunk. A chunk that is refused changes nothing.
-
-        Raises:
-            NovaMeshError: CORRUPT if it is not the next one, CANNOT_OPEN if its tag does not fit.
-            PeerError: CANNOT_OPEN if the node itself sealed what breaks the rules.
-        """
-        chain = self._chain
-        chain.check_next(chunk)
-        link = chain.link(chunk.tokens, chunk.final)
-        try:
-            plaintext = self._cipher.decrypt(_NONCE.pack(chunk.index), chunk.ciphertext, link)
-        except InvalidTag:
-            raise NovaMeshError(
-                Code.CANNOT_OPEN, f"chunk {chunk.index} was changed or is not of this attempt"
-            ) from None
-        body = self._read(plaintext, chunk)
-        chain.append(link, chunk.ciphertext, chunk.tokens, chunk.final)
-        return body
-
-    def _read(self, plaintext: bytes, chunk: StreamChunk) -> ChunkBody:
-        """From here on the tag has proved that the node made it."""
-        try:
-            body = wire.decode(ChunkBody, _unpad(plaintext, CHUNK_PADDING))
-        except NovaMeshError as error:
-            problem = error.message
-        else:
-            if len(body.token_ids) != chunk.tokens:
-                problem = "it counts other tokens than it holds"
-            elif chunk.final is (body.finish is FinishReason.UNSPECIFIED):
-                problem = "its finish reason and final flag do not fit"
-            else:
-                return body
-        message = f"chunk {chunk.index} breaks the rules: {problem}"
-        raise PeerError(Code.CANNOT_OPEN, message, format_node_id(self._node))
-
-
-def _attempt(job: JobId, attempt: int, fence: int, node: NodeId) -> bytes:
-    return b"%b%b%b%b" % (job, attempt.to_bytes(4, "big"), fence.to_bytes(8, "big"), node)
-
-
-def _derive(secret: bytes, info: bytes) -> bytes:
-    return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(secret)
-
-
 def _token_digest(label: bytes, job_salt: bytes, token_ids: Sequence[int]) -> bytes:
     packed = struct.pack(f"<{len(token_ids)}I", *token_ids)
     return hmac.digest(job_salt, label + packed, "sha256")
-
-
-def _pad(data: bytes, block: int, sealed_max: int) -> bytes:
-    """Pad so that the sealed length, tag included, is a multiple of `block`."""
-    padded = data + _PAD
-    padded += bytes(-(len(padded) + TAG_BYTES) % block)
-    sealed = len(padded) + TAG_BYTES
-    if sealed > sealed_max:
-        raise NovaMeshError(
-            Code.TOO_LARGE, f"sealed this has {sealed} bytes, at most {sealed_max} are taken"
-        )
-    return padded
-
-
-def _unpad(padded: bytes, block: int) -> bytes:
-    """Undo `_pad`, and refuse what it would never have made."""
-    data, mark, zeros = padded.rpartition(_PAD)
-    whole = (len(padded) + TAG_BYTES) % block == 0
-    if not mark or any(zeros) or len(zeros) >= block or not whole:
-        raise NovaMeshError(Code.BAD_REQUEST, "the padding is broken")
-    return data

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novamesh_proto import wire
+from novamesh_proto.chunks import ChainFollower, ChunkOpener, ChunkSealer
 from novamesh_proto.errors import Code, NovaMeshError, PeerError
 from novamesh_proto.limits import CHUNK_BYTES_MAX, CHUNK_PADDING
 from novamesh_proto.messages import ChunkBody, FinishReason, JobId, NodeId, StreamChunk
-from novamesh_proto.sealing import ChainFollower, ChunkOpener, ChunkSealer
 from support.parties import CLIENT, NODE, digest
 from support.refusals import unless_refused
 from support.vectors import Vector, golden

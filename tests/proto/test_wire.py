@@ -21,6 +21,7 @@ from novamesh_proto.messages import (
     IdleQuery,
     JobBody,
     JobsQuery,
+    JobState,
     JobTerms,
     JobView,
     NodeLoad,
@@ -38,7 +39,7 @@ MARKER = "do-not-print-me"
 BODY = parties.body()
 VIEW = JobView(
     job=parties.digest("job"),
-    state=parties.JobState.ADMITTED,
+    state=JobState.ADMITTED,
     attempt=0,
     node=b"",
     model_profile=parties.PROFILE,
