@@ -10,6 +10,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.padding import TAG_BYTES, pad, unpad
 from support.refusals import unless_refused
 
+ENDS = st.integers(0, 16).map(lambda zeros: b"\x80" + bytes(zeros))
 BLOCKS = st.sampled_from([16, 256])
 
 
