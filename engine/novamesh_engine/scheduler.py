@@ -88,15 +88,13 @@ class Scheduler:
         Blocks are taken here, but nothing counts as computed before `settle`: a step that failed
         is simply scheduled again.
         """
-        preempted = self.preemptions
         chunks = self._decode()
         budget = self._max_step_tokens - len(chunks)
         for sequence in self._running:
             if sequence.pending > 1 and budget > 0:
                 chunks.append(_chunk(sequence, budget))
                 budget -= chunks[-1].count
-        if self.preemptions == preempted:  # who just gave way is not let in again at once
-            self._admit(chunks, budget)
+        self._admit(chunks, budget)
         return tuple(chunks)
 
     def settle(self, chunks: tuple[Chunk, ...]) -> None:
@@ -134,7 +132,8 @@ class Scheduler:
         while self._waiting and budget > 0 and self.running < self._max_running:
             sequence = self._waiting[0]
             need = self.pool.needed(len(sequence.tokens))
-            # A spare block for everyone who runs, or the newcomer would soon be thrown out.
+            # A spare block for everyone who runs, or the newcomer would soon be thrown out. Who
+            # just gave way needs what it gave and does not get it: a block of that is taken.
             if self.pool.free < need + self.running:
                 return
             sequence.blocks = self.pool.allocate(need)

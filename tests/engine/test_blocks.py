@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novamesh_engine.blocks import BlockPool
@@ -55,6 +55,7 @@ def test_integrity_sees_a_shared_and_a_forgotten_block() -> None:
 
 
 @given(st.lists(st.integers(0, 6), max_size=30))
+@settings(deadline=None)
 def test_any_order_of_taking_and_giving_back_keeps_the_books(sizes: list[int]) -> None:
     pool = BlockPool(10, 4)
     owned: list[list[int]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novamesh_engine.completion import Completion, StopScanner
@@ -81,7 +81,12 @@ def test_a_stop_wins_over_length_on_the_same_token() -> None:
     assert feed(completion(stop=("c",), max_tokens=3), b"abc")[:2] == ("ab", FinishReason.STOP)
 
 
+def test_of_two_stops_that_end_together_the_earlier_begins() -> None:
+    assert feed(completion(stop=("b", "ab")), b"xxab")[0] == "xx"
+
+
 @given(st.text("ab", max_size=40), st.lists(st.text("ab", min_size=1, max_size=6), max_size=3))
+@settings(deadline=None)
 def test_the_scanner_passes_exactly_what_precedes_the_first_stop(
     text: str, stops: list[str]
 ) -> None:
@@ -102,6 +107,7 @@ def test_the_scanner_passes_exactly_what_precedes_the_first_stop(
     st.lists(st.text(min_size=1, max_size=3), max_size=2),
     st.data(),
 )
+@settings(deadline=None)
 def test_replaying_any_prefix_reaches_the_same_state(
     tokens: bytes, stops: list[str], data: st.DataObject
 ) -> None:
@@ -121,6 +127,7 @@ def test_replaying_any_prefix_reaches_the_same_state(
 
 
 @given(st.binary(max_size=60))
+@settings(deadline=None)
 def test_without_stops_the_text_is_the_decoded_bytes(tokens: bytes) -> None:
     text = feed(completion(), tokens)[0]
     decoded = tokens.decode("utf-8", errors="replace")

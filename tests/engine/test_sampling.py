@@ -85,6 +85,7 @@ def test_it_does_what_is_specified(
 
 
 @given(LOGITS)
+@settings(deadline=None)
 def test_candidates_are_the_largest_in_order(logits: list[float]) -> None:
     ids, values = candidates(torch.tensor([logits, logits[::-1]], dtype=torch.float32))
     for row, line in enumerate((logits, logits[::-1])):
@@ -93,7 +94,17 @@ def test_candidates_are_the_largest_in_order(logits: list[float]) -> None:
         assert values[row].tolist() == [line[token] for token in wanted]
 
 
+@given(st.integers(65, 3000), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_of_equals_at_the_boundary_the_smaller_ids_are_taken(size: int, seed: int) -> None:
+    logits = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, size)).float()
+    ids, _ = candidates(logits[None])
+    wanted = sorted(range(size), key=lambda token: (-float(logits[token]), token))
+    assert ids[0].tolist() == wanted[:CANDIDATES]
+
+
 @given(LOGITS)
+@settings(deadline=None)
 def test_greedy_takes_the_first_of_equals_on_both_paths(logits: list[float]) -> None:
     wanted = logits.index(max(logits))
     assert choose_one(logits, draw()) == wanted

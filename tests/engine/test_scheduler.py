@@ -69,6 +69,27 @@ def test_the_latest_gives_way_and_is_computed_again_from_its_start() -> None:
     assert spans(advance(scheduler)) == [("r1", 0, 9)]
 
 
+def test_a_newcomer_leaves_a_spare_block_to_everyone_who_runs() -> None:
+    scheduler = Scheduler(BlockPool(4, 4), 4, 4, 64)
+    scheduler.add(sequence(0, 4))
+    scheduler.add(sequence(1, 4))
+    advance(scheduler)
+    assert scheduler.running == 2  # one block each, and one spare for the first
+    scheduler.add(sequence(2, 1))
+    advance(scheduler)
+    assert (scheduler.running, scheduler.preemptions) == (2, 0)
+
+
+def test_who_gave_way_is_not_let_in_again_at_once() -> None:
+    scheduler = Scheduler(BlockPool(5, 4), 4, 4, 64)
+    for arrival in range(2):
+        scheduler.add(sequence(arrival, 7))
+    for _ in range(2):
+        advance(scheduler)
+    assert [chunk.sequence.id for chunk in advance(scheduler)] == ["r0"]
+    assert scheduler.waiting == 1
+
+
 def test_who_is_latest_gives_way_itself() -> None:
     scheduler = Scheduler(BlockPool(4, 4), 4, 4, 64)
     first, second = sequence(0, 5), sequence(1, 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novamesh_engine.request import Request, SamplingParams, Timing
@@ -42,6 +42,7 @@ def test_what_never_spoke_only_prefilled() -> None:
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=3, max_size=3))
+@settings(deadline=None)
 def test_the_parts_add_up_to_the_whole(steps: list[int]) -> None:
     sequence, now = make(), 1_000_000
     sequence.admit(now := now + steps[0])

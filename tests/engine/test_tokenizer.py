@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
@@ -47,6 +47,7 @@ BACKEND = byte_level()
 
 
 @given(st.text(max_size=40))
+@settings(deadline=None)
 def test_any_text_survives(text: str) -> None:
     ids = BACKEND.encode(text).ids
     reader = _reader(BACKEND)
@@ -61,6 +62,7 @@ def _reader(backend: tokenizers.Tokenizer) -> Tokenizer:
 
 
 @given(st.lists(st.integers(2, BACKEND.get_vocab_size() - 1), max_size=20))
+@settings(deadline=None)
 def test_any_tokens_decode_as_the_library_says(ids: list[int]) -> None:
     assert _reader(BACKEND).decode(ids) == BACKEND.decode(ids)
 

@@ -51,6 +51,7 @@ def test_noise_known_answer(position: int, token: int, noise: float) -> None:
     st.integers(0, 2**32 - 1),
     st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8),
 )
+@settings(deadline=None)
 def test_noise_is_the_definition_and_ignores_its_neighbours(
     key: bytes, position: int, tokens: list[int]
 ) -> None:
@@ -84,7 +85,7 @@ def test_noise_has_the_gumbel_mean_and_variance() -> None:
     assert noise.var() == pytest.approx(math.pi**2 / 6, abs=0.1)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))
 def test_seed_and_profile_both_matter(seed: bytes, profile: bytes) -> None:
     key = derive(seed, profile)
