@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from novamesh_engine.weights import store
 from novamesh_engine.weights.store import INDEX_FILE, TensorFile, TensorStore
 from novamesh_proto.errors import Code, NovaMeshError
 
@@ -46,9 +47,9 @@ def refuse(path: Path, code: Code, words: str) -> None:
 
 def test_what_safetensors_writes_is_read(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    store = TensorStore.open(tmp_path)
+    opened = TensorStore.open(tmp_path)
     for name, tensor in TENSORS.items():
-        assert torch.equal(store.take(name, tuple(tensor.shape), tensor.dtype), tensor)
+        assert torch.equal(opened.take(name, tuple(tensor.shape), tensor.dtype), tensor)
 
 
 def test_changing_a_tensor_does_not_change_the_file(tmp_path: Path) -> None:
@@ -187,8 +188,8 @@ def test_a_tensor_in_two_files_is_named(tmp_path: Path) -> None:
 
 def test_only_the_files_that_count_are_opened(tmp_path: Path) -> None:
     index = save_shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
-    store = TensorStore.open(tmp_path, frozenset({"one.safetensors", "config.json"}))
-    assert set(store.files) == {"a"}
+    opened = TensorStore.open(tmp_path, frozenset({"one.safetensors", "config.json"}))
+    assert set(opened.files) == {"a"}
     with pytest.raises(NovaMeshError, match=r"names two\.safetensors, which the manifest does not"):
         TensorStore.open(tmp_path, frozenset({index.name, "one.safetensors"}))
 
@@ -234,3 +235,11 @@ def test_any_damage_gives_tensors_or_our_error(
             file.tensor(name).clone()
     except NovaMeshError as error:
         assert str(path) in error.message  # noqa: PT017
+
+
+def test_an_index_has_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = save_shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
+    monkeypatch.setattr(store, "FILES_MAX", 1)
+    refuse(index, Code.CORRUPT, "names more than 1 files")
+    monkeypatch.setattr(store, "INDEX_BYTES_MAX", 10)
+    refuse(index, Code.CORRUPT, "is larger than 10 bytes")
