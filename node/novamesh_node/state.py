@@ -20,7 +20,7 @@ from novamesh.private_file import write_private
 from novamesh_proto.errors import Code, NovaMeshError
 
 _FILE_BYTES_MAX: Final = 1 << 20
-_SPEEDS_MAX: Final = 256
+SPEEDS_MAX: Final = 32  # models, builds and settings that were measured
 
 _log = structlog.get_logger()
 
@@ -97,7 +97,7 @@ class NodeState:
         """Remember a measurement; the oldest ones go. Raises STORAGE."""
         speeds = self._read("speeds")
         speeds.pop(name, None)
-        kept = dict(list(speeds.items())[-(_SPEEDS_MAX - 1) :])
+        kept = dict(list(speeds.items())[-(SPEEDS_MAX - 1) :])
         self._write("speeds", kept | {name: [prefill, decode]})
 
     def _read(self, name: str) -> dict[str, Any]:

@@ -1,0 +1,41 @@
+"""The keeper: events in, effects carried out, the pool told what it may send."""
+
+from __future__ import annotations
+
+from novamesh_node import lifecycle
+from novamesh_node.clock import Clock
+from novamesh_node.keeper import Hands, Keeper
+from novamesh_proto.messages import NodeLoad
+from support.clock import START_MS
+
+
+def keeper(slots: int = 2) -> tuple[Keeper, list[str]]:
+    done: list[str] = []
+    made = Keeper(slots, Clock(lambda: START_MS), lifecycle.State())
+    made.hands = Hands(lambda: done.append("announce"), lambda: done.append("abandon"))
+    return made, done
+
+
+async def test_work_changes_the_load_and_is_announced() -> None:
+    made, done = keeper()
+    assert not made.load().accepting
+    made.apply(lifecycle.Loaded())
+    assert made.load() == NodeLoad(2, True)
+    made.took()
+    assert made.load() == NodeLoad(1, True)
+    made.ended()
+    assert done == ["announce"] * 3
+    assert made.taken == 1
+
+
+async def test_a_second_stop_abandons_and_halts() -> None:
+    made, done = keeper()
+    made.apply(lifecycle.Loaded())
+    made.took()
+    made.apply(lifecycle.Stop())
+    assert not made.halted.is_set()
+    made.apply(lifecycle.Stop())
+    assert made.halted.is_set()
+    assert done[-1] == "abandon"
+    made.ended()
+    assert done[-1] == "abandon"
