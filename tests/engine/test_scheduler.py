@@ -70,14 +70,12 @@ def test_the_latest_gives_way_and_is_computed_again_from_its_start() -> None:
 
 
 def test_a_newcomer_leaves_a_spare_block_to_everyone_who_runs() -> None:
-    scheduler = Scheduler(BlockPool(4, 4), 4, 4, 64)
+    scheduler = Scheduler(BlockPool(2, 4), 4, 4, 64)
     scheduler.add(sequence(0, 4))
     scheduler.add(sequence(1, 4))
-    advance(scheduler)
-    assert scheduler.running == 2  # one block each, and one spare for the first
-    scheduler.add(sequence(2, 1))
-    advance(scheduler)
-    assert (scheduler.running, scheduler.preemptions) == (2, 0)
+    assert spans(advance(scheduler)) == [("r0", 0, 4)]  # a block is free, and r0 needs it next
+    assert spans(advance(scheduler)) == [("r0", 4, 1)]
+    assert scheduler.preemptions == 0
 
 
 def test_who_gave_way_is_not_let_in_again_at_once() -> None:
