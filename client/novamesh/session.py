@@ -38,7 +38,7 @@ GRACE_S: Final = 2.0  # the pool's own word about a deadline comes this much lat
 STOP_S: Final = 2.0  # a cancel order may take this long
 REWATCHES: Final = 12  # tries at the stream of one job
 WATCH_S_MAX: Final = (JOB_TIMEOUT_MS_MAX + TAIL_KEPT_MS) / 1000
-# The job may go on without us: its record stays, `Client.resume` takes it up.
+# What cannot be reached now: the job may go on, and `Client.resume` takes it up.
 _RESUMABLE: Final = frozenset({Code.UNAVAILABLE, Code.BUSY, Code.STORAGE})
 
 
@@ -206,7 +206,10 @@ class JobSession:
         if failure is not None:
             if reader.ended or failure.code not in _RESUMABLE:
                 self._desk.records.remove(record.job)
-            raise failure
+                raise failure
+            # The job may go on without us, and its record stays.
+            hint = f"within ten minutes:  novamesh jobs resume {record.job.hex()[:12]}"
+            raise NovaMeshError(failure.code, failure.message, hint) from failure
         return self._complete(record, conclusion)
 
     async def _read_events(

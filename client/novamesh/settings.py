@@ -170,5 +170,5 @@ def _expected(kind: type, option: Option) -> str:
     unit = f" of {option.unit}" if option.unit else ""
     if option.least is not None and option.greatest is not None:
         length = " characters" if kind is str else ""
-        return f"{name}{unit} from {option.least:g} to {option.greatest:g}{length}"
+        return f"{name}{unit} from {option.least:.12g} to {option.greatest:.12g}{length}"
     return f"{name}{unit}"

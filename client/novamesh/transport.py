@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from dataclasses import dataclass
 from typing import Final
@@ -158,10 +159,10 @@ async def _fetch_certificate(host: str, port: int, address: str) -> bytes:
             "is this the port of its gRPC service?  the join code names it",
         ) from error
     except OSError as error:
+        plain = isinstance(error, ConnectionError) and error.errno
+        reason = os.strerror(error.errno or 0) if plain else error.strerror or error
         raise NovaMeshError(
-            Code.UNAVAILABLE,
-            f"cannot reach {address}: {error.strerror or error}",
-            _UNREACHABLE_HINT,
+            Code.UNAVAILABLE, f"cannot reach {address}: {reason}", _UNREACHABLE_HINT
         ) from error
     try:
         session: ssl.SSLObject = writer.get_extra_info("ssl_object")

@@ -1,0 +1,186 @@
+"""`novamesh receipt …`: the receipts you hold, and what they prove without anybody's help."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from novamesh.cli.output import (
+    mark,
+    moment,
+    plural,
+    say,
+    write_fields,
+    write_json,
+    write_status,
+    write_table,
+)
+from novamesh.cli.scope import HERE, Json, Scope
+from novamesh.model_choice import SHOWN_CHARS
+from novamesh.receipts import Receipts, verify_file
+from novamesh_proto.identity import format_node_id, parse_node_id, short
+from novamesh_proto.messages import NodeId
+from novamesh_proto.receipt import VerifiedReceipt
+
+app = App(name="receipt", help="Receipts you hold; they verify offline.")
+
+Coordinator = Annotated[
+    str | None, Parameter(help="PeerId: take receipts of this coordinator only.")
+]
+ByClient = Annotated[str | None, Parameter(help="PeerId: take receipts of this client only.")]
+
+
+@app.command(name="ls")
+def list_receipts(*, json: Json = False, scope: Scope = HERE) -> None:
+    """List the receipts on this machine, newest first."""
+    kept = Receipts(scope.places.receipts).list()
+    if json:
+        write_json([{"job": one.job, "file": str(one.path)} for one in kept])
+        return
+    if not kept:
+        say("no receipts yet; every answer of novamesh run leaves one")
+        return
+    write_table(
+        ("JOB", "KEPT (UTC)", "FILE"),
+        [(one.job[:SHOWN_CHARS], moment(one.kept_at_ms), one.path) for one in kept],
+    )
+
+
+@app.command
+def show(file: str, /, *, json: Json = False, scope: Scope = HERE) -> None:
+    """Show what a receipt says; it is verified first.
+
+    Parameters
+    ----------
+    file
+        A receipt file, or the beginning of a job's id.
+    """
+    path = Receipts(scope.places.receipts).find(file)
+    verified = verify_file(path)
+    if json:
+        write_json(document(verified))
+        return
+    write_fields(facts(verified))
+    _note_findings(verified)
+
+
+@app.command
+def verify(
+    file: str,
+    /,
+    *,
+    coordinator: Coordinator = None,
+    client: ByClient = None,
+    json: Json = False,
+    scope: Scope = HERE,
+) -> None:
+    """Check every signature of a receipt and that all parts belong together, offline.
+
+    The exit status is 0 only if everything fits; a refusal names the part that is wrong.
+
+    Parameters
+    ----------
+    file
+        A receipt file, or the beginning of a job's id.
+    """
+    path = Receipts(scope.places.receipts).find(file)
+    verified = verify_file(path, _peer(coordinator), _peer(client))
+    if json:
+        write_json(document(verified))
+        return
+    for part, signer in verified.signatures:
+        write_status("ok", f"{part.ljust(14)}  signed by {short(signer)}")
+    _note_findings(verified)
+    say(f"{plural(len(verified.signatures), 'signature')} ok; all parts belong to one job")
+
+
+def facts(verified: VerifiedReceipt) -> dict[str, object]:
+    """What a verified receipt says, for a screen."""
+    claim = verified.attestation.message if verified.attestation is not None else None
+    fields: dict[str, object] = {
+        "job": verified.job.hex(),
+        "pool": verified.terms.message.header.network,
+        "client": format_node_id(verified.client),
+        "node": format_node_id(verified.node),
+        "coordinator": format_node_id(verified.coordinator),
+        "model": f"{_model_name(verified)} sha256:{verified.terms.message.model_profile.hex()}",
+        "asked": f"{moment(verified.terms.message.header.issued_at_ms)} UTC",
+        "tokens": _tokens(verified),
+        "witnessed": witnessed(verified),
+    }
+    if claim is not None:
+        fields["claimed"] = (
+            f"first token after {claim.timing.ttft_us / 1e6:.3f} s, "
+            f"all after {claim.timing.total_us / 1e6:.3f} s, {claim.engine_build}"
+        )
+        fields["hardware"] = f"{claim.hardware.name} ({claim.hardware.kind}), as claimed"
+    if claim is not None and claim.energy_mj:
+        fields["energy"] = f"{claim.energy_mj / 1000:.1f} J, as claimed"
+    if verified.settlement is not None:
+        settled = verified.settlement.message
+        fields["settled"] = f"{settled.prompt_tokens} + {settled.completion_tokens} tokens"
+    return fields
+
+
+def witnessed(verified: VerifiedReceipt) -> str:
+    """What the client saw on its own clock, in words."""
+    if verified.ttft_us is None:
+        return "nothing: no client receipt"
+    text = f"first token after {verified.ttft_us / 1e6:.3f} s"
+    if verified.tokens_per_s is not None:
+        text += f", then {verified.tokens_per_s:.1f} tokens/s"
+    return text
+
+
+def document(verified: VerifiedReceipt) -> dict[str, object]:
+    """A verified receipt as JSON."""
+    claim = verified.attestation.message if verified.attestation is not None else None
+    settled = verified.settlement.message if verified.settlement is not None else None
+    return {
+        "job": verified.job.hex(),
+        "network": verified.terms.message.header.network,
+        "client": format_node_id(verified.client),
+        "node": format_node_id(verified.node),
+        "coordinator": format_node_id(verified.coordinator),
+        "model": _model_name(verified),
+        "model_profile": verified.terms.message.model_profile.hex(),
+        "prompt_tokens": claim.prompt_tokens if claim is not None else None,
+        "completion_tokens": verified.completion_tokens,
+        "finish": claim.finish.name.lower() if claim is not None else None,
+        "witnessed_ttft_us": verified.ttft_us,
+        "witnessed_tokens_per_s": verified.tokens_per_s,
+        "engine_build": claim.engine_build if claim is not None else None,
+        "energy_mj": claim.energy_mj if claim is not None else None,
+        "settled_prompt_tokens": settled.prompt_tokens if settled is not None else None,
+        "settled_completion_tokens": settled.completion_tokens if settled is not None else None,
+        "signatures": [
+            {"part": part, "signer": format_node_id(signer)} for part, signer in verified.signatures
+        ],
+        "findings": [
+            {"rule": one.rule, "severity": one.severity.name.lower(), "message": one.message}
+            for one in verified.findings
+        ],
+        "ok": True,
+    }
+
+
+def _model_name(verified: VerifiedReceipt) -> str:
+    return verified.offer.name if verified.offer is not None else "a model without a name"
+
+
+def _tokens(verified: VerifiedReceipt) -> str:
+    answered = f"{plural(verified.completion_tokens, 'token')} answered"
+    if verified.attestation is None:
+        return f"{answered}, up to the last checkpoint"
+    claim = verified.attestation.message
+    return f"{claim.prompt_tokens} read, {answered}, ended by {claim.finish.name.lower()}"
+
+
+def _note_findings(verified: VerifiedReceipt) -> None:
+    for finding in verified.findings:
+        mark("note", finding.message)
+
+
+def _peer(text: str | None) -> NodeId | None:
+    return None if text is None else parse_node_id(text)
