@@ -1,0 +1,301 @@
+"""Attempts from their nodes' side: attach, decide, stream, attest, give up, vanish.
+
+Rules: only the newest session of a node speaks for it; what it says of an attempt counts only for
+the job's present attempt and fence, otherwise the node is told to stop, once; a node that breaks
+the protocol of an attempt loses that attempt. Signatures were checked by the verifier.
+"""
+
+from __future__ import annotations
+
+from novamesh_coordinator.dispatcher import Dispatcher
+from novamesh_coordinator.effects import StopAttempt, Turn, Wake
+from novamesh_coordinator.events import EvidenceKept
+from novamesh_coordinator.inputs import (
+    AttemptAttested,
+    AttemptDecided,
+    AttemptFailed,
+    CheckpointArrived,
+    ChunkArrived,
+    DescriptorRenewed,
+    IdleAsked,
+    LoadChanged,
+    NodeAttached,
+    NodeDetached,
+    PrefillMoved,
+)
+from novamesh_coordinator.jobs import EVIDENCE_KEPT_MAX, Job, Jobs
+from novamesh_coordinator.membership import Membership
+from novamesh_coordinator.registry import Registry
+from novamesh_coordinator.relay import Relay, Stream
+from novamesh_coordinator.verifier import check_claim
+from novamesh_proto.attestation import check_attestation
+from novamesh_proto.errors import Code, NovaMeshError, PeerError, parse_code
+from novamesh_proto.limits import RUNNING_MAX
+from novamesh_proto.messages import (
+    FinishReason,
+    IdleReport,
+    JobId,
+    JobState,
+    NodeId,
+    RunningAttempt,
+)
+
+SPARE_CHUNKS = 64  # chunks without tokens that an attempt may have
+
+
+class Floor:
+    """Where nodes work."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        registry: Registry,
+        jobs: Jobs,
+        relay: Relay,
+        dispatcher: Dispatcher,
+    ) -> None:
+        self._membership = membership
+        self._registry = registry
+        self._jobs = jobs
+        self._relay = relay
+        self._dispatcher = dispatcher
+
+    def attach(self, turn: Turn, came: NodeAttached) -> tuple[RunningAttempt, ...]:
+        """A node is here. Returns the attempts to go on with, and from which chunk.
+
+        Raises:
+            NovaMeshError: NOT_A_MEMBER, BANNED, STALE for an old descriptor.
+        """
+        node = came.hello.issuer
+        self._membership.require(node)
+        self._registry.attach(turn, came.descriptor, came.session, came.rtt_us)
+        listed = {(run.job, run.attempt, run.fence) for run in came.hello.message.running}
+        resumed: list[RunningAttempt] = []
+        for job in self._jobs.on_node(node):
+            if (job.job, job.attempt, job.fence) in listed and len(resumed) < RUNNING_MAX:
+                self._dispatcher.accept(turn, job, came.hello.envelope)
+                stream = self._stream(job)
+                resumed.append(RunningAttempt(job.job, job.attempt, job.fence, stream.chain.chunks))
+            else:
+                self._dispatcher.end_attempt(
+                    turn,
+                    job,
+                    Code.NODE_LOST,
+                    "the node came back without the attempt",
+                    lost=True,
+                    told=True,
+                    same_node=True,
+                )
+        return tuple(resumed)
+
+    def detach(self, turn: Turn, gone: NodeDetached) -> None:
+        """A stream ended."""
+        if self._registry.sessions.close(gone.node, gone.session):
+            self._dispatcher.move_on(turn, gone.node)
+
+    def set_load(self, turn: Turn, said: LoadChanged) -> None:
+        """How much more the node takes."""
+        session = self._registry.sessions.require(said.node, said.session, turn.now)
+        self._registry.sessions.set_load(session, said.load)
+
+    def renew_descriptor(self, turn: Turn, said: DescriptorRenewed) -> None:
+        """A newer descriptor."""
+        self._registry.sessions.require(said.node, said.session, turn.now)
+        self._registry.take_descriptor(turn, said.descriptor)
+
+    def report_idle(self, turn: Turn, asked: IdleAsked) -> IdleReport:
+        """Why the node got no work."""
+        return self._registry.sessions.require(asked.node, asked.session, turn.now).report()
+
+    def decide(self, turn: Turn, said: AttemptDecided) -> None:
+        """The node takes the attempt, or another one must."""
+        decision = said.decision
+        answer = decision.message
+        job = self._current(
+            turn, decision.issuer, said.session, answer.job, answer.attempt, answer.fence
+        )
+        if job is None:
+            return
+        if answer.accepted:
+            self._dispatcher.accept(turn, job, decision.envelope)
+            return
+        self._dispatcher.end_attempt(
+            turn,
+            job,
+            parse_code(answer.code),
+            answer.message or "the node declined the job",
+            lost=False,
+            evidence=decision.envelope,
+            told=True,
+        )
+
+    def progress(self, turn: Turn, said: PrefillMoved) -> None:
+        """Prefill goes on: that renews the lease, if it truly goes on."""
+        moved = said.progress
+        job = self._current(turn, said.node, said.session, moved.job, moved.attempt, moved.fence)
+        if job is None:
+            return
+        stream = self._stream(job)
+        if moved.prompt_tokens_done > stream.prompt_tokens_done:
+            stream.prompt_tokens_done = moved.prompt_tokens_done
+            self._dispatcher.renew(turn, job)
+
+    def relay_chunk(self, turn: Turn, said: ChunkArrived) -> None:
+        """A sealed chunk goes to whoever follows the job."""
+        came = said.chunk
+        job = self._current(turn, said.node, said.session, came.job, came.attempt, came.fence)
+        if job is None:
+            return
+        stream = self._stream(job)
+        if came.chunk.index < stream.chain.chunks:
+            return  # sent again after a reconnect
+        try:
+            self._check_room(job, stream, came.chunk.tokens)
+            self._relay.add_chunk(job.job, came.chunk, turn.now.ticks_us)
+        except PeerError as error:
+            self._lose(turn, job, error)
+            return
+        self._dispatcher.renew(turn, job)
+        turn.emit(Wake(job.job))
+
+    def relay_checkpoint(self, turn: Turn, said: CheckpointArrived) -> None:
+        """What the node commits to goes to the client, and may be paid if the node dies."""
+        point = said.checkpoint
+        claim = point.message
+        job = self._current(turn, point.issuer, said.session, claim.job, claim.attempt, claim.fence)
+        if job is None:
+            return
+        chain = self._stream(job).chain
+        position = job.start_position + chain.tokens
+        if claim.chunks > chain.chunks or (
+            claim.chunks == chain.chunks
+            and (claim.chain_head, claim.position) != (chain.head, position)
+        ):
+            problem = "its checkpoint names another chain than the relay saw"
+            self._lose(turn, job, PeerError(Code.CORRUPT, problem, ""))
+            return
+        self._relay.add_checkpoint(job.job, point)
+        turn.emit(Wake(job.job))
+
+    def attest(self, turn: Turn, said: AttemptAttested) -> None:
+        """The node's claim about an attempt: settle it once, or keep it as evidence."""
+        claim = said.attestation
+        node, att = claim.issuer, claim.message
+        self._registry.sessions.require(node, said.session, turn.now)
+        job = self._jobs.get(att.job)
+        if job is None or node not in job.tried:
+            return
+        stream, terms = self._relay.get(job.job), self._dispatcher.terms_of(job.job)
+        current = (job.attempt, job.fence, job.node) == (att.attempt, att.fence, node)
+        if not current or job.settled or stream is None or terms is None:
+            self._keep_late(turn, job, said)
+            return
+        if job.state.terminal:
+            self._settle_ended(turn, job, stream, said)
+            return
+        try:
+            check_claim(claim, terms, stream)
+        except PeerError as error:
+            self._lose(turn, job, error, said)
+            return
+        if att.finish in (FinishReason.STOP, FinishReason.LENGTH):
+            self._dispatcher.complete(turn, job, stream, claim)
+        else:
+            self._dispatcher.end_attempt(
+                turn,
+                job,
+                Code.NODE_LOST,
+                "the node stopped before the answer was complete",
+                lost=True,
+                evidence=claim.envelope,
+                told=True,
+                claim=claim,
+            )
+
+    def fail(self, turn: Turn, said: AttemptFailed) -> None:
+        """The node gives up an attempt."""
+        failure = said.failure
+        what = failure.message
+        job = self._current(turn, failure.issuer, said.session, what.job, what.attempt, what.fence)
+        if job is not None:
+            self._dispatcher.end_attempt(
+                turn,
+                job,
+                parse_code(what.code),
+                what.message or "the node could not go on",
+                lost=True,
+                evidence=failure.envelope,
+                told=True,
+            )
+
+    def _current(
+        self, turn: Turn, node: NodeId, session: bytes, job_id: JobId, attempt: int, fence: int
+    ) -> Job | None:
+        """The job, if this is its attempt at work; otherwise the node is told to stop."""
+        speaker = self._registry.sessions.require(node, session, turn.now)
+        job = self._jobs.get(job_id)
+        at_work = job is not None and job.at_work
+        if (
+            job is not None
+            and at_work
+            and (job.attempt, job.fence, job.node)
+            == (
+                attempt,
+                fence,
+                node,
+            )
+        ):
+            return job
+        if speaker.stop_once(job_id, attempt):
+            code = Code.STALE
+            if job is not None and job.state is JobState.CANCELLED:
+                code = Code.CANCELLED
+            elif job is not None and job.state is JobState.EXPIRED:
+                code = Code.EXPIRED
+            turn.emit(StopAttempt(node, session, job_id, attempt, fence, code))
+        return None
+
+    def _stream(self, job: Job) -> Stream:
+        stream = self._relay.get(job.job)
+        assert stream is not None
+        return stream
+
+    @staticmethod
+    def _check_room(job: Job, stream: Stream, tokens: int) -> None:
+        room = job.max_tokens - job.start_position
+        if stream.chain.tokens + tokens > room or stream.chain.chunks > room + SPARE_CHUNKS:
+            raise PeerError(
+                Code.CORRUPT, f"the answer is longer than the {room} tokens of its terms", ""
+            )
+
+    def _lose(
+        self, turn: Turn, job: Job, error: NovaMeshError, said: AttemptAttested | None = None
+    ) -> None:
+        """The node broke the protocol of this attempt."""
+        evidence = said.attestation.envelope if said is not None else None
+        self._dispatcher.end_attempt(
+            turn, job, error.code, error.message, lost=True, evidence=evidence
+        )
+
+    def _settle_ended(self, turn: Turn, job: Job, stream: Stream, said: AttemptAttested) -> None:
+        """A cancelled or expired job's node says what it did until then."""
+        terms = self._dispatcher.terms_of(job.job)
+        paid_for = job.state in (JobState.CANCELLED, JobState.EXPIRED) and terms is not None
+        try:
+            if paid_for and terms is not None:
+                check_attestation(said.attestation, terms, stream.assignment)
+        except NovaMeshError:
+            paid_for = False
+        if paid_for:
+            self._dispatcher.settle_part(turn, job, stream, said.attestation)
+        else:
+            self._keep_late(turn, job, said)
+
+    def _keep_late(self, turn: Turn, job: Job, said: AttemptAttested) -> None:
+        claim = said.attestation
+        if job.evidence < EVIDENCE_KEPT_MAX:
+            turn.log(
+                EvidenceKept(
+                    job.job, turn.now.wall_ms, claim.issuer, "late_attestation", claim.envelope
+                )
+            )

@@ -1,0 +1,180 @@
+"""Who is attached now: the newest stream of each node, its load, and why it got no work.
+
+Presence is not logged: after a restart nobody is attached until it dials again. Reservations live
+here too; they are promises of two seconds and die with the process.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from novamesh_coordinator.events import Moment
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.limits import RESERVATION_MS
+from novamesh_proto.matching import Cause, Ranking
+from novamesh_proto.messages import IdleReason, IdleReport, JobId, NodeId, NodeLoad
+
+RESERVATIONS_MAX: Final = 16_384
+STOPS_KEPT: Final = 256  # attempts a session remembers having been told to stop
+
+
+@dataclass(slots=True)
+class Session:
+    """One node's open stream. `free` is what it said last, less what it was given since."""
+
+    node: NodeId
+    session: bytes
+    attached_ms: int
+    seen_ms: int
+    rtt_us: int
+    free: int
+    accepting: bool = True
+    refusal: str = ""
+    considered: int = 0
+    chosen: int = 0
+    causes: dict[Cause, tuple[int, str]] = field(default_factory=dict)
+    _stopped: dict[tuple[JobId, int], None] = field(default_factory=dict)
+
+    def stop_once(self, job: JobId, attempt: int) -> bool:
+        """Whether the node still has to be told to stop this attempt; True once."""
+        if (job, attempt) in self._stopped:
+            return False
+        if len(self._stopped) >= STOPS_KEPT:
+            del self._stopped[next(iter(self._stopped))]
+        self._stopped[job, attempt] = None
+        return True
+
+    def report(self) -> IdleReport:
+        """Why it got no work since it attached, most frequent reason first."""
+        counted = sorted(self.causes.items(), key=lambda item: (-item[1][0], item[0]))
+        reasons = tuple(IdleReason(reason, count) for _, (count, reason) in counted)
+        return IdleReport(self.considered, self.chosen, reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A slot held for a client."""
+
+    id: bytes
+    node: NodeId
+    client: NodeId
+    until_ms: int
+
+
+class Sessions:
+    """Open streams by node."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[NodeId, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def all(self) -> list[Session]:
+        """Every open session."""
+        return list(self._sessions.values())
+
+    def get(self, node: NodeId) -> Session | None:
+        """The newest session of a node."""
+        return self._sessions.get(node)
+
+    def require(self, node: NodeId, session: bytes, now: Moment) -> Session:
+        """The session, if it is the newest of the node.
+
+        Raises:
+            NovaMeshError: STALE.
+        """
+        found = self._sessions.get(node)
+        if found is None or found.session != session:
+            raise NovaMeshError(
+                Code.STALE, "this session has ended, a newer one took its place", "attach again"
+            )
+        found.seen_ms = now.wall_ms
+        return found
+
+    def open(self, node: NodeId, session: bytes, slots: int, rtt_us: int, now: Moment) -> None:
+        """A node attached; its older session counts no more."""
+        self._sessions[node] = Session(node, session, now.wall_ms, now.wall_ms, rtt_us, slots)
+
+    def close(self, node: NodeId, session: bytes) -> bool:
+        """A stream ended; False if it was not the newest."""
+        found = self._sessions.get(node)
+        if found is None or found.session != session:
+            return False
+        del self._sessions[node]
+        return True
+
+    def set_load(self, session: Session, load: NodeLoad) -> None:
+        """What the node says it would take now."""
+        session.free = load.free_slots
+        session.accepting = load.accepting
+        session.refusal = load.reason
+
+    def account(self, ranking: Ranking) -> None:
+        """Remember who was chosen and who was not, so that a node can ask why."""
+        for ranked in ranking.chosen:
+            session = self._sessions.get(ranked.node)
+            if session is not None:
+                session.considered += 1
+                session.chosen += 1
+        for refused in ranking.refused:
+            session = self._sessions.get(refused.node)
+            if session is not None:
+                session.considered += 1
+                count, _ = session.causes.get(refused.cause, (0, ""))
+                session.causes[refused.cause] = (count + 1, refused.reason[:500])
+
+
+class Reservations:
+    """Slots held between a match and its submission."""
+
+    def __init__(self) -> None:
+        self._held: dict[bytes, Reservation] = {}
+        self._queue: deque[Reservation] = deque()
+        self._by_node: Counter[NodeId] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def hold(self, reservation_id: bytes, node: NodeId, client: NodeId, now: Moment) -> None:
+        """Hold a slot for RESERVATION_MS.
+
+        Raises:
+            NovaMeshError: BUSY where too many are held.
+        """
+        self._expire(now)
+        if len(self._held) >= RESERVATIONS_MAX:
+            raise NovaMeshError(Code.BUSY, "too many matches at once", "try again", RESERVATION_MS)
+        until_ms = now.ticks_ms + RESERVATION_MS
+        held = Reservation(reservation_id, node, client, until_ms)
+        self._held[reservation_id] = held
+        self._queue.append(held)
+        self._by_node[node] += 1
+
+    def release(self, reservation_id: bytes, client: NodeId) -> None:
+        """Give a slot back; what is not this client's stays."""
+        held = self._held.get(reservation_id)
+        if held is not None and held.client == client:
+            self._drop(held)
+
+    def count(self, node: NodeId, now: Moment, but: tuple[bytes, ...] = ()) -> int:
+        """Slots of a node that are held, those named in `but` not counted."""
+        self._expire(now)
+        own = sum(1 for name in but if name in self._held and self._held[name].node == node)
+        return self._by_node[node] - own
+
+    def _expire(self, now: Moment) -> None:
+        while self._queue and (
+            self._queue[0].until_ms <= now.ticks_ms or self._queue[0].id not in self._held
+        ):
+            held = self._queue.popleft()
+            if self._held.get(held.id) is held:
+                self._drop(held)
+
+    def _drop(self, held: Reservation) -> None:
+        del self._held[held.id]
+        self._by_node[held.node] -= 1
+        if not self._by_node[held.node]:
+            del self._by_node[held.node]
