@@ -1,0 +1,174 @@
+"""Where effects go: outboxes of attached nodes, mailboxes of watchers, sealed jobs on their way.
+
+Rules: an outbox holds OUTBOX_MAX messages, and a node that does not keep up loses its session, not
+the coordinator's memory; a watcher is shown the newest state, never a queue of old ones; sealed
+jobs are cached within BODIES_BYTES_MAX and otherwise read from the store. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+from novamesh_coordinator.effects import (
+    Assign,
+    Effect,
+    EndSession,
+    PassAck,
+    Publish,
+    StopAttempt,
+    Wake,
+)
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.limits import MIB
+from novamesh_proto.messages import (
+    AttachCancel,
+    AttachGoodbye,
+    AttachResponse,
+    JobId,
+    NodeId,
+    SealedJob,
+)
+
+OUTBOX_MAX: Final = 64
+WATCHERS_MAX: Final = 8  # of one job
+BODIES_BYTES_MAX: Final = 64 * MIB
+
+Outgoing = AttachResponse | Assign
+
+
+class Outbox:
+    """Messages for one session of a node, in order; `closed` says why it ended."""
+
+    def __init__(self, node: NodeId, session: bytes) -> None:
+        self.node = node
+        self.session = session
+        self.closed: AttachGoodbye | None = None
+        self._queue: asyncio.Queue[Outgoing | None] = asyncio.Queue(OUTBOX_MAX + 1)
+
+    def put(self, message: Outgoing) -> None:
+        """Queue a message; a full outbox ends the session."""
+        if self.closed is not None:
+            return
+        if self._queue.qsize() >= OUTBOX_MAX:
+            self.close(Code.BUSY, "the node does not read its messages")
+            return
+        self._queue.put_nowait(message)
+
+    def close(self, code: Code, message: str) -> None:
+        """Nothing more is queued; what waits is still sent, then the goodbye."""
+        if self.closed is None:
+            self.closed = AttachGoodbye(code, message[:500])
+            self._queue.put_nowait(None)
+
+    async def next(self) -> Outgoing | None:
+        """The next message; None when the session is to end."""
+        return await self._queue.get()
+
+
+@dataclass(slots=True)
+class Watcher:
+    """Somebody who follows a job: what it sees now, and a bell."""
+
+    job: JobId
+    seen: Publish | None = None
+    bell: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Hub:
+    """The only owner of outboxes and watchers."""
+
+    def __init__(self) -> None:
+        self._outboxes: dict[tuple[NodeId, bytes], Outbox] = {}
+        self._watchers: dict[JobId, list[Watcher]] = {}
+        self._bodies: OrderedDict[JobId, SealedJob] = OrderedDict()
+        self._bodies_bytes = 0
+
+    def connect(self, node: NodeId, session: bytes) -> Outbox:
+        """The outbox of a new session; an older one is closed when the core says so."""
+        outbox = Outbox(node, session)
+        self._outboxes[node, session] = outbox
+        return outbox
+
+    def disconnect(self, outbox: Outbox) -> None:
+        """A stream is gone."""
+        self._outboxes.pop((outbox.node, outbox.session), None)
+
+    def watch(self, job: JobId) -> Watcher:
+        """Follow a job.
+
+        Raises:
+            NovaMeshError: BUSY if too many do already.
+        """
+        watchers = self._watchers.setdefault(job, [])
+        if len(watchers) >= WATCHERS_MAX:
+            raise NovaMeshError(
+                Code.BUSY, f"{WATCHERS_MAX} streams follow this job already", "close one", 1_000
+            )
+        watcher = Watcher(job)
+        watchers.append(watcher)
+        return watcher
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Follow no more."""
+        watchers = self._watchers[watcher.job]
+        watchers.remove(watcher)
+        if not watchers:
+            del self._watchers[watcher.job]
+
+    def say_goodbye(self, code: Code, message: str) -> None:
+        """End every session."""
+        for outbox in self._outboxes.values():
+            outbox.close(code, message)
+
+    def deliver(self, effect: Effect) -> None:
+        """Carry out one effect."""
+        match effect:
+            case Publish():
+                for watcher in self._watchers.get(effect.view.job, ()):
+                    watcher.seen = effect
+                    watcher.bell.set()
+                if effect.view.state.terminal:
+                    self._drop_body(effect.view.job)
+            case Wake():
+                for watcher in self._watchers.get(effect.job, ()):
+                    watcher.bell.set()
+            case EndSession():
+                outbox = self._outboxes.get((effect.node, effect.session))
+                if outbox is not None:
+                    outbox.close(effect.code, effect.message)
+            case Assign() | StopAttempt() | PassAck():
+                outbox = self._outboxes.get((effect.node, effect.session))
+                if outbox is not None:
+                    outbox.put(_outgoing(effect))
+
+    def keep_body(self, job: JobId, sealed: SealedJob) -> None:
+        """Keep a sealed job at hand until it is sent; the oldest make room."""
+        self._drop_body(job)
+        self._bodies[job] = sealed
+        self._bodies_bytes += len(sealed.body)
+        while self._bodies_bytes > BODIES_BYTES_MAX:
+            self._drop_body(next(iter(self._bodies)))
+
+    def body(self, job: JobId) -> SealedJob | None:
+        """A sealed job, if it is still at hand."""
+        return self._bodies.get(job)
+
+    def _drop_body(self, job: JobId) -> None:
+        sealed = self._bodies.pop(job, None)
+        if sealed is not None:
+            self._bodies_bytes -= len(sealed.body)
+
+
+def _outgoing(effect: Assign | StopAttempt | PassAck) -> Outgoing:
+    match effect:
+        case Assign():
+            return effect  # the session's writer adds the sealed job
+        case StopAttempt():
+            return AttachResponse(
+                cancel=AttachCancel(effect.job, effect.attempt, effect.fence, effect.code)
+            )
+        case PassAck():
+            return AttachResponse(ack=effect.ack)

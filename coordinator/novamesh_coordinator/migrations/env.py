@@ -1,0 +1,7 @@
+"""How Alembic runs our steps: on the connection that the store hands over, in its transaction."""
+
+from alembic import context
+
+context.configure(connection=context.config.attributes["connection"])
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,339 @@
+"""The event log on disk: the only SQL here (SQLAlchemy Core, SQLite through aiosqlite).
+
+Rules: what `commit` returned from survives kill -9 and power loss (WAL, synchronous=FULL); a batch
+is one transaction; every event carries the digest of the log up to it, so a flipped bit or a
+missing row is found when the log is read, and refused, never repaired; one process at a time has
+the database. Snapshots only shorten the replay: state = newest snapshot + the events after it.
+Sealed bodies of live jobs are kept beside the log and go when their job ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from novamesh_coordinator import canonical
+from novamesh_coordinator.core import CoreState
+from novamesh_coordinator.events import RECORDS, AttemptSettled, JobEnded, Record
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.messages import JobId, JobState
+
+SNAPSHOTS_KEPT: Final = 2
+BUSY_TIMEOUT_MS: Final = 5_000
+_FIRST_DIGEST: Final = hashlib.sha256(b"novamesh/v1/log\0").digest()
+_CORRUPT_HINT: Final = (
+    "nothing was changed. Restore the coordinator's folder from a backup, and keep a copy of the "
+    "damaged one to find out what happened"
+)
+
+_META: Final = sa.MetaData()
+_EVENTS: Final = sa.Table(
+    "events",
+    _META,
+    sa.Column("seq", sa.BigInteger, primary_key=True),
+    sa.Column("kind", sa.Text),
+    sa.Column("job", sa.LargeBinary),
+    sa.Column("body", sa.LargeBinary),
+    sa.Column("digest", sa.LargeBinary),
+)
+_SNAPSHOTS: Final = sa.Table(
+    "snapshots",
+    _META,
+    sa.Column("seq", sa.BigInteger, primary_key=True),
+    sa.Column("log_digest", sa.LargeBinary),
+    sa.Column("body", sa.LargeBinary),
+    sa.Column("digest", sa.LargeBinary),
+)
+_BODIES: Final = sa.Table(
+    "bodies",
+    _META,
+    sa.Column("job", sa.LargeBinary, primary_key=True),
+    sa.Column("body", sa.LargeBinary),
+)
+_PROBES: Final = sa.Table(
+    "probes",
+    _META,
+    sa.Column("id", sa.BigInteger, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one step wants committed: its records, and a new job's sealed body."""
+
+    records: tuple[Record, ...]
+    body: tuple[JobId, bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is on disk: a snapshot's state, or none yet, and the records after it."""
+
+    state: CoreState | None
+    records: tuple[Record, ...]
+
+
+class Store:
+    """One open database; made by `open_store`."""
+
+    def __init__(self, engine: AsyncEngine, writer: AsyncConnection, lock: IO[str]) -> None:
+        self._engine = engine
+        self._writer = writer
+        self._lock = lock
+        self._digest = _FIRST_DIGEST
+        self.seq = 0  # of the last committed event
+
+    async def load(self) -> Loaded:
+        """Read snapshot and log, and check every digest on the way.
+
+        Raises:
+            NovaMeshError: CORRUPT, saying where; STORAGE.
+        """
+        async with _storage("read the log"), self._engine.connect() as reader:
+            newest = sa.select(_SNAPSHOTS).order_by(_SNAPSHOTS.c.seq.desc()).limit(1)
+            snapshot = (await reader.execute(newest)).one_or_none()
+            # With a snapshot the log is read from its own event on, to see that the two agree.
+            log = sa.select(_EVENTS).order_by(_EVENTS.c.seq)
+            log = log.where(_EVENTS.c.seq >= snapshot.seq) if snapshot else log
+            rows = (await reader.execute(log)).all()
+        # Digests and JSON of a long log take a while; the loop must go on meanwhile.
+        return await asyncio.to_thread(self._check, snapshot, rows)
+
+    async def commit(self, entries: Sequence[Entry]) -> None:
+        """Write what some steps decided, in order, in one transaction, durably.
+
+        Raises:
+            NovaMeshError: STORAGE; then nothing of it was written.
+        """
+        rows, digest = self._rows(entries)
+        bodies = [{"job": e.body[0], "body": e.body[1]} for e in entries if e.body is not None]
+        ended = [{"ended": job} for e in entries for r in e.records if (job := _ended(r))]
+        async with _storage("write the log"), self._writer.begin():
+            if rows:
+                await self._writer.execute(sa.insert(_EVENTS), rows)
+            if bodies:
+                await self._writer.execute(sa.insert(_BODIES), bodies)
+            if ended:
+                gone = sa.delete(_BODIES).where(_BODIES.c.job == sa.bindparam("ended"))
+                await self._writer.execute(gone, ended)
+        self.seq, self._digest = self.seq + len(rows), digest
+
+    async def save_snapshot(self, seq: int, log_digest: bytes, state: bytes) -> None:
+        """Keep the state as it was after event `seq`; older snapshots go, but one.
+
+        Raises:
+            NovaMeshError: STORAGE.
+        """
+        digest = _sha256(log_digest, state)
+        row = {"seq": seq, "log_digest": log_digest, "body": state, "digest": digest}
+        kept = sa.select(_SNAPSHOTS.c.seq).order_by(_SNAPSHOTS.c.seq.desc()).limit(SNAPSHOTS_KEPT)
+        async with _storage("write a snapshot"), self._writer.begin():
+            await self._writer.execute(sa.delete(_SNAPSHOTS).where(_SNAPSHOTS.c.seq == seq))
+            await self._writer.execute(sa.insert(_SNAPSHOTS), row)
+            await self._writer.execute(
+                sa.delete(_SNAPSHOTS).where(_SNAPSHOTS.c.seq.not_in(kept.scalar_subquery()))
+            )
+
+    def mark(self) -> tuple[int, bytes]:
+        """Number and digest of the last committed event: where a snapshot would stand."""
+        return self.seq, self._digest
+
+    async def body(self, job: JobId) -> bytes | None:
+        """The sealed job as it was submitted, while it lives."""
+        found = sa.select(_BODIES.c.body).where(_BODIES.c.job == job)
+        async with _storage("read a body"), self._engine.connect() as reader:
+            return (await reader.execute(found)).scalar_one_or_none()
+
+    async def records_of(self, job: JobId) -> tuple[Record, ...]:
+        """All that was decided on a job, in order.
+
+        Raises:
+            NovaMeshError: CORRUPT, STORAGE.
+        """
+        log = sa.select(_EVENTS).where(_EVENTS.c.job == job).order_by(_EVENTS.c.seq).limit(64)
+        async with _storage("read the log"), self._engine.connect() as reader:
+            rows = (await reader.execute(log)).all()
+        return tuple(_read(row) for row in rows)
+
+    async def probe(self, now_ms: int) -> None:
+        """Write a trifle, to see whether the disk takes it again.
+
+        Raises:
+            NovaMeshError: STORAGE.
+        """
+        async with _storage("write"), self._writer.begin():
+            await self._writer.execute(sa.delete(_PROBES))
+            await self._writer.execute(sa.insert(_PROBES), {"id": 1, "at_ms": now_ms})
+
+    async def close(self) -> None:
+        """Close the database and let another process have it."""
+        await self._writer.close()
+        await self._engine.dispose()
+        self._lock.close()
+
+    def _rows(self, entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], bytes]:
+        digest, seq, rows = self._digest, self.seq, []
+        for entry in entries:
+            for record in entry.records:
+                seq += 1
+                kind, body = type(record).__name__, canonical.encode(record)
+                digest = _link(digest, seq, kind, body)
+                job = getattr(record, "job", None)
+                row = {"seq": seq, "kind": kind, "job": job, "body": body, "digest": digest}
+                rows.append(row)
+        return rows, digest
+
+    def _check(self, snapshot: Any, rows: Sequence[Any]) -> Loaded:
+        state, seq, digest = None, 0, _FIRST_DIGEST
+        if snapshot is not None:
+            seq, digest = snapshot.seq, snapshot.log_digest
+            if _sha256(digest, snapshot.body) != snapshot.digest:
+                raise _corrupt(f"the snapshot at event {seq} was changed")
+            if not rows or rows[0].seq != seq or rows[0].digest != digest:
+                raise _corrupt(f"the log does not hold event {seq} as the snapshot knew it")
+            rows = rows[1:]
+            state = canonical.decode(CoreState, snapshot.body)
+        records = []
+        for row in rows:
+            seq += 1
+            if row.seq != seq:
+                raise _corrupt(f"event {seq} is missing from the log")
+            digest = _link(digest, seq, row.kind, row.body)
+            if digest != row.digest:
+                raise _corrupt(f"event {seq} of the log was changed")
+            records.append(_read(row))
+        self.seq, self._digest = seq, digest
+        return Loaded(state, tuple(records))
+
+
+async def open_store(path: Path) -> Store:
+    """Open the database of a coordinator, made and migrated where needed.
+
+    Raises:
+        NovaMeshError: CONFLICT if another process has it, STORAGE, CORRUPT.
+    """
+    lock = _take_lock(path.with_name(path.name + ".lock"))
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    sa.event.listen(engine.sync_engine, "connect", _set_pragmas)
+    try:
+        async with _storage("open the database"):
+            async with engine.begin() as connection:
+                await connection.run_sync(_migrate)
+            writer = await engine.connect()
+    except BaseException:
+        # Whatever went wrong: neither a thread nor the lock is left behind.
+        await engine.dispose()
+        lock.close()
+        raise
+    return Store(engine, writer, lock)
+
+
+def _take_lock(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.with_suffix("").touch(mode=0o600)  # what SQLite puts beside it gets the same mode
+        path.touch(mode=0o600)
+        lock = path.open("a+")
+    except OSError as error:
+        raise NovaMeshError(
+            Code.STORAGE, f"cannot write {path}: {error.strerror}", "check owner and free space"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        owner = lock.read(32).strip() or "unknown"
+        lock.close()
+        raise NovaMeshError(
+            Code.CONFLICT,
+            f"another coordinator (process {owner}) is using {path.with_suffix('')}",
+            "stop it first, or serve another --home",
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def _set_pragmas(connection: Any, _record: Any) -> None:
+    """On every connection; FULL, because what we acknowledge must survive a power cut."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _migrate(connection: sa.Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", "novamesh_coordinator:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+class _storage:  # noqa: N801  reads as a statement: async with _storage("write the log")
+    """Turn what the database raises into our errors."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DBAPIError):
+            said = str(error.orig)
+            if "malformed" in said or "not a database" in said:
+                raise _corrupt(f"the database says: {said}") from error
+            raise NovaMeshError(
+                Code.STORAGE,
+                f"cannot {self._doing}: {said}",
+                "free space on the coordinator's disk, or mend it; it goes on by itself then",
+                retry_after_ms=2_000,
+            ) from error
+
+
+def _ended(record: Record) -> JobId | None:
+    """The job that needs its sealed body no more, if a record ends one."""
+    if isinstance(record, JobEnded):
+        return record.job
+    if isinstance(record, AttemptSettled) and record.outcome is JobState.SETTLED:
+        return record.job
+    return None
+
+
+def _read(row: Any) -> Record:
+    cls = RECORDS.get(row.kind)
+    if cls is None:
+        raise NovaMeshError(
+            Code.CORRUPT,
+            f"event {row.seq} is a {row.kind}, which this version does not know",
+            "run the version of novamesh that wrote it, or a newer one",
+        )
+    return canonical.decode(cls, row.body)
+
+
+def _link(digest: bytes, seq: int, kind: str, body: bytes) -> bytes:
+    return hashlib.sha256(b"%b%d %b\0%b" % (digest, seq, kind.encode(), body)).digest()
+
+
+def _sha256(*parts: bytes) -> bytes:
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
+def _corrupt(problem: str) -> NovaMeshError:
+    return NovaMeshError(Code.CORRUPT, problem, _CORRUPT_HINT)
