@@ -1,0 +1,281 @@
+"""novamesh coordinator …: make a pool, serve it, invite to it, look after it.
+
+stdout is data, stderr is talk; errors are raised and shown by whoever mounted this app. gRPC and
+the database are imported inside the commands: `novamesh --help` must not pay for them, and a client
+without the extra must be able to load this module.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import AbstractContextManager
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from cyclopts import App, Parameter
+
+from novamesh_coordinator.config import (
+    CoordinatorConfig,
+    Folder,
+    find_folder,
+    load_config,
+    split_address,
+    write_config,
+)
+from novamesh_coordinator.invite import ID_BYTES, USES_MAX, Invite, invite_secret, write_invite
+from novamesh_coordinator.key_file import create_key, load_key, write_text
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import format_node_id, parse_node_id, short
+from novamesh_proto.join_code import format_join_code
+from novamesh_proto.messages import JoinCode
+
+if TYPE_CHECKING:
+    from novamesh_coordinator.owner_link import OwnerLink
+    from novamesh_coordinator.server import Running
+    from novamesh_proto.messages import NodeView
+
+app = App(name="coordinator", help="Run the table that a pool meets at.")
+
+EXTRA_HINT: Final = "pip install 'novamesh[coordinator]'"
+DAY_MS: Final = 86_400_000
+
+Home = Annotated[Path | None, Parameter(help="Folder of all files, instead of NOVAMESH_HOME.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+
+
+@app.command
+def init(
+    *,
+    name: Annotated[str, Parameter(help="Name of the pool.")] = "pool",
+    open: Annotated[bool, Parameter(help="Let anybody join without an invite.")] = False,
+    address: Annotated[str, Parameter(help="HOST:PORT that members dial, if not --listen.")] = "",
+    listen: Annotated[str | None, Parameter(help="HOST:PORT to listen on.")] = None,
+    home: Home = None,
+) -> None:
+    """Make a new pool: its key and its configuration."""
+    folder = find_folder(home)
+    flags = {"network": name, "open": open, "address": address, "listen": listen}
+    if not name:
+        raise NovaMeshError(Code.BAD_REQUEST, "a pool needs a name", "--name NAME")
+    config = load_config(folder, flags)
+    key = create_key(folder.key)
+    write_text(folder.config, write_config(config))
+    _say(f"made pool {name!r} in {folder.path}")
+    _say("next: novamesh coordinator serve, then novamesh coordinator invite")
+    _out(format_node_id(key.node_id))
+
+
+@app.command
+def serve(
+    *,
+    listen: Annotated[str | None, Parameter(help="HOST:PORT of the gRPC service.")] = None,
+    http: Annotated[str | None, Parameter(help="HOST:PORT of /metrics and /healthz.")] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Serve the pool until Ctrl-C or SIGTERM."""
+    folder = find_folder(home)
+    config = _config(folder, {"listen": listen, "http": http})
+    try:
+        import asyncio
+
+        from novamesh_coordinator.logs import configure_logs
+        from novamesh_coordinator.server import serve as serve_folder
+    except ImportError as error:
+        raise _missing(error) from error
+    configure_logs()
+    asyncio.run(serve_folder(folder, config, lambda running: _ready(config, running, json)))
+
+
+@app.command
+def invite(
+    *,
+    uses: Annotated[int, Parameter(help="How many may join with it.")] = 100,
+    days: Annotated[float, Parameter(help="How long it is good.")] = 7.0,
+    address: Annotated[str, Parameter(help="HOST:PORT to put into it.")] = "",
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Print a join code. The server need not run."""
+    folder = find_folder(home)
+    config = _config(folder, {})
+    key = load_key(folder.key)
+    if not 1 <= uses <= USES_MAX or not 0 < days <= 3650:
+        raise NovaMeshError(
+            Code.BAD_REQUEST, "an invite has 1 or more uses and at most 3650 days", "--uses 100"
+        )
+    dialled = address or _public_address(folder, config)
+    expires_ms = time.time_ns() // 1_000_000 + int(days * DAY_MS)
+    token = write_invite(invite_secret(key), Invite(os.urandom(ID_BYTES), expires_ms, uses))
+    code = format_join_code(JoinCode(dialled, key.node_id, config.network, token))
+    if json:
+        _print_json(
+            {
+                "code": code,
+                "address": dialled,
+                "network": config.network,
+                "uses": uses,
+                "expires_at_ms": expires_ms,
+            }
+        )
+        return
+    _say(f"good for {uses} members and {days:g} days; they run: novamesh pool join CODE")
+    _out(code)
+
+
+@app.command
+def nodes(*, home: Home = None, json: AsJson = False) -> None:
+    """List the pool's nodes."""
+    with _owner_link(home) as link:
+        views = link.nodes()
+    if json:
+        _print_json([_node_row(view) for view in views])
+    else:
+        _print_nodes(views)
+
+
+@app.command
+def ban(
+    member: Annotated[str, Parameter(help="PeerId of a node or a client.")],
+    *,
+    reason: Annotated[str, Parameter(help="Why; the member is told.")] = "",
+    lift: Annotated[bool, Parameter(negative="", help="Let it in again.")] = False,
+    home: Home = None,
+) -> None:
+    """Keep a member out, or let it in again."""
+    node = parse_node_id(member)
+    with _owner_link(home) as link:
+        link.ban(node, reason, lift)
+    _say(f"{short(node)} {'may come in again' if lift else 'is banned'}")
+
+
+@app.command
+def health(*, home: Home = None, json: AsJson = False) -> None:
+    """Ask the running coordinator whether it serves."""
+    began_s = time.monotonic()
+    with _owner_link(home) as link:
+        card = link.health()
+    took_ms = round((time.monotonic() - began_s) * 1000)
+    if json:
+        _print_json(
+            {
+                "serving": True,
+                "network": link.network,
+                "version": card.version,
+                "open": card.open,
+                "took_ms": took_ms,
+            }
+        )
+    else:
+        _out(f"serving  pool {link.network}  version {card.version}  {took_ms} ms")
+
+
+def _config(folder: Folder, flags: dict[str, object]) -> CoordinatorConfig:
+    config = load_config(folder, flags)
+    if not config.network:
+        load_key(folder.key)
+        raise NovaMeshError(
+            Code.BAD_CONFIG, f"{folder.config} names no network", 'add: network = "NAME"'
+        )
+    return config
+
+
+def _owner_link(home: Path | None) -> AbstractContextManager[OwnerLink]:
+    """A context manager that gives an OwnerLink to the running coordinator."""
+    folder = find_folder(home)
+    config = _config(folder, {})
+    key = load_key(folder.key)
+    try:
+        from novamesh_coordinator.owner_link import open_owner_link
+    except ImportError as error:
+        raise _missing(error) from error
+    return open_owner_link(_local_address(folder, config), key, config.network)
+
+
+def _local_address(folder: Folder, config: CoordinatorConfig) -> str:
+    """Where the running coordinator listens, as seen from this machine."""
+    try:
+        address = folder.address.read_text().strip()
+    except OSError:
+        address = config.listen
+    host, port = split_address(address, "address")
+    loopback = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  read, not bound
+    return f"{loopback.get(host, host)}:{port}"
+
+
+def _public_address(folder: Folder, config: CoordinatorConfig) -> str:
+    """What members dial: as configured, else where it listens."""
+    if config.address:
+        return config.address
+    address = _local_address(folder, config)
+    if split_address(address, "address")[1] == 0:
+        raise NovaMeshError(
+            Code.BAD_CONFIG,
+            "the port is not known before the first start",
+            "start it with: novamesh coordinator serve, or give --address HOST:PORT",
+        )
+    return address
+
+
+def _ready(config: CoordinatorConfig, running: Running, as_json: bool) -> None:
+    host, _ = split_address(config.listen, "listen")
+    address = f"{host}:{running.grpc_port}"
+    if as_json:
+        _print_json({"ready": True, "address": address, "http_port": running.http_port})
+    else:
+        _out(f"coordinator ready on {address}")
+
+
+def _node_row(view: NodeView) -> dict[str, Any]:
+    return {
+        "node": format_node_id(view.node),
+        "attached": view.attached,
+        "models": list(view.models),
+        "hardware": view.hardware,
+        "slots": view.slots,
+        "free_slots": view.free_slots,
+        "jobs_settled": view.jobs_settled,
+        "tokens_settled": view.tokens_settled,
+        "witnessed_tokens_per_s": view.witnessed_tokens_per_s,
+        "seen_at_ms": view.seen_at_ms,
+        "note": view.note,
+    }
+
+
+def _print_nodes(views: tuple[NodeView, ...]) -> None:
+    if not views:
+        _say("no node has attached yet; invite one with: novamesh coordinator invite")
+        return
+    row = "{:<14} {:<8} {:>5} {:>6} {:>9} {:>8}  {:<24} {}"
+    _out(row.format("NODE", "STATE", "FREE", "JOBS", "TOKENS", "TOK/S", "MODELS", "NOTE").rstrip())
+    for view in views:
+        state = "attached" if view.attached else "away"
+        free = f"{view.free_slots}/{view.slots}"
+        speed = f"{view.witnessed_tokens_per_s:.1f}" if view.witnessed_tokens_per_s else "-"
+        models = ",".join(view.models) or "-"
+        cells = (short(view.node), state, free, view.jobs_settled, view.tokens_settled, speed)
+        _out(row.format(*cells, models, view.note).rstrip())
+
+
+def _print_json(value: object) -> None:
+    _out(dumps(value, ensure_ascii=False))
+
+
+def _out(text: str) -> None:
+    """Data, at once: whoever reads a pipe waits for this line."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    """Talk."""
+    sys.stderr.write(f"{text}\n")
+
+
+def _missing(error: ImportError) -> NovaMeshError:
+    return NovaMeshError(
+        Code.UNSUPPORTED, f"there is no coordinator here: {error.name} is missing", EXTRA_HINT
+    )

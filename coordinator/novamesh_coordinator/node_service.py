@@ -1,0 +1,246 @@
+"""NodeService: the one stream of a node, from its challenge to its goodbye.
+
+challenge → hello → welcome, then what the node says becomes inputs, one after the other, and its
+outbox is written. Rules: nothing is taken before the hello is proven; a message that is refused is
+counted and logged, and ends the stream only if the node broke the protocol; whoever does not read
+for WRITE_S is gone; a stream that ends for whatever reason detaches its session and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import Any, Final
+
+import grpc.aio
+import structlog
+
+from novamesh_coordinator.buckets import Buckets
+from novamesh_coordinator.effects import Assign
+from novamesh_coordinator.hub import Outbox, Outgoing
+from novamesh_coordinator.inputs import (
+    AttemptAttested,
+    AttemptDecided,
+    AttemptFailed,
+    CheckpointArrived,
+    ChunkArrived,
+    DescriptorRenewed,
+    IdleAsked,
+    Input,
+    LoadChanged,
+    NodeAttached,
+    NodeDetached,
+    PrefillMoved,
+)
+from novamesh_coordinator.service import Context, Door, internal_error, refuse
+from novamesh_proto import wire
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import short
+from novamesh_proto.messages import (
+    AttachAssignment,
+    AttachChallenge,
+    AttachGoodbye,
+    AttachRequest,
+    AttachResponse,
+    AttachWelcome,
+    ChunkCheckpoint,
+    IdleReport,
+    InferenceAttestation,
+    JobDecision,
+    JobFailure,
+    NodeId,
+    RunningAttempt,
+    SealedJob,
+)
+from novamesh_proto.v1 import job_pb2, node_pb2_grpc
+
+HELLO_S: Final = 10.0
+WRITE_S: Final = 30.0
+NONCE_BYTES: Final = 32
+SESSION_BYTES: Final = 16
+# A message refused for these is an ordinary race; for anything else the node is at fault.
+RACES: Final = frozenset({Code.STALE, Code.NOT_FOUND, Code.CONFLICT})
+
+_log = structlog.get_logger()
+
+
+class _StreamOver(Exception):  # noqa: N818  not an error: the way out of a task group
+    """One side of the stream ended."""
+
+
+class NodeService(node_pb2_grpc.NodeServiceServicer):
+    """The coordinator's side for nodes."""
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+
+    async def Attach(  # type: ignore[override]  # reads and writes itself, each with a bound
+        self, request_iterator: Any, context: Context
+    ) -> None:
+        """One stream of one node."""
+        try:
+            address = context.peer().rpartition(":")[0]
+            self.door.addresses.take(address, self.door.clock.monotonic())
+            await self._attach(context)
+        except NovaMeshError as error:
+            self.door.metrics.count_refusal(error.code)
+            _log.info("stream refused", code=error.code, error=error.message)
+            await refuse(context, error)
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception:
+            # The boundary of a stream: a bug of ours ends this stream and nothing else.
+            _log.exception("a stream failed")
+            await refuse(context, internal_error())
+
+    async def _attach(self, context: Context) -> None:
+        door = self.door
+        nonce, session = os.urandom(NONCE_BYTES), os.urandom(SESSION_BYTES)
+        asked_s = door.clock.monotonic()
+        challenge = AttachChallenge(nonce, door.clock.now_ms())
+        try:
+            async with asyncio.timeout(HELLO_S):
+                await _write(context, AttachResponse(challenge=challenge))
+                first = await _read(context)
+        except TimeoutError:
+            raise NovaMeshError(Code.EXPIRED, "no hello came", "attach again") from None
+        if first is None or first.hello is None:
+            raise NovaMeshError(Code.WRONG_TYPE, "a stream begins with a hello")
+        rtt_us = int((door.clock.monotonic() - asked_s) * 1_000_000)
+        hello, descriptor = door.verifier.open_hello(
+            first.hello, nonce, door.key_digest, door.clock.now_ms()
+        )
+        node = hello.issuer
+        door.parties.take(node, door.clock.monotonic())
+        outbox = door.hub.connect(node, session)
+        try:
+            attached = NodeAttached(hello, descriptor, session, rtt_us)
+            resumed: Any = await door.sequencer.submit(attached)
+            await self._serve(context, outbox, resumed)
+        finally:
+            door.hub.disconnect(outbox)
+            # Also when the call was cancelled: the session must end, or its slots are never free.
+            with contextlib.suppress(NovaMeshError):
+                await asyncio.shield(door.sequencer.insist(NodeDetached(node, session)))
+
+    async def _serve(
+        self, context: Context, outbox: Outbox, resumed: tuple[RunningAttempt, ...]
+    ) -> None:
+        log = _log.bind(node=short(outbox.node), session=outbox.session.hex()[:8])
+        log.info("node attached", resumed=len(resumed))
+        welcome = AttachWelcome(outbox.session, resumed)
+        try:
+            async with asyncio.timeout(WRITE_S):
+                await _write(context, AttachResponse(welcome=welcome))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._hear(context, outbox), name="attach-reader")
+                tasks.create_task(self._speak(context, outbox), name="attach-writer")
+        except* _StreamOver:
+            log.info("node detached")
+        except* NovaMeshError as group:
+            error = group.exceptions[0]
+            assert isinstance(error, NovaMeshError)
+            log.warning("node dropped", code=error.code, error=error.message)
+            raise error from None
+
+    async def _hear(self, context: Context, outbox: Outbox) -> None:
+        """What the node says, in order."""
+        bucket = Buckets(self.door.limits.stream)
+        while (message := await _read(context)) is not None:
+            await asyncio.sleep(_pause(bucket, self.door.clock.monotonic()))
+            try:
+                await self._take(message, outbox)
+            except NovaMeshError as error:
+                self.door.metrics.count_refusal(error.code)
+                if error.code not in RACES:
+                    raise
+                _log.info("message refused", node=short(outbox.node), code=error.code)
+        raise _StreamOver
+
+    async def _take(self, message: AttachRequest, outbox: Outbox) -> None:
+        if message.idle_query is not None:
+            report = await self.door.sequencer.submit(IdleAsked(outbox.node, outbox.session))
+            assert isinstance(report, IdleReport)
+            outbox.put(AttachResponse(idle_report=report))
+            return
+        await self.door.sequencer.insist(self._input(message, outbox.node, outbox.session))
+
+    def _input(self, message: AttachRequest, node: NodeId, session: bytes) -> Input:
+        """The input that a message means, its signature checked."""
+        verifier, now_ms = self.door.verifier, self.door.clock.now_ms()
+        if message.chunk is not None:
+            return ChunkArrived(node, session, message.chunk)
+        if message.progress is not None:
+            return PrefillMoved(node, session, message.progress)
+        if message.load is not None:
+            return LoadChanged(node, session, message.load)
+        if message.decision is not None:
+            decision = verifier.open_of(message.decision, JobDecision, node, now_ms)
+            return AttemptDecided(session, decision)
+        if message.checkpoint is not None:
+            point = verifier.open_of(message.checkpoint, ChunkCheckpoint, node, now_ms)
+            return CheckpointArrived(session, point)
+        if message.attestation is not None:
+            claim = verifier.open_of(message.attestation, InferenceAttestation, node, now_ms)
+            return AttemptAttested(session, claim)
+        if message.failure is not None:
+            return AttemptFailed(
+                session, verifier.open_of(message.failure, JobFailure, node, now_ms)
+            )
+        if message.descriptor is not None:
+            renewed = verifier.open_descriptor(message.descriptor, node, now_ms)
+            return DescriptorRenewed(node, session, renewed)
+        raise NovaMeshError(Code.WRONG_TYPE, "a stream has one hello")
+
+    async def _speak(self, context: Context, outbox: Outbox) -> None:
+        """What the outbox holds, then the goodbye."""
+        while (item := await outbox.next()) is not None:
+            message = await self._complete(item, outbox.node)
+            if message is not None:
+                await self._send(context, message)
+        goodbye = outbox.closed or AttachGoodbye(Code.UNAVAILABLE)
+        await self._send(context, AttachResponse(goodbye=goodbye))
+        raise _StreamOver
+
+    async def _send(self, context: Context, message: AttachResponse) -> None:
+        try:
+            async with asyncio.timeout(WRITE_S):
+                await _write(context, message)
+        except TimeoutError:
+            raise NovaMeshError(Code.EXPIRED, "the node does not read its messages") from None
+
+    async def _complete(self, item: Outgoing, node: NodeId) -> AttachResponse | None:
+        """An assignment gets the sealed job, with this node's wrap only."""
+        if not isinstance(item, Assign):
+            return item
+        sealed = self.door.hub.body(item.job)
+        if sealed is None:
+            data = await self.door.store.body(item.job)
+            if data is None:
+                return None  # the job ended while the assignment waited
+            sealed = wire.from_pb(SealedJob, job_pb2.SealedJob.FromString(data))
+        wraps = tuple(wrap for wrap in sealed.wraps if wrap.node == node)
+        job = SealedJob(sealed.terms, sealed.body, wraps)
+        return AttachResponse(assignment=AttachAssignment(item.assignment, job))
+
+
+async def _read(context: Context) -> AttachRequest | None:
+    """The next message; None when the node says nothing more."""
+    message = await context.read()
+    if message is grpc.aio.EOF:
+        return None
+    return wire.from_pb(AttachRequest, message)
+
+
+async def _write(context: Context, message: AttachResponse) -> None:
+    await context.write(wire.to_pb(message))
+
+
+def _pause(bucket: Buckets, now_s: float) -> float:
+    """Seconds to wait before the next message is looked at: a node that floods is slowed down."""
+    try:
+        bucket.take("", now_s)
+    except NovaMeshError as error:
+        return error.retry_after_ms / 1000
+    return 0.0

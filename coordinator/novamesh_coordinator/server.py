@@ -1,0 +1,246 @@
+"""Put the parts together and serve: store → core → sequencer → services → gRPC and HTTP.
+
+Rules: state is loaded and checked before anybody may connect; on the way out nodes are told first,
+calls get GRACE_S to end, what was decided is committed, then a snapshot makes the next start quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Final
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from novamesh_coordinator.admin_service import AdminService
+from novamesh_coordinator.buckets import Rate
+from novamesh_coordinator.config import CoordinatorConfig, Folder, split_address
+from novamesh_coordinator.core import Core, PoolIdentity
+from novamesh_coordinator.http import Page, serve_pages
+from novamesh_coordinator.hub import Hub
+from novamesh_coordinator.key_file import load_key, write_text
+from novamesh_coordinator.metrics import Metrics
+from novamesh_coordinator.node_service import NodeService
+from novamesh_coordinator.pool_service import PoolService
+from novamesh_coordinator.sequencer import Clock, Sequencer
+from novamesh_coordinator.service import SERVER_OPTIONS, Door, Limits
+from novamesh_coordinator.store import Store, open_store
+from novamesh_coordinator.verifier import Verifier
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.transport_identity import ServerCertificate, make_certificate
+from novamesh_proto.v1 import coordinator_pb2_grpc, node_pb2_grpc
+
+GRACE_S: Final = 3.0
+SERVICES: Final = (
+    "",
+    "novamesh.v1.PoolService",
+    "novamesh.v1.NodeService",
+    "novamesh.v1.AdminService",
+)
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A coordinator that takes calls."""
+
+    door: Door
+    grpc_port: int
+    http_port: int
+
+
+def wall_clock() -> Clock:
+    """The machine's clocks."""
+    return Clock(lambda: time.time_ns() // 1_000_000, time.monotonic)
+
+
+@contextlib.asynccontextmanager
+async def run_coordinator(
+    identity: PoolIdentity,
+    store: Store,
+    config: CoordinatorConfig,
+    *,
+    clock: Clock | None = None,
+    seed: int | None = None,
+    bind: str | None = None,
+) -> AsyncIterator[Running]:
+    """Serve while inside.
+
+    Args:
+        identity: Key and name of the pool.
+        store: Its open database.
+        config: What it is set to.
+        clock: Other clocks than the machine's.
+        seed: Of the rng that draws candidates; the system's randomness where None.
+        bind: A gRPC address without TLS (unix:PATH) instead of `config.listen`, for tests.
+
+    Raises:
+        NovaMeshError: CORRUPT, STORAGE, CONFLICT if a port is taken.
+    """
+    clock = clock or wall_clock()
+    core = await _load(identity, store, clock)
+    certificate = None if bind else make_certificate(identity.key, datetime.now(UTC))
+    door = _door(core, store, config, clock, seed, certificate)
+    server, health_servicer = _grpc_server(door, config)
+    port = _bind(server, config.listen if bind is None else bind, certificate)
+    async with contextlib.AsyncExitStack() as stack:
+        http_port = await _serve_http(stack, config, door)
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        sequencer = door.sequencer
+        loops = [
+            tasks.create_task(sequencer.run_writer(), name="log-writer"),
+            tasks.create_task(sequencer.run_timer(), name="timer"),
+            tasks.create_task(sequencer.run_probe(), name="storage-probe"),
+        ]
+        await server.start()
+        for service in SERVICES:
+            await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+        try:
+            yield Running(door, port, http_port)
+        finally:
+            await _stop(door, server, health_servicer)
+            for task in loops:
+                task.cancel()
+
+
+async def _load(identity: PoolIdentity, store: Store, clock: Clock) -> Core:
+    began_s = time.monotonic()
+    loaded = await store.load()
+    core = Core(identity, loaded.state)
+    core.replay(loaded.records)
+    core.recover(clock.now())
+    _log.info(
+        "log read",
+        events=store.seq,
+        replayed=len(loaded.records),
+        jobs=len(core.jobs),
+        took_ms=int((time.monotonic() - began_s) * 1000),
+    )
+    return core
+
+
+def _door(
+    core: Core,
+    store: Store,
+    config: CoordinatorConfig,
+    clock: Clock,
+    seed: int | None,
+    certificate: ServerCertificate | None,
+) -> Door:
+    hub, identity = Hub(), core.identity
+    rng = random.SystemRandom() if seed is None else random.Random(seed)
+    per_s = float(config.requests_per_s)
+    return Door(
+        identity=identity,
+        key_digest=certificate.key_digest if certificate else bytes(32),
+        verifier=Verifier(identity.key.node_id, identity.network),
+        sequencer=Sequencer(core, store, clock, rng, hub.deliver),
+        hub=hub,
+        store=store,
+        clock=clock,
+        metrics=Metrics(),
+        version=metadata.version("novamesh"),
+        limits=Limits(party=Rate(per_s, 4 * per_s)),
+    )
+
+
+def _grpc_server(
+    door: Door, config: CoordinatorConfig
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=config.rpcs_max)
+    coordinator_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(door), server)
+    coordinator_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(door), server)
+    node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(door), server)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    return server, servicer
+
+
+def _bind(server: grpc.aio.Server, address: str, certificate: ServerCertificate | None) -> int:
+    try:
+        if certificate is None:
+            return server.add_insecure_port(address)
+        pair = (certificate.private_key_pem, certificate.certificate_pem)
+        return server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    except RuntimeError as error:
+        raise NovaMeshError(
+            Code.CONFLICT,
+            f"cannot listen on {address}; is another program using the port?",
+            "stop it, or choose another with --listen HOST:PORT (port 0 = any free one)",
+        ) from error
+
+
+async def _serve_http(
+    stack: contextlib.AsyncExitStack, config: CoordinatorConfig, door: Door
+) -> int:
+    if not config.http:
+        return 0
+    host, port = split_address(config.http, "http")
+    try:
+        return await stack.enter_async_context(serve_pages(host, port, _pages(door)))
+    except OSError as error:
+        raise NovaMeshError(
+            Code.CONFLICT,
+            f"cannot listen on {config.http}: {error.strerror}",
+            "choose another address with --http HOST:PORT (port 0 = any free one)",
+        ) from error
+
+
+def _pages(door: Door) -> dict[str, Page]:
+    def metrics() -> tuple[int, str, bytes]:
+        page = door.metrics.collect(door.sequencer.core, door.sequencer.healthy)
+        return 200, "text/plain; version=0.0.4; charset=utf-8", page
+
+    def healthz() -> tuple[int, str, bytes]:
+        if door.sequencer.healthy:
+            return 200, "text/plain", b"ok\n"
+        return 503, "text/plain", b"the disk takes no writes\n"
+
+    return {"/metrics": metrics, "/healthz": healthz}
+
+
+async def _stop(
+    door: Door, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer
+) -> None:
+    await health_servicer.enter_graceful_shutdown()
+    door.hub.say_goodbye(Code.UNAVAILABLE, "the coordinator stops")
+    await server.stop(GRACE_S)
+    try:
+        await door.sequencer.save()
+    except NovaMeshError as error:
+        _log.warning("no snapshot at the end", error=error.message)
+
+
+async def serve(
+    folder: Folder, config: CoordinatorConfig, ready: Callable[[Running], None]
+) -> None:
+    """Serve the coordinator of a folder until SIGTERM or SIGINT; `ready` is called once.
+
+    Raises:
+        NovaMeshError: NOT_FOUND if there is none, and as `run_coordinator`.
+    """
+    identity = PoolIdentity(load_key(folder.key), config.network, config.open)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    store = await open_store(folder.database)
+    try:
+        async with run_coordinator(identity, store, config) as running:
+            host, _ = split_address(config.listen, "listen")
+            write_text(folder.address, f"{host}:{running.grpc_port}\n")
+            ready(running)
+            await stop.wait()
+            _log.info("stopping")
+    finally:
+        await store.close()

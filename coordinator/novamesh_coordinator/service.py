@@ -1,0 +1,180 @@
+"""What all gRPC services share: server options, the door every call goes through, refusals.
+
+Order of checks: size (by gRPC) → address's bucket → deadline → envelope (size, signature, network,
+audience, freshness, replay) → party's bucket → core. A refusal is a gRPC status by the one table of
+errors, with an ErrorDetail in the trailing metadata. Only the services know protobuf classes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import Message
+
+from novamesh_coordinator.buckets import Buckets, Rate
+from novamesh_coordinator.core import PoolIdentity
+from novamesh_coordinator.hub import Hub
+from novamesh_coordinator.metrics import Metrics
+from novamesh_coordinator.sequencer import Clock, Sequencer
+from novamesh_coordinator.store import Store
+from novamesh_coordinator.verifier import Verifier
+from novamesh_proto import wire
+from novamesh_proto.envelope import Signable, Verified
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.limits import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
+from novamesh_proto.messages import Envelope, ErrorDetail
+from novamesh_proto.names import ERROR_METADATA
+
+T = TypeVar("T", bound=Signable)
+DEADLINE_S_MAX: Final = 600.0
+DEADLINE_SLACK_S: Final = 30.0  # clients allow a job's whole life and a little for the way
+STREAMS_MAX: Final = 64  # of one connection
+AGE_MS_MAX: Final = 3_600_000  # of a connection; nodes sign their session anew every hour
+
+SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    ("grpc.so_reuseport", 0),  # nobody else on this machine may take calls on our port
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.max_concurrent_streams", STREAMS_MAX),
+    # Clients that connect and then say nothing, or say it slowly.
+    ("grpc.server_handshake_timeout_ms", 3_000),
+    ("grpc.http2.settings_timeout", 3_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_connection_age_ms", AGE_MS_MAX),
+    ("grpc.max_connection_age_grace_ms", 300_000),
+    # Nodes ping every 20 s, so that a NAT does not forget them; we notice a dead one in 40 s.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How often somebody may ask: one address, and one party that proved itself."""
+
+    address: Rate = field(default=Rate(1_000, 2_000))
+    party: Rate = field(default=Rate(100, 400))
+    stream: Rate = field(default=Rate(4_000, 8_000))  # messages of one node's stream
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What every service needs; one a coordinator."""
+
+    identity: PoolIdentity
+    key_digest: bytes  # of the TLS certificate that nodes and clients see
+    verifier: Verifier
+    sequencer: Sequencer
+    hub: Hub
+    store: Store
+    clock: Clock
+    metrics: Metrics
+    version: str
+    limits: Limits = field(default_factory=Limits)
+    addresses: Buckets = field(init=False)
+    parties: Buckets = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "addresses", Buckets(self.limits.address))
+        object.__setattr__(self, "parties", Buckets(self.limits.party))
+
+    def check_call(self, context: Context) -> None:
+        """Refuse an address that asks too often, and a call without a deadline.
+
+        Raises:
+            NovaMeshError: BUSY, BAD_REQUEST.
+        """
+        address = context.peer().rpartition(":")[0]
+        self.addresses.take(address, self.clock.monotonic())
+        left_s = context.time_remaining()
+        if left_s is None or left_s > DEADLINE_S_MAX + DEADLINE_SLACK_S:
+            raise NovaMeshError(
+                Code.BAD_REQUEST,
+                "a call needs a deadline of at most ten minutes",
+                "set a timeout on the call",
+            )
+
+    def open_query(self, sealed: Message, cls: type[T]) -> Verified[T]:
+        """A query, verified and counted against its party. Raises what the verifier refuses."""
+        query = self.verifier.open_query(self._envelope(sealed), cls, self.clock.now_ms())
+        self.parties.take(query.issuer, self.clock.monotonic())
+        return query
+
+    def open_repeatable(self, sealed: Message, cls: type[T]) -> Verified[T]:
+        """The same for what may be sent twice without harm."""
+        query = self.verifier.open(self._envelope(sealed), cls, self.clock.now_ms())
+        self.parties.take(query.issuer, self.clock.monotonic())
+        return query
+
+    def open_order(self, sealed: Message, cls: type[T]) -> Verified[T]:
+        """An order of the pool's owner."""
+        return self.verifier.open_order(self._envelope(sealed), cls, self.clock.now_ms())
+
+    @staticmethod
+    def _envelope(sealed: Message) -> Envelope:
+        return wire.from_pb(Envelope, sealed)
+
+
+async def refuse(context: Context, error: NovaMeshError) -> None:
+    """End a call with our error; does not return."""
+    detail = ErrorDetail(
+        error.code, error.message[:500], error.hint[:250], max(0, error.retry_after_ms)
+    )
+    await context.abort(
+        getattr(grpc.StatusCode, error.meaning.grpc),
+        error.message[:500],
+        ((ERROR_METADATA, wire.encode(detail)),),
+    )
+
+
+Handler = Callable[[Any, Any, Context], Awaitable[Any]]
+
+
+def guarded(handler: Handler) -> Handler:
+    """A handler of a call with a deadline: our errors become statuses, bugs become INTERNAL."""
+
+    @functools.wraps(handler)
+    async def guard(service: Any, request: Any, context: Context) -> Any:
+        door: Door = service.door
+        began_s = door.clock.monotonic()
+        code = "ok"
+        try:
+            door.check_call(context)
+            return await handler(service, request, context)
+        except NovaMeshError as error:
+            code = error.code
+            await refuse(context, error)
+        except Exception as error:
+            # The boundary of a call: a bug of ours must not show its insides to a stranger.
+            if isinstance(error, grpc.aio.AbortError):
+                raise
+            code = Code.INTERNAL
+            _log.exception("a call failed", call=handler.__name__)
+            await refuse(context, internal_error())
+        finally:
+            door.metrics.observe_call(handler.__name__, code, door.clock.monotonic() - began_s)
+        raise AssertionError("abort does not return")
+
+    return guard
+
+
+def internal_error() -> NovaMeshError:
+    """What strangers are told of a bug of ours."""
+    return NovaMeshError(
+        Code.INTERNAL, "the coordinator failed; its log says why", "tell the pool's owner"
+    )
