@@ -75,6 +75,7 @@ class _Demo:
         self._daemons = daemons
         self._model = model
         self._started = started
+        self._code = ""
         self._nodes: dict[str, Daemon] = {}
 
     async def play(self, keep_receipt: Path | None) -> None:
@@ -82,7 +83,7 @@ class _Demo:
         write(f"a pool on this machine, in {self._folder}\n")
         coordinator = await self._start_coordinator()
         await self._start_nodes()
-        async with self._client(await self._invite()) as client:
+        async with self._client() as client:
             await client.join()
             first = await self._ask(client, 1, PROBLEMS[0])
             verified = verify_file(first.receipt_path, client.config.require_pool().coordinator_id)
@@ -102,29 +103,32 @@ class _Demo:
         serve = ("coordinator", "serve", "--listen", ANYWHERE, "--http", ANYWHERE)
         daemon = await self._daemons.start("coordinator", *serve)
         self._tell("coordinator", daemon.ready.rpartition(" ")[2])
+        self._code = (await self._daemons.command("coordinator", "coordinator", "invite")).strip()
         return daemon
 
     async def _start_nodes(self) -> None:
-        codes = [await self._invite() for _ in NODES]
-        async with asyncio.TaskGroup() as starts:
-            for name, code in zip(NODES, codes, strict=True):
-                starts.create_task(self._start_node(name, code), name=name)
+        try:
+            async with asyncio.TaskGroup() as starts:
+                for name in NODES:
+                    starts.create_task(self._start_node(name), name=name)
+        except* DaemonError as group:
+            failure = group.exceptions[0]
+        else:
+            return
+        raise failure
 
-    async def _start_node(self, name: str, code: str) -> None:
+    async def _start_node(self, name: str) -> None:
         daemon = await self._daemons.start(
-            name, "node", "start", "--join", code, "--model", self._model, "--threads", "1"
+            name, "node", "start", "--join", self._code, "--model", self._model, "--threads", "1"
         )
         peer = daemon.ready.rpartition(" ")[2]
         self._nodes[peer] = daemon
         self._tell(name, f"{peer[:7]}…{peer[-4:]}")
 
-    async def _invite(self) -> str:
-        return (await self._daemons.command("coordinator", "coordinator", "invite")).strip()
-
-    def _client(self, code: str) -> Client:
+    def _client(self) -> Client:
         home = self._folder / "client"
         config = load_config(home, env={})
-        return Client(config=Config(find_places(home), None, config.client), join=code)
+        return Client(config=Config(find_places(home), None, config.client), join=self._code)
 
     async def _ask(self, client: Client, number: int, problem: str) -> Completion:
         write(f"\njob {number}  {problem}\n")

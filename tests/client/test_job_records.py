@@ -1,0 +1,89 @@
+"""Records of jobs under way: whole, private, gone in time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from novamesh.job_records import JobRecord, JobRecords
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.messages import JobId
+from support.clock import START_MS
+from support.parties import digest, party
+from support.story import tell
+
+STORY = tell()
+RECORD = JobRecord(
+    model="nova-pico",
+    terms=STORY.terms,
+    response_key=digest("response key"),
+    client_seed=digest("seed"),
+    candidates=(STORY.descriptor,),
+    submitted_at_ms=START_MS,
+)
+
+
+def test_record_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    records = JobRecords(tmp_path / "jobs")
+    assert records.jobs() == ()
+    records.save(RECORD)
+    assert records.load(RECORD.job) == RECORD
+    assert records.jobs() == (RECORD.job,)
+    (file,) = (tmp_path / "jobs").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    records.remove(RECORD.job)
+    records.remove(RECORD.job)
+    assert records.jobs() == ()
+
+
+def test_candidate_is_found_by_its_node() -> None:
+    assert RECORD.candidate(STORY.descriptor.issuer) is STORY.descriptor
+    assert RECORD.candidate(party("stranger").node_id) is None
+
+
+def test_secrets_are_not_shown() -> None:
+    assert RECORD.response_key.hex() not in repr(RECORD)
+    assert str(RECORD.response_key) not in repr(RECORD)
+
+
+def test_missing_record_says_whose_answer_it_is(tmp_path: Path) -> None:
+    with pytest.raises(NovaMeshError) as caught:
+        JobRecords(tmp_path).load(JobId(bytes(32)))
+    assert caught.value.code is Code.NOT_FOUND
+    assert "only the client" in caught.value.hint
+
+
+@pytest.mark.parametrize("place", ["version", "terms", "response_key", "candidates", "network"])
+def test_damaged_record_is_refused(tmp_path: Path, place: str) -> None:
+    records = JobRecords(tmp_path)
+    records.save(RECORD)
+    (file,) = tmp_path.iterdir()
+    text = file.read_text()
+    at = text.index(f'"{place}": ') + len(place) + 5
+    for broken in (text[:at] + "!" + text[at + 1 :], text[: len(text) // 2]):
+        file.write_text(broken)
+        with pytest.raises(NovaMeshError) as caught:
+            records.load(RECORD.job)
+        assert caught.value.code is Code.CORRUPT
+
+
+def test_record_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    records = JobRecords(tmp_path)
+    records.save(RECORD)
+    (file,) = tmp_path.iterdir()
+    file.chmod(0o644)
+    with pytest.raises(NovaMeshError) as caught:
+        records.load(RECORD.job)
+    assert caught.value.code is Code.BAD_KEY
+
+
+def test_old_records_are_forgotten(tmp_path: Path) -> None:
+    records = JobRecords(tmp_path)
+    records.save(RECORD)
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (START_MS / 1000, START_MS / 1000))
+    assert records.prune(START_MS + 1_199_000) == 0
+    assert records.prune(START_MS + 1_201_000) == 1
+    assert records.jobs() == ()

@@ -1,0 +1,80 @@
+"""The folder of receipts: kept, found, refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from novamesh.receipts import Receipts, read_receipt, verify_file
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.limits import RECEIPT_BYTES_MAX
+from novamesh_proto.messages import JobId
+from novamesh_proto.receipt import Receipt
+from support.parties import CLIENT, COORDINATOR, party
+from support.story import tell
+
+STORY = tell()
+RECEIPT = Receipt(
+    descriptor=STORY.descriptor.envelope,
+    terms=STORY.terms.envelope,
+    assignment=STORY.assignment.envelope,
+    attestation=STORY.attestation.envelope,
+    relay_receipt=STORY.relay_receipt.envelope,
+    client_receipt=STORY.client_receipt.envelope,
+    settlement=STORY.settlement.envelope,
+)
+JOB = JobId(STORY.terms.id)
+
+
+def test_receipt_is_kept_found_and_verified(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path / "receipts")
+    assert receipts.list() == ()
+    path = receipts.save(JOB, RECEIPT)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [one.job for one in receipts.list()] == [JOB.hex()]
+    assert receipts.find(JOB.hex()[:8]) == receipts.find(str(path)) == path
+    assert verify_file(path, COORDINATOR.node_id, CLIENT.node_id).job == JOB
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path)
+    receipts.save(JOB, RECEIPT)
+    receipts.save(JobId(JOB[:4] + bytes(28)), RECEIPT)
+    with pytest.raises(NovaMeshError) as caught:
+        receipts.find(JOB.hex()[:6])
+    assert caught.value.code is Code.CONFLICT
+    for text in ("", "none", "ff" * 32):
+        with pytest.raises(NovaMeshError) as caught:
+            receipts.find(text) if text else receipts.find("no such file")
+        assert caught.value.code is Code.NOT_FOUND
+
+
+def test_other_parties_are_refused(tmp_path: Path) -> None:
+    path = Receipts(tmp_path).save(JOB, RECEIPT)
+    with pytest.raises(NovaMeshError) as caught:
+        verify_file(path, party("somebody").node_id)
+    assert caught.value.code is Code.PIN_MISMATCH
+    with pytest.raises(NovaMeshError):
+        verify_file(path, client=party("somebody").node_id)
+
+
+def test_flipped_byte_is_refused_with_the_part(tmp_path: Path) -> None:
+    path = Receipts(tmp_path).save(JOB, RECEIPT)
+    data = path.read_bytes()
+    for part in (b"terms", b"assignment", b"attestation", b"settlement"):
+        at = data.index(part + b" ") + 300
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(NovaMeshError, match=part.decode()):
+            verify_file(path)
+
+
+def test_what_is_no_receipt(tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(b"x" * (RECEIPT_BYTES_MAX + 1))
+    with pytest.raises(NovaMeshError) as caught:
+        read_receipt(large)
+    assert caught.value.code is Code.TOO_LARGE
+    with pytest.raises(NovaMeshError) as caught:
+        read_receipt(tmp_path)
+    assert caught.value.code is Code.NOT_FOUND

@@ -1,0 +1,73 @@
+"""Asking again: what can heal, as often as allowed, never what cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import stamina
+
+from novamesh.retries import WAIT_MAX_S, ask, pause
+from novamesh_proto.errors import MEANINGS, Code, NovaMeshError
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses() -> Iterator[None]:
+    with stamina.set_testing(True, attempts=9, cap=True):
+        yield
+
+
+class _Asked:
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.times = 0
+
+    async def __call__(self) -> str:
+        self.times += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "answer"
+
+
+async def test_what_heals_is_asked_again() -> None:
+    asked = _Asked(NovaMeshError(Code.BUSY, "full"), NovaMeshError(Code.UNAVAILABLE, "away"))
+    assert await ask(asked, 3, 10) == "answer"
+    assert asked.times == 3
+
+
+async def test_tries_are_bounded_and_the_last_error_is_seen() -> None:
+    asked = _Asked(*(NovaMeshError(Code.BUSY, f"full {n}") for n in range(9)))
+    with pytest.raises(NovaMeshError, match="full 2"):
+        await ask(asked, 3, 10)
+    assert asked.times == 3
+
+
+@pytest.mark.parametrize(
+    "code", [code for code, meaning in MEANINGS.items() if not meaning.retryable]
+)
+async def test_what_cannot_heal_is_asked_once(code: Code) -> None:
+    asked = _Asked(NovaMeshError(code, "no"))
+    with pytest.raises(NovaMeshError):
+        await ask(asked, 3, 10)
+    assert asked.times == 1
+
+
+async def test_bug_is_no_refusal() -> None:
+    asked = _Asked(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        await ask(asked, 3, 10)
+    assert asked.times == 1
+
+
+def test_named_pause_is_kept_within_bounds() -> None:
+    assert pause(NovaMeshError(Code.BUSY, "full", retry_after_ms=1500)) == 1.5
+    assert pause(NovaMeshError(Code.BUSY, "full", retry_after_ms=10**9)) == WAIT_MAX_S
+    assert pause(NovaMeshError(Code.BUSY, "full")) is True
+    assert pause(NovaMeshError(Code.POLICY, "no", retry_after_ms=5)) is False
+
+
+async def test_caller_may_decide_itself() -> None:
+    asked = _Asked(NovaMeshError(Code.BUSY, "full"))
+    with pytest.raises(NovaMeshError):
+        await ask(asked, 3, 10, lambda _: False)
+    assert asked.times == 1
