@@ -8,9 +8,10 @@ with the reason the server gave. What is said is the session's business.
 from __future__ import annotations
 
 import contextlib
+from asyncio import InvalidStateError
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 import grpc.aio
@@ -57,23 +58,25 @@ class GrpcStream:
             await self._call.write(wire.to_pb(message))
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from None
-        except grpc.aio.UsageError:
-            raise _ended() from None
+        except (grpc.aio.UsageError, InvalidStateError):  # the call has ended
+            await self._raise_status()
 
     async def end(self) -> None:
         """Say that nothing more will be written."""
-        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError):
+        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, InvalidStateError):
             await self._call.done_writing()
 
-    async def _raise_status(self) -> None:
-        if await self._call.code() is not grpc.StatusCode.OK:
-            raise grpc.aio.AioRpcError(
-                await self._call.code(),
-                await self._call.initial_metadata(),
-                await self._call.trailing_metadata(),
-                await self._call.details(),
-            )
-        raise _ended()
+    async def _raise_status(self) -> NoReturn:
+        """Why the call ended, which is known at once when it has."""
+        code = await self._call.code()
+        if code is grpc.StatusCode.OK:
+            raise NovaMeshError(Code.UNAVAILABLE, "the coordinator ended the session")
+        initial, trailing = (
+            await self._call.initial_metadata(),
+            await self._call.trailing_metadata(),
+        )
+        details = await self._call.details()
+        raise error_from_rpc(grpc.aio.AioRpcError(code, initial, trailing, details))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,3 @@ class Link:
             raise error_from_rpc(error) from None
         finally:
             await channel.close()
-
-
-def _ended() -> NovaMeshError:
-    return NovaMeshError(Code.UNAVAILABLE, "the coordinator ended the session")

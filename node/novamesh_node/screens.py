@@ -1,11 +1,12 @@
 """What commands print: plain text from values, without any I/O.
 
-Rules: columns are aligned, lines end where they end, no colour is needed to read them; the JSON
-forms have the same facts.
+Rules: columns are aligned, lines end where they end, no colour is needed to read them; what others
+wrote never reaches a terminal with control characters in it; the JSON forms have the same facts.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,12 +38,12 @@ def describe_status(reply: Mapping[str, Any]) -> str:
 def explain_idle(reply: Mapping[str, Any]) -> str:
     """`node why`."""
     if not reply["accepting"]:
-        return f"this node takes no work: {reply['reason']}"
+        return clean(f"this node takes no work: {reply['reason']}")
     lines = [f"{reply['considered']} requests looked at this node, {reply['chosen']} chose it"]
     lines += [f"{each['count']:>6} times  {each['reason']}" for each in reply["reasons"]]
     if not reply["considered"]:
         lines.append("nobody has asked this pool for its models since it attached")
-    return "\n".join(lines)
+    return "\n".join(map(clean, lines))
 
 
 def list_entries(entries: Iterable[Entry]) -> str:
@@ -111,4 +112,9 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Columns as wide as their widest cell; the last one ends where it ends."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join("  ".join(row).rstrip() for row in cells)
+    return "\n".join(clean("  ".join(row).rstrip()) for row in cells)
+
+
+def clean(text: str) -> str:
+    """One line without what a terminal would obey: control, format and private characters."""
+    return "".join("\ufffd" if unicodedata.category(char)[0] == "C" else char for char in text)

@@ -1,0 +1,365 @@
+"""The whole node in one process against a coordinator on loopback, with a real tiny engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from novamesh.config import Pool, load_pool
+from novamesh.keys import load_key
+from novamesh_node import control, hardware
+from novamesh_node.config import NodeConfig, load_node_config
+from novamesh_node.daemon import Voice, serve
+from novamesh_proto import envelope, sealing
+from novamesh_proto.attestation import Witness, check_attestation, findings
+from novamesh_proto.envelope import Verified
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import format_node_id
+from novamesh_proto.join_code import format_join_code
+from novamesh_proto.messages import (
+    AttachAssignment,
+    AttachGoodbye,
+    ChunkBody,
+    InferenceAttestation,
+    JobAssignment,
+    JobBody,
+    JobId,
+    JobTerms,
+    JoinCode,
+    SealedJob,
+)
+from support.fake_coordinator import Attached, FakeCoordinator, coordinator
+from support.parties import CLIENT, COORDINATOR, NETWORK, body, head, sign, terms
+from support.tiny_profile import save_tiny_profile
+
+MARKER = "a marker that is found nowhere"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(hardware, "READ_BYTES", 1 << 20)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_tiny_profile(folder)
+    return folder
+
+
+@dataclass
+class Heard:
+    """What the node told people."""
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    ready: list[str] = field(default_factory=list)
+    is_ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note(self, node: str) -> None:
+        self.ready.append(node)
+        self.is_ready.set()
+
+
+@dataclass
+class Node:
+    """A node that runs as a task."""
+
+    config: NodeConfig
+    task: asyncio.Task[None]
+    heard: Heard
+
+    async def ready(self) -> None:
+        waiting = asyncio.ensure_future(self.heard.is_ready.wait())
+        await asyncio.wait({waiting, self.task}, timeout=20, return_when="FIRST_COMPLETED")
+        if self.task.done():
+            waiting.cancel()
+            self.task.result()
+        assert self.heard.is_ready.is_set()
+
+    async def ask(self, command: str, **arguments: Any) -> control.Reply:
+        return await control.ask(self.config.places.node_socket, command, arguments)
+
+    async def over(self) -> None:
+        await asyncio.wait_for(self.task, 20)
+
+
+def configure(home: Path, pool: FakeCoordinator, model: Path, join: bool = True) -> NodeConfig:
+    code = JoinCode(pool.address, COORDINATOR.node_id, NETWORK, b"invite")
+    flags = {"models": str(model), "threads": 1, "slots": 2}
+    return load_node_config(home, {}, flags, format_join_code(code) if join else None)
+
+
+@contextlib.asynccontextmanager
+async def node(config: NodeConfig) -> AsyncIterator[Node]:
+    heard = Heard()
+    voice = Voice(lambda head, text: heard.lines.append((head, text)), heard.note)
+    task = asyncio.create_task(serve(config, voice), name="node")
+    try:
+        yield Node(config, task, heard)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@dataclass
+class Job:
+    """A job for an attached node, sealed to the descriptor it showed."""
+
+    offer: AttachAssignment
+    body: JobBody
+    terms: Verified[JobTerms]
+    assignment: Verified[JobAssignment]
+    node: Attached
+
+    def read(self, messages: list[Any]) -> list[ChunkBody]:
+        opener = sealing.ChunkOpener(
+            self.body.response_key, JobId(self.terms.id), 1, 1, self.node.descriptor.issuer
+        )
+        return [opener.open(m.chunk.chunk) for m in messages if m.chunk is not None]
+
+
+def job(at: Attached, max_tokens: int = 12) -> Job:
+    now_ms = at.hello.header.issued_at_ms
+    content = body(MARKER)
+    sealed = sealing.seal_body(content)
+    made = terms(header=head(CLIENT, COORDINATOR, now_ms=now_ms))
+    sampling = replace(
+        made.sampling, max_tokens=max_tokens, ignore_eos=True,
+        seed_commitment=sealing.seed_commitment(content.client_seed),
+    )  # fmt: skip
+    profile = at.descriptor.message.models[0].model_profile
+    wanted = sign(
+        replace(
+            made, sampling=sampling, model_profile=profile, body_digest=sealed.digest,
+            body_bytes=len(sealed.ciphertext), key_commitment=sealed.commitment,
+        ),
+        CLIENT,
+    )  # fmt: skip
+    node_id = at.descriptor.issuer
+    header = envelope.header(COORDINATOR, NETWORK, (node_id, CLIENT.node_id), now_ms)
+    order = JobAssignment(header, JobId(wanted.id), node_id, 1, 1, 15_000)
+    assignment = sign(order, COORDINATOR)
+    wrap = sealing.wrap_key(sealed.key, JobId(wanted.id), at.descriptor)
+    offer = AttachAssignment(
+        assignment.envelope, SealedJob(wanted.envelope, sealed.ciphertext, (wrap,))
+    )
+    return Job(offer, content, wanted, assignment, at)
+
+
+async def test_it_joins_attaches_answers_attests_and_stops(tmp_path: Path, model: Path) -> None:
+    async with coordinator() as pool:
+        pool.refusals.append(NovaMeshError(Code.NOT_A_MEMBER, "who are you?"))
+        async with node(configure(tmp_path, pool, model)) as made:
+            await made.ready()
+            at = await pool.next()
+            assert pool.claims[0].invite == b"invite"
+            assert made.heard.ready == [format_node_id(at.descriptor.issuer)]
+            assert load_pool(made.config.places, {}) == Pool.from_join_code(
+                JoinCode(pool.address, COORDINATOR.node_id, NETWORK, b"invite")
+            )
+            work = job(at)
+            await at.say(assignment=work.offer)
+            messages = await at.until("attestation")
+            assert sum(len(each.token_ids) for each in work.read(messages)) == 12
+            claim = envelope.open(messages[-1].attestation, InferenceAttestation, network=NETWORK)
+            said = check_attestation(claim, work.terms, work.assignment)
+            assert findings(said, Witness()) == ()
+            assert said.timing.total_us > 0
+            status = await made.ask("status")
+            assert (status["phase"], status["taken"], status["attached"]) == ("idle", 1, True)
+            await made.ask("stop")
+            await made.over()
+        assert not made.config.places.node_socket.exists()
+
+
+def contents(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+
+
+async def test_no_prompt_and_no_answer_is_left_in_any_file(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with coordinator() as pool, node(configure(tmp_path, pool, model)) as made:
+        await made.ready()
+        at = await pool.next()
+        work = job(at)
+        await at.say(assignment=work.offer)
+        answer = "".join(each.text for each in work.read(await at.until("attestation")))
+        await made.ask("stop")
+        await made.over()
+    said = capsys.readouterr()
+    files = contents(tmp_path)
+    assert len(files) > 3
+    for text in (MARKER, answer):
+        assert text
+        assert all(text.encode() not in data for data in files)
+        assert text not in said.out + said.err
+
+
+async def test_the_same_key_and_another_descriptor_after_a_restart(
+    tmp_path: Path, model: Path
+) -> None:
+    async with coordinator() as pool:
+        seen = []
+        for join in (True, False):
+            async with node(configure(tmp_path, pool, model, join)) as made:
+                await made.ready()
+                seen.append((await pool.next()).descriptor)
+                await made.ask("finish")
+                await made.over()
+    first, second = seen
+    assert first.issuer == second.issuer == load_key(made.config.places.node_key).node_id
+    assert first.message.sequence < second.message.sequence
+    assert first.message.hpke_key != second.message.hpke_key
+    new = [text for head, text in made.heard.lines if head == "node"]
+    assert "new key" not in new[0]
+
+
+async def test_a_second_start_in_the_same_home_is_refused(tmp_path: Path, model: Path) -> None:
+    async with coordinator() as pool:
+        config = configure(tmp_path, pool, model)
+        async with node(config) as made:
+            await made.ready()
+            with pytest.raises(NovaMeshError) as caught:
+                await serve(config, Voice(lambda head, text: None, lambda name: None))
+            assert caught.value.code is Code.CONFLICT
+            await made.ask("stop")
+            await made.over()
+
+
+async def test_finish_ends_the_work_at_hand_and_takes_no_more(tmp_path: Path, model: Path) -> None:
+    async with coordinator() as pool, node(configure(tmp_path, pool, model)) as made:
+        await made.ready()
+        at = await pool.next()
+        first, second = job(at, 100), job(at)
+        await at.say(assignment=first.offer)
+        await at.until("chunk")
+        assert (await made.ask("finish"))["phase"] == "draining"
+        await at.say(assignment=second.offer)
+        messages = await at.until("attestation")
+        loads = [m.load.accepting for m in messages if m.load is not None]
+        assert loads[-1] is False
+        await made.over()
+
+
+async def test_a_paused_node_stays_paused_after_a_restart(tmp_path: Path, model: Path) -> None:
+    async with coordinator() as pool:
+        async with node(configure(tmp_path, pool, model)) as made:
+            await made.ready()
+            await pool.next()
+            assert (await made.ask("pause", for_s=3600))["phase"] == "paused"
+            await made.ask("stop")
+            await made.over()
+        async with node(configure(tmp_path, pool, model)) as made:
+            await made.ready()
+            at = await pool.next()
+            load = (await at.hear()).load
+            assert load is not None
+            assert not load.accepting
+            assert "paused" in load.reason
+            assert (await made.ask("resume"))["phase"] == "idle"
+            await made.ask("stop")
+            await made.over()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains_and_a_second_one_ends_it(
+    tmp_path: Path, model: Path, number: signal.Signals
+) -> None:
+    async with coordinator() as pool, node(configure(tmp_path, pool, model)) as made:
+        await made.ready()
+        at = await pool.next()
+        await at.say(assignment=job(at, 200).offer)
+        await at.until("chunk")
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        await made.over()
+        messages = await at.until("failure") if at.heard.qsize() else []
+        assert messages or at.over.is_set()
+
+
+async def test_a_coordinator_that_comes_back_finds_the_node_again(
+    tmp_path: Path, model: Path
+) -> None:
+    async with coordinator() as pool:
+        config, address = configure(tmp_path, pool, model), pool.address
+        stack = contextlib.AsyncExitStack()
+        made = await stack.enter_async_context(node(config))
+        await made.ready()
+        await pool.next()
+    async with stack, coordinator(address=address) as again:
+        at = await again.next()
+        await at.say(assignment=job(at).offer)
+        await at.until("attestation")
+        await made.ask("stop")
+        await made.over()
+    assert len(made.heard.ready) == 1
+
+
+@pytest.mark.parametrize("code", [Code.BANNED, Code.PIN_MISMATCH])
+async def test_what_cannot_heal_ends_the_node(tmp_path: Path, model: Path, code: Code) -> None:
+    async with coordinator() as pool, node(configure(tmp_path, pool, model)) as made:
+        await made.ready()
+        at = await pool.next()
+        await at.say(goodbye=AttachGoodbye(code.value, "for lying"))
+        with pytest.raises(NovaMeshError) as caught:
+            await made.over()
+        assert caught.value.meaning.exit == 77
+
+
+async def test_a_wrong_clock_ends_the_start_with_its_offset(tmp_path: Path, model: Path) -> None:
+    async with coordinator() as pool:
+        pool.clock_offset_ms = 7_200_000
+        async with node(configure(tmp_path, pool, model)) as made:
+            with pytest.raises(NovaMeshError) as caught:
+                await made.ready()
+    assert caught.value.code is Code.NOT_FRESH
+    assert "7200 s behind" in caught.value.message
+    assert caught.value.meaning.exit == 75
+
+
+async def test_an_unknown_model_ends_the_start(tmp_path: Path, model: Path) -> None:
+    async with coordinator() as pool, node(configure(tmp_path, pool, model / "none")) as made:
+        with pytest.raises(NovaMeshError) as caught:
+            await made.ready()
+    assert caught.value.code is Code.MODEL_NOT_FOUND
+
+
+async def test_a_key_that_others_can_read_ends_the_start(tmp_path: Path, model: Path) -> None:
+    async with coordinator() as pool:
+        config = configure(tmp_path, pool, model)
+        async with node(config) as made:
+            await made.ready()
+            await made.ask("stop")
+            await made.over()
+        config.places.node_key.chmod(0o644)
+        async with node(config) as made:
+            with pytest.raises(NovaMeshError) as caught:
+                await made.ready()
+    assert caught.value.code is Code.BAD_KEY
+    assert "chmod 600" in caught.value.hint
+
+
+async def test_a_stop_while_loading_is_obeyed(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+    monkeypatch.setattr(hardware, "probe", lambda device, threads: held.wait(20))
+    async with coordinator() as pool, node(configure(tmp_path, pool, model)) as made:
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await made.over()
+        held.set()

@@ -1,0 +1,51 @@
+"""Logs: key=value or JSON on stderr, nothing on stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from novamesh_node import logs
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("json")
+    structlog.get_logger().info("attached", session="ab", nothing=None)
+    said = capsys.readouterr()
+    assert said.out == ""
+    line = json.loads(said.err)
+    assert (line["event"], line["session"], line["level"]) == ("attached", "ab", "info")
+    assert "nothing" not in line
+    assert line["timestamp"].endswith("Z")
+
+
+def test_text_keeps_control_characters_off_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("text")
+    structlog.get_logger().warning("not attached", error="\x1b[31mred\n")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "not attached" in said.err
+    assert "\x1b" not in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_debug_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("text")
+    structlog.get_logger().debug("detail")
+    assert capsys.readouterr().err == ""
