@@ -93,7 +93,7 @@ async def run_coordinator(
     door = _door(core, store, config, clock, seed, certificate)
     server, health_servicer = _grpc_server(door, config)
     port = _bind(server, config.listen if bind is None else bind, certificate)
-    async with contextlib.AsyncExitStack() as stack:
+    async with _ungrouped(), contextlib.AsyncExitStack() as stack:
         http_port = await _serve_http(stack, config, door)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         sequencer = door.sequencer
@@ -111,6 +111,18 @@ async def run_coordinator(
             await _stop(door, server, health_servicer)
             for task in loops:
                 task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _ungrouped() -> AsyncIterator[None]:
+    """An error that came alone is raised as itself, so that its code sets the exit status."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        alone: BaseException = group
+        while isinstance(alone, BaseExceptionGroup) and len(alone.exceptions) == 1:
+            alone = alone.exceptions[0]
+        raise alone from None
 
 
 async def _load(identity: PoolIdentity, store: Store, clock: Clock) -> Core:
