@@ -40,6 +40,10 @@ _COMMANDS: Final = (
     ("config", "novamesh.cli.config:app", "What this machine is set to."),
     ("doctor", "novamesh.cli.doctor:doctor", "Check everything novamesh needs here."),
 )
+_HELP: Final = """Volunteers' GPUs as one inference network whose answers carry proofs.
+
+First steps:  novamesh demo   novamesh pool join CODE   novamesh run MODEL
+"""
 # Which extra brings what a command imports beyond the base installation.
 _EXTRAS: Final = {
     "node": "node",
@@ -58,8 +62,7 @@ def _version() -> str:
 def _app() -> App:
     app = App(
         name="novamesh",
-        help="Volunteers' GPUs as one inference network whose answers carry proofs.",
-        help_epilogue="First steps:  novamesh demo   novamesh pool join CODE   novamesh run MODEL",
+        help=_HELP,
         version=_version,
         help_format="plaintext",
     )

@@ -99,7 +99,7 @@ class Daemons:
         except TimeoutError:
             line = b""
         if not line:
-            raise DaemonError(f"{name} did not start", read_tail(log))
+            raise DaemonError(f"{name} did not start: {await _fate(process)}", read_tail(log))
         return Daemon(name, process, log, line.decode(errors="replace").strip())
 
     async def command(self, name: str, *arguments: str) -> str:
@@ -149,6 +149,14 @@ def _environment(env: Mapping[str, str], home: Path) -> dict[str, str]:
     """The user's environment without the user's own novamesh; one thread of arithmetic each."""
     kept = {name: value for name, value in env.items() if not name.startswith("NOVAMESH_")}
     return kept | {"NOVAMESH_HOME": str(home), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+async def _fate(process: asyncio.subprocess.Process) -> str:
+    """How a process that said nothing is doing."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            return f"it ended with status {await process.wait()}"
+    return f"it was silent for {READY_S:g} s"
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -63,8 +63,11 @@ def _settings() -> Iterator[str]:
 
 
 def _tidy(markdown: str) -> str:
-    """One blank line between blocks, one newline at the end."""
-    return re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
+    """One blank line between blocks, one newline at the end, and commands as they are typed."""
+    typed = re.sub(
+        r"(?m)^(novamesh .*?) -m [\w.]+", r"\1", markdown
+    )  # how this process was started
+    return re.sub(r"\n{3,}", "\n\n", typed).strip() + "\n"
 
 
 if __name__ == "__main__":

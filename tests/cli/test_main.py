@@ -1,0 +1,107 @@
+"""The process: exit statuses, interrupts, pipes that close, how fast help comes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from novamesh import cli
+from novamesh_proto.errors import MEANINGS, Code, NovaMeshError
+
+
+def _raise(error: BaseException) -> object:
+    def command(*_: object, **__: object) -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize("code", list(Code))
+def test_exit_status_is_the_one_of_the_table(
+    code: Code, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "app", _raise(NovaMeshError(code, "it broke", "mend it")))
+    assert cli.main([]) == MEANINGS[code].exit
+    assert capsys.readouterr().err == "error: it broke\nhint: mend it\n"
+
+
+def test_interrupt_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "app", _raise(KeyboardInterrupt()))
+    assert cli.main([]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_missing_library_of_ours_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "app", _raise(ModuleNotFoundError("gone", name="novamesh_node.x")))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["node"])
+    monkeypatch.setattr(cli, "app", _raise(ModuleNotFoundError("gone", name="rich")))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["run"])
+
+
+def test_missing_library_of_a_part_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "app", _raise(ModuleNotFoundError("gone", name="sqlalchemy")))
+    assert cli.main(["coordinator", "serve"]) == MEANINGS[Code.UNSUPPORTED].exit
+    assert "pip install 'novamesh[coordinator]'" in capsys.readouterr().err
+
+
+def test_command_that_returns_a_number_exits_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "app", lambda *_, **__: 3)
+    assert cli.main([]) == 3
+
+
+def _novamesh(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "novamesh", *arguments],
+        env={"PATH": os.environ["PATH"], "NOVAMESH_HOME": str(home), "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_module_is_the_command(tmp_path: Path) -> None:
+    done = _novamesh("key", "new", home=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("12D3Koo")
+    assert _novamesh("key", "new", home=tmp_path).returncode == 1
+    assert _novamesh("bogus", home=tmp_path).returncode == 2
+
+
+def test_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "novamesh", "--help"],
+        env={"PATH": os.environ["PATH"], "NOVAMESH_HOME": str(tmp_path)},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode != 0
+
+
+def test_help_loads_no_part_and_no_grpc(tmp_path: Path) -> None:
+    code = (
+        "import sys, novamesh.cli; status = novamesh.cli.main(['--help']);"
+        "heavy = {'grpc', 'torch', 'novamesh_node', 'novamesh_coordinator', 'novamesh.client'};"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else status)"
+    )
+    started = time.process_time()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
+    assert time.process_time() - started < 1
