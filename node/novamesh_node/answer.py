@@ -1,10 +1,13 @@
 """One attempt's answer on its way out: engine outputs in, sealed and signed messages out.
 
-The first token leaves at once, then at least every FLUSH_MS or when a chunk is full; a checkpoint
-follows every 32 tokens or second; the final chunk is followed by the attestation. Rules: no I/O and
-no clock: every call is told the time; one sealer, so one keystream, for an attempt; all that is
-made is kept in a bounded tail for the next session. Plaintext is held only until it is sealed;
-token ids are held until they are digested.
+The first token leaves at once. Then a chunk leaves when it is full or after a fifth of the time
+that the answer has taken so far, within FLUSH_LEAST_MS and FLUSH_MS: messages stay few, and no
+chunk holds so much of a short answer that its speed could not be told. A checkpoint follows every
+32 tokens or second; the final chunk is followed by the attestation.
+
+Rules: no I/O and no clock: every call is told the time; one sealer, so one keystream, for an
+attempt; all that is made is kept in a bounded tail for the next session. Plaintext is held only
+until it is sealed; token ids are held until they are digested.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ from novamesh_proto.messages import (
 )
 
 FLUSH_MS: Final = 50  # a reader does not see less than this
+FLUSH_LEAST_MS: Final = 5
+FLUSH_SHARE: Final = 4  # of the time so far before this chunk: a fifth of the time with it
 CHUNK_TOKENS: Final = 32
 CHUNK_CONTENT_BYTES: Final = 8_000  # estimated; a chunk's limit is twice that
 _TOKEN_BYTES: Final = 6
@@ -113,7 +118,8 @@ class Answer:
         self._draft = _Draft()
         self._output: list[int] = []
         self._challenge = b""
-        self._flushed_ms = now_ms - FLUSH_MS  # the first token leaves at once
+        self._first_ms: int | None = None
+        self._flushed_ms = now_ms
         self._checkpoint_ms = now_ms
         self._checkpoint_tokens = 0
 
@@ -132,7 +138,10 @@ class Answer:
         """Monotonic time of the next `tick`; None while nothing waits."""
         if self.ended or not (self._draft.token_ids or self._draft.size):
             return None
-        return self._flushed_ms + FLUSH_MS
+        if self._first_ms is None:
+            return self._flushed_ms
+        so_far_ms = self._flushed_ms - self._first_ms
+        return self._flushed_ms + min(FLUSH_MS, max(FLUSH_LEAST_MS, so_far_ms // FLUSH_SHARE))
 
     def push(
         self, output: StepOutput, usage: Usage, now_ms: int, wall_ms: int
@@ -155,6 +164,7 @@ class Answer:
         if due is None or (now_ms < due and not self._draft.full):
             return ()
         self._flushed_ms = now_ms
+        self._first_ms = now_ms if self._first_ms is None else self._first_ms
         made = [self._seal(FinishReason.UNSPECIFIED)]
         tokens = self.tokens - self._checkpoint_tokens
         if tokens >= CHECKPOINT_TOKENS or now_ms >= self._checkpoint_ms + CHECKPOINT_MS:

@@ -8,11 +8,12 @@ lacks when the connection breaks waits in the desk, not here. No decision is mad
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -56,6 +57,14 @@ class Voice:
     ready: Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What takes long to make: loaded models, and the machine as it was found."""
+
+    models: tuple[LoadedModel, ...]
+    machine: hardware.Probe
+
+
 async def serve(config: NodeConfig, voice: Voice) -> None:
     """Run a node until it is stopped.
 
@@ -90,45 +99,59 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, lambda: self._keeper.apply(lifecycle.Stop()))
-        key = self._load_key()
-        config = self._config
+        key, config = self._load_key(), self._config
+        plate = Nameplate(
+            node=format_node_id(key.node_id),
+            version=version("novamesh"),
+            network=config.pool.network,
+            address=config.pool.address,
+            slots=config.slots,
+        )
         self._voice.say("pool", f"{config.pool.network} at {config.pool.address}")
-        prepared = await self._prepare()
-        if prepared is None:
-            return
-        models, machine = prepared
+        orders = Orders(self._keeper, plate, self._state.save_pause, self._clock)
+        async with control.listen(config.places.node_socket, orders.handle):
+            prepared = await self._prepare()
+            if prepared is not None:
+                await self._serve(key, prepared, orders, plate)
+
+    async def _serve(
+        self, key: PrivateKey, prepared: Prepared, orders: Orders, plate: Nameplate
+    ) -> None:
+        """With everything loaded: engines run, the pool is dialled, work is done."""
+        models, machine = prepared.models, prepared.machine
         workers = [Worker(each.engine, each.profile.name, machine.energy_mj) for each in models]
         journal = ReplayJournal(self._state.folder / "replays", self._clock.wall_ms())
         try:
             for worker in workers:
                 worker.start()
             async with asyncio.TaskGroup() as tasks:
-                await self._work(tasks, key, (models, workers), machine, journal)
+                session = self._assemble(tasks, key, prepared, workers, journal)
+                orders.complete(session, _loaded_plate(plate, prepared, self._config))
+                self._keeper.apply(lifecycle.Loaded())
+                await self._work(tasks, session, key, workers)
         finally:
             await asyncio.gather(*(worker.stop() for worker in workers))
             journal.close()
 
-    async def _work(
+    def _assemble(
         self,
         tasks: asyncio.TaskGroup,
         key: PrivateKey,
-        loaded: tuple[tuple[LoadedModel, ...], list[Worker]],
-        machine: hardware.Probe,
+        prepared: Prepared,
+        workers: list[Worker],
         journal: ReplayJournal,
-    ) -> None:
-        """Everything that runs at the same time, until the keeper halts."""
-        models, workers = loaded
+    ) -> Session:
         config, pool = self._config, self._config.pool
+        models, hardware_ = prepared.models, prepared.machine.hardware
         signer = Signer(key, pool.network, pool.coordinator_id)
         build = loading.engine_build(config.device)
-        facts = Facts(tuple(model.offer for model in models), machine.hardware, build, config.slots)
+        facts = Facts(tuple(model.offer for model in models), hardware_, build, config.slots)
         advertiser = Advertiser(key, pool.network, facts, self._state.next_sequence)
         contexts = {model.offer.model_profile: model.offer.context_max for model in models}
         house = House(key.node_id, signer.coordinator, pool.network, contexts, config.policy)
         fixtures = Fixtures(
-            Admission(house, journal.window), advertiser, signer,
-            Machine(machine.hardware, build), _served(models, workers), journal.remember,
-            self._clock,
+            Admission(house, journal.window), advertiser, signer, Machine(hardware_, build),
+            _served(models, workers), journal.remember, self._clock,
         )  # fmt: skip
         desk = Desk(fixtures, self._keeper, tasks)
         link = Link(pool.address, signer, pool.invite_bytes)
@@ -137,21 +160,23 @@ class _Daemon:
         )
         session = Session(line, signer, advertiser, desk, self._keeper.load)
         self._keeper.hands = Hands(session.announce, lambda: desk.abandon(_stopped()))
-        plate = self._nameplate(key, models, machine)
-        orders = Orders(self._keeper, session, plate, self._state.save_pause, self._clock)
-        self._keeper.apply(lifecycle.Loaded())
-        async with control.listen(config.places.node_socket, orders.handle):
-            attached = tasks.create_task(session.run(), name="session")
-            watchers = [
-                tasks.create_task(self._welcome(session, key), name="welcome"),
-                tasks.create_task(self._tick(session), name="ticker"),
-                *(tasks.create_task(_watch(worker), name="watch") for worker in workers),
-            ]
-            await self._keeper.halted.wait()
-            session.leave()
-            await asyncio.wait({attached}, timeout=2 * FAREWELL_S)
-            for task in (attached, *watchers):
-                task.cancel()
+        return session
+
+    async def _work(
+        self, tasks: asyncio.TaskGroup, session: Session, key: PrivateKey, workers: list[Worker]
+    ) -> None:
+        """Everything that runs at the same time, until the keeper halts."""
+        attached = tasks.create_task(session.run(), name="session")
+        watchers = [
+            tasks.create_task(self._welcome(session, key), name="welcome"),
+            tasks.create_task(self._tick(session), name="ticker"),
+            *(tasks.create_task(_watch(worker), name="watch") for worker in workers),
+        ]
+        await self._keeper.halted.wait()
+        session.leave()
+        await asyncio.wait({attached}, timeout=2 * FAREWELL_S)
+        for task in (attached, *watchers):
+            task.cancel()
 
     def _load_key(self) -> PrivateKey:
         path = self._config.places.node_key
@@ -161,24 +186,23 @@ class _Daemon:
         self._voice.say("node", f"{format_node_id(key.node_id)}  {note}".rstrip())
         return key
 
-    async def _prepare(self) -> tuple[tuple[LoadedModel, ...], hardware.Probe] | None:
+    async def _prepare(self) -> Prepared | None:
         """Load models and look at the machine; None if the node was stopped meanwhile."""
         config, loop = self._config, asyncio.get_running_loop()
-        done: asyncio.Future[tuple[tuple[LoadedModel, ...], hardware.Probe]] = loop.create_future()
+        done: asyncio.Future[Prepared] = loop.create_future()
+
+        def say(headline: str, text: str) -> None:
+            loop.call_soon_threadsafe(self._voice.say, headline, text)
 
         def prepare() -> None:
             try:
                 machine = hardware.probe(config.device, config.threads)
-                line = hardware.describe(machine.hardware, config.threads)
-                loop.call_soon_threadsafe(self._voice.say, machine.hardware.kind, line)
-
-                def say(text: str) -> None:
-                    loop.call_soon_threadsafe(self._voice.say, "model", text)
-
-                models = loading.load_models(config, self._state, say)
-                loop.call_soon_threadsafe(_settle, done, (models, machine))
+                say(machine.hardware.kind, hardware.describe(machine.hardware, config.threads))
+                models = loading.load_models(config, self._state, lambda text: say("model", text))
+                loop.call_soon_threadsafe(_settle, done, Prepared(models, machine))
             except BaseException as error:  # task boundary: raised again on the loop, below
-                loop.call_soon_threadsafe(_fail, done, error)
+                with contextlib.suppress(RuntimeError):  # unless the node was stopped meanwhile
+                    loop.call_soon_threadsafe(_fail, done, error)
 
         # A daemon thread: loading a large model must not keep an impatient owner waiting.
         threading.Thread(target=prepare, name="loading", daemon=True).start()
@@ -211,28 +235,21 @@ class _Daemon:
                 waits = RETRY_TICKS
                 _log.warning("not stored", code=error.code.value, error=error.message)
 
-    def _nameplate(
-        self, key: PrivateKey, models: tuple[LoadedModel, ...], machine: hardware.Probe
-    ) -> Nameplate:
-        config = self._config
-        return Nameplate(
-            node=format_node_id(key.node_id),
-            version=version("novamesh"),
-            network=config.pool.network,
-            address=config.pool.address,
-            hardware=hardware.describe(machine.hardware, config.threads),
-            slots=config.slots,
-            models=tuple(
-                {
-                    "name": model.offer.name,
-                    "digest": f"sha256:{model.offer.model_profile.hex()}",
-                    "context_max": model.offer.context_max,
-                    "decode_tokens_per_s": round(model.offer.decode_tokens_per_s, 1),
-                    "prefill_tokens_per_s": round(model.offer.prefill_tokens_per_s, 1),
-                }
-                for model in models
-            ),
-        )
+
+def _loaded_plate(plate: Nameplate, prepared: Prepared, config: NodeConfig) -> Nameplate:
+    """The nameplate once the node knows what it is."""
+    models = tuple(
+        {
+            "name": model.offer.name,
+            "digest": f"sha256:{model.offer.model_profile.hex()}",
+            "context_max": model.offer.context_max,
+            "decode_tokens_per_s": round(model.offer.decode_tokens_per_s, 1),
+            "prefill_tokens_per_s": round(model.offer.prefill_tokens_per_s, 1),
+        }
+        for model in prepared.models
+    )
+    line = hardware.describe(prepared.machine.hardware, config.threads)
+    return replace(plate, hardware=line, models=models)
 
 
 def _served(models: tuple[LoadedModel, ...], workers: list[Worker]) -> dict[ProfileDigest, Served]:
@@ -257,16 +274,11 @@ def _stopped() -> NovaMeshError:
     return NovaMeshError(Code.UNAVAILABLE, "the owner of this node stopped it", "ask another node")
 
 
-def _settle(
-    done: asyncio.Future[tuple[tuple[LoadedModel, ...], hardware.Probe]],
-    result: tuple[tuple[LoadedModel, ...], hardware.Probe],
-) -> None:
+def _settle(done: asyncio.Future[Prepared], result: Prepared) -> None:
     if not done.done():
         done.set_result(result)
 
 
-def _fail(
-    done: asyncio.Future[tuple[tuple[LoadedModel, ...], hardware.Probe]], error: BaseException
-) -> None:
+def _fail(done: asyncio.Future[Prepared], error: BaseException) -> None:
     if not done.done():
         done.set_exception(error)

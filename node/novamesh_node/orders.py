@@ -23,15 +23,15 @@ PAUSE_S_MAX: Final = 30 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Nameplate:
-    """What a status says that does not change: who, where, with what."""
+    """What a status says that does not change: who, where, and, once loaded, with what."""
 
     node: str
     version: str
     network: str
     address: str
-    hardware: str
     slots: int
-    models: tuple[Mapping[str, Any], ...]
+    hardware: str = ""
+    models: tuple[Mapping[str, Any], ...] = ()
 
 
 class Orders:
@@ -40,17 +40,20 @@ class Orders:
     def __init__(
         self,
         keeper: Keeper,
-        session: Session,
         nameplate: Nameplate,
         save_pause: Callable[[bool, int], None],
         clock: Clock,
     ) -> None:
         self._keeper = keeper
-        self._session = session
+        self._session: Session | None = None
         self._nameplate = nameplate
         self._save_pause = save_pause
         self._clock = clock
         self._started_ms = clock.monotonic_ms()
+
+    def complete(self, session: Session, nameplate: Nameplate) -> None:
+        """The models are loaded and the pool is being dialled."""
+        self._session, self._nameplate = session, nameplate
 
     async def handle(self, command: str, arguments: Mapping[str, Any]) -> Reply:
         """Carry out one order.
@@ -82,7 +85,8 @@ class Orders:
     def status(self) -> Reply:
         """Where the node is now."""
         state, ruling, plate = self._keeper.state, self._keeper.ruling(), self._nameplate
-        trouble = self._session.trouble
+        session = self._session
+        trouble = session.trouble if session else None
         return {
             "node": plate.node,
             "phase": state.phase.value,
@@ -94,9 +98,9 @@ class Orders:
             "taken": self._keeper.taken,
             "pool": plate.network,
             "address": plate.address,
-            "attached": self._session.connected,
+            "attached": session is not None and session.connected,
             "trouble": "" if trouble is None else trouble.message,
-            "clock_offset_ms": self._session.offset_ms,
+            "clock_offset_ms": session.offset_ms if session else 0,
             "hardware": plate.hardware,
             "models": [dict(model) for model in plate.models],
             "version": plate.version,
@@ -106,6 +110,8 @@ class Orders:
 
     async def _why(self) -> Reply:
         ruling = self._keeper.ruling()
+        if self._session is None:
+            raise NovaMeshError(Code.UNAVAILABLE, ruling.reason, "ask again in a moment")
         report = await self._session.ask_idle()
         return {
             "accepting": ruling.accepting,

@@ -17,7 +17,8 @@ from novamesh_node.shelf import Entry
 
 def describe_status(reply: Mapping[str, Any]) -> str:
     """`node status`."""
-    link = "attached" if reply["attached"] else f"not attached: {reply['trouble'] or 'dialling'}"
+    waiting = "dialling" if reply["models"] else "models are loaded first"
+    link = "attached" if reply["attached"] else f"not attached: {reply['trouble'] or waiting}"
     reason = f": {reply['reason']}" if reply["reason"] else ""
     up = format_duration(reply["uptime_s"])
     rows = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from novamesh_engine.request import FinishReason, StepOutput, TokenLogprob
 from novamesh_node.admission import Admitted
-from novamesh_node.answer import CHUNK_TOKENS, FLUSH_MS, Answer, Usage, Work
+from novamesh_node.answer import CHUNK_TOKENS, FLUSH_LEAST_MS, FLUSH_MS, Answer, Usage, Work
 from novamesh_node.attestor import Machine
 from novamesh_proto import envelope, sealing
 from novamesh_proto.attestation import check_attestation
@@ -93,13 +94,32 @@ def checkpoints(messages: tuple[AttachRequest, ...]) -> list[ChunkCheckpoint]:
 def test_the_first_token_leaves_at_once_and_the_next_ones_together() -> None:
     desk = Desk()
     assert len(desk.push()) == 1
-    assert desk.push(after_ms=10) == ()
-    assert desk.push(after_ms=10) == ()
-    assert desk.answer.due_ms == 1000 + FLUSH_MS
-    assert desk.tick(after_ms=29) == ()
+    assert desk.push(after_ms=1) == ()
+    assert desk.push(after_ms=1) == ()
+    assert desk.answer.due_ms == 1000 + FLUSH_LEAST_MS
+    assert desk.tick(after_ms=2) == ()
     assert len(desk.tick(after_ms=1)) == 1
     assert [body.token_ids for body in desk.read] == [(1,), (2, 3)]
     assert desk.answer.due_ms is None
+
+
+def test_pauses_between_chunks_grow_to_their_most_and_no_chunk_holds_a_burst() -> None:
+    desk = Desk()
+    times = [desk.now_ms for _ in range(400) if any(m.chunk for m in desk.push(after_ms=1))]
+    gaps = [later - sooner for sooner, later in pairwise(times)]
+    assert gaps == sorted(gaps)
+    assert (gaps[0], gaps[-1]) == (FLUSH_LEAST_MS, min(FLUSH_MS, CHUNK_TOKENS))
+    for length in range(12, len(times)):
+        made = sum(len(body.token_ids) for body in desk.read[:length])
+        assert max(len(body.token_ids) for body in desk.read[:length]) <= made / 3
+
+
+def test_a_slow_model_never_waits_longer_than_a_reader_sees() -> None:
+    desk = Desk()
+    desk.push()
+    desk.push(after_ms=5000)
+    desk.push(after_ms=10)
+    assert desk.answer.due_ms == desk.now_ms - 10 + FLUSH_MS
 
 
 def test_a_slow_model_sends_each_token_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from novamesh_proto.messages import IdleReason, IdleReport
 from support.clock import START_MS
 from support.offers import SIGNER, advertiser
 
-PLATE = Nameplate("12D3KooWnode", "0.1.0", "testnet", "127.0.0.1:7700", "a machine", 2, ())
+PLATE = Nameplate("12D3KooWnode", "0.1.0", "testnet", "127.0.0.1:7700", 2)
 
 
 class _Session(Session):
@@ -30,7 +31,7 @@ class _Session(Session):
 class Node:
     """Orders and what they reach."""
 
-    def __init__(self) -> None:
+    def __init__(self, loaded: bool = True) -> None:
         clock = Clock(lambda: START_MS)
         self.keeper = Keeper(2, clock, lifecycle.State(ready=True))
         self.pauses: list[tuple[bool, int]] = []
@@ -38,8 +39,10 @@ class Node:
         line = Line(unused, unused, clock, random.Random(0))
         session = _Session(line, SIGNER, advertiser(), unused, self.keeper.load)
         self.orders = Orders(
-            self.keeper, session, PLATE, lambda on, until: self.pauses.append((on, until)), clock
+            self.keeper, PLATE, lambda on, until: self.pauses.append((on, until)), clock
         )
+        if loaded:
+            self.orders.complete(session, replace(PLATE, hardware="a machine"))
 
     async def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         return await self.orders.handle(command, arguments)
@@ -54,6 +57,15 @@ async def test_status_tells_where_the_node_is() -> None:
     status = await Node().ask("status")
     assert (status["phase"], status["free_slots"], status["attached"]) == ("idle", 2, False)
     assert (status["node"], status["pool"], status["trouble"]) == ("12D3KooWnode", "testnet", "")
+    assert status["hardware"] == "a machine"
+
+
+async def test_while_models_are_loaded_it_can_be_asked_and_stopped() -> None:
+    node = Node(loaded=False)
+    status = await node.ask("status")
+    assert (status["attached"], status["models"], status["hardware"]) == (False, [], "")
+    assert await node.refused("why") is Code.UNAVAILABLE
+    assert (await node.ask("stop"))["phase"] == "stopped"
 
 
 async def test_pause_and_resume_are_remembered() -> None:
