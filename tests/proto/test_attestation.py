@@ -185,6 +185,8 @@ def test_rule_4_a_burst_is_not_ranked() -> None:
 def test_rule_4_one_token_is_no_burst() -> None:
     client = replace(STORY.client_receipt.message, completion_tokens=1, burst_tokens=1)
     assert rules(HONEST, replace(WITNESS, client=client)) == []
+    two = replace(client, completion_tokens=2, burst_tokens=2)
+    assert rules(HONEST, replace(WITNESS, client=two)) == [4]
 
 
 def test_rule_5_no_faster_than_memory_can_be_read() -> None:
@@ -240,6 +242,8 @@ def test_rule_6_a_recorded_stream_does_not(points: tuple[Any, ...], problem: str
 
 def test_speed_is_steps_between_first_and_last_chunk() -> None:
     assert witnessed_speed(STORY.client_receipt.message) == 50.0  # 99 steps in 1.98 s
+    two = replace(STORY.client_receipt.message, completion_tokens=2, total_us=880 * MS)
+    assert witnessed_speed(two) == 2.0
 
 
 @pytest.mark.parametrize(

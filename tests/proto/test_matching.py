@@ -155,9 +155,14 @@ def test_new_nodes_among_themselves_are_weighed_by_their_claims() -> None:
     assert fast > 2 * slow > 0
 
 
+def test_a_slow_claim_is_taken_as_it_is() -> None:
+    reason = draw(state(0, **offering(0.5))).chosen[0].reason
+    assert reason.startswith("about 200 s: 0.5 tokens/s claimed")
+
+
 def test_a_node_whose_speed_nobody_knows_is_slow() -> None:
     ranking = draw(state(0, **offering(0.0)))
-    assert "speed unknown" in ranking.chosen[0].reason
+    assert ranking.chosen[0].reason.startswith("about 200 s: speed unknown")
     assert "new here" in ranking.chosen[0].reason
 
 

@@ -133,6 +133,12 @@ def test_a_continuing_job_is_paid_from_where_it_begins() -> None:
     assert settle(work).paid_until == 140
 
 
+def test_a_continuing_job_is_paid_up_to_what_the_relay_saw() -> None:
+    work = changed(WORK, "terms", start_position=40)
+    payment = settle(changed(work, "relay_receipt", tokens=80, chunks=80))
+    assert payment == Payment(40, 120, 80, ("the relay saw 80 tokens",))
+
+
 def test_a_continuing_job_is_not_paid_for_what_its_parent_was() -> None:
     work = changed(WORK, "terms", start_position=40)
     payment = settle(replace(work, paid_until=64))
