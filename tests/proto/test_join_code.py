@@ -64,6 +64,11 @@ def test_no_slip_of_the_hand_passes(at: int, cut: int, put: str) -> None:
     assert caught.value.hint
 
 
+def test_a_slip_is_called_a_mistake() -> None:
+    with pytest.raises(NovaMeshError, match="mistake"):
+        parse_join_code(TEXT[:-2] + ("a" if TEXT[-2] != "a" else "b") + TEXT[-1])
+
+
 @given(text=st.text(max_size=200) | st.text("nm1abcdefgh234567", max_size=200).map("nm1".__add__))
 def test_any_text_is_a_code_or_refused(text: str) -> None:
     code = unless_refused(lambda: parse_join_code(text), Code.BAD_REQUEST)

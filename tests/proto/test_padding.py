@@ -31,6 +31,24 @@ def test_only_what_pad_makes_comes_off(padded: bytes) -> None:
         assert pad(data, 16, sealed_max=10_000) == padded
 
 
+@pytest.mark.parametrize(
+    "padded",
+    [
+        b"",
+        bytes(16),
+        b"x" * 16,
+        b"x" * 15 + b"\x80" + bytes(16),
+        b"x" * 8 + b"\x80" + bytes(6) + b"\1",
+        b"x" * 8 + b"\x80" + bytes(8),
+    ],
+    ids=["nothing", "no mark", "no padding", "a block too long", "not zero", "no whole block"],
+)
+def test_broken_padding_is_refused(padded: bytes) -> None:
+    with pytest.raises(NovaMeshError) as caught:
+        unpad(padded, 16)
+    assert caught.value.code is Code.BAD_REQUEST
+
+
 def test_the_limit_counts_the_tag() -> None:
     assert len(pad(bytes(15), 16, sealed_max=32)) == 16
     with pytest.raises(NovaMeshError) as caught:

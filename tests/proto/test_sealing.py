@@ -139,7 +139,7 @@ def test_a_body_above_the_limit_is_not_sealed() -> None:
 def test_terms_of_another_job_do_not_open_it() -> None:
     job, _ = parties.sealed_job(DESCRIPTOR)
     _, other = parties.sealed_job(DESCRIPTOR)
-    with pytest.raises(NovaMeshError) as caught:
+    with pytest.raises(NovaMeshError, match="another job") as caught:
         open_job(job, other)
     assert caught.value.code is Code.CANNOT_OPEN
 
