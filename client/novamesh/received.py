@@ -96,10 +96,11 @@ class ReceivedAttempt:
         point, given = opened.message, self.assignment.message
         if (point.job, point.attempt, point.fence) != (given.job, given.attempt, given.fence):
             raise self.accuse(Code.STALE, "signed a checkpoint of another attempt")
-        if self.checkpoint is not None and opened.id == self.checkpoint.id:
-            return False
+        last = self.checkpoint
         if (point.chunks, point.chain_head) not in self._heads:
             raise self.accuse(Code.CORRUPT, "signed a checkpoint of an answer it did not send")
+        if last is not None and (opened.id == last.id or point.chunks < last.message.chunks):
+            return False  # told again after a broken connection
         self.checkpoint = opened
         self.checkpoints.append(point)
         return True
