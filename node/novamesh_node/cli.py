@@ -144,6 +144,13 @@ def show(name: str, /, *, json: Json = False, home: Home = None) -> None:
     _print(_json(screens.profile_fields(profile)) if json else screens.show_profile(profile))
 
 
+def doctor_checks() -> list[Any]:
+    """What `novamesh doctor` asks of this part."""
+    from novamesh_node.doctor import doctor_checks as checks
+
+    return list(checks())
+
+
 async def _stop(socket: Path, now: bool) -> None:
     """Ask, then wait until nobody answers any more."""
     from novamesh_node import control
@@ -188,7 +195,9 @@ def _print(text: str) -> None:
 
 
 def _tell(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    from novamesh_node.screens import clean
+
+    sys.stderr.write(clean(text) + "\n")
 
 
 def _say(headline: str, text: str) -> None:

@@ -122,6 +122,9 @@ async def _answer(line: bytes, handler: Handler) -> Reply:
         error = NovaMeshError(Code.BAD_REQUEST, "this is not a line of JSON")
     except NovaMeshError as refused:
         error = refused
+    except Exception as bug:  # boundary of a connection: the daemon goes on
+        _log.error("an order failed", kind=type(bug).__name__)
+        error = NovaMeshError(Code.INTERNAL, f"the node failed: {type(bug).__name__}")
     return {"error": {"code": error.code.value, "message": error.message, "hint": error.hint}}
 
 

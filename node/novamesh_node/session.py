@@ -137,6 +137,7 @@ class Session:
         self._idle: asyncio.Future[IdleReport] | None = None
         self._leaving = False
         self._joined = False
+        self._reported = ""
         self.attached = asyncio.Event()  # set at the first welcome and kept
         self.offset_ms = 0  # our clock minus the coordinator's, at the last challenge
         self.trouble: NovaMeshError | None = None  # why we are not attached now
@@ -211,7 +212,7 @@ class Session:
             # From here to the first write nothing yields: the backlog and what the attempts put
             # into the new outbox fit together without gap or repeat.
             backlog = self._desk.resume(outbox, welcome.resume)
-            self._outbox, self.trouble = outbox, None
+            self._outbox, self.trouble, self._reported = outbox, None, ""
             self.attached.set()
             _log.info("attached", session=welcome.session.hex()[:8], resumed=len(welcome.resume))
             if self._leaving:
@@ -299,7 +300,10 @@ class Session:
         return False
 
     def _report(self, error: NovaMeshError) -> None:
-        _log.warning(
+        """The same trouble again is no news: it is told once and then at debug level."""
+        said, self._reported = self._reported, error.message
+        log = _log.debug if said == error.message else _log.warning
+        log(
             "not attached, trying again", code=error.code.value, error=error.message,
             hint=error.hint or None,
         )  # fmt: skip

@@ -19,6 +19,8 @@ from novamesh_proto.errors import Code, NovaMeshError
 
 
 async def handle(command: str, arguments: Mapping[str, Any]) -> control.Reply:
+    if command == "explode":
+        raise ZeroDivisionError
     if command == "refuse":
         raise NovaMeshError(Code.CONFLICT, "not now", "later")
     return {"command": command, **arguments}
@@ -50,6 +52,15 @@ async def test_an_error_travels_whole(tmp_path: Path) -> None:
             await control.ask(path, "refuse")
     error = caught.value
     assert (error.code, error.message, error.hint) == (Code.CONFLICT, "not now", "later")
+
+
+async def test_a_bug_in_one_order_ends_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "node.sock"
+    async with control.listen(path, handle):
+        with pytest.raises(NovaMeshError) as caught:
+            await control.ask(path, "explode")
+        assert caught.value.code is Code.INTERNAL
+        assert (await control.ask(path, "status"))["command"] == "status"
 
 
 async def test_nobody_there(tmp_path: Path) -> None:

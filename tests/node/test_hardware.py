@@ -2,58 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from novamesh_node import hardware
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import Hardware
-
-
-class Nvml:
-    """The part of NVML's binding that is used, for one card."""
-
-    NVML_CLOCK_MEM = 2
-
-    class NVMLError(Exception):
-        """What the binding raises."""
-
-    def __init__(self, missing: str = "") -> None:
-        self.energy = 1_000
-        if missing:
-            setattr(self, missing, self._fail)
-
-    def _fail(self, *arguments: Any) -> Any:
-        raise self.NVMLError("Not Supported")
-
-    def nvmlInit(self) -> None:
-        return None
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        if index:
-            raise self.NVMLError("Invalid Argument")
-        return index
-
-    def nvmlDeviceGetName(self, handle: int) -> str:
-        return "NVIDIA GeForce RTX 3060"
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
-        return type("Info", (), {"total": 12 * 2**30})
-
-    def nvmlSystemGetDriverVersion(self) -> str:
-        return "550.54"
-
-    def nvmlDeviceGetMaxClockInfo(self, handle: int, kind: int) -> int:
-        return 7501
-
-    def nvmlDeviceGetMemoryBusWidth(self, handle: int) -> int:
-        return 192
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
-        self.energy += 5
-        return self.energy
+from support.fake_nvml import Nvml
 
 
 def test_a_processor_is_named_and_its_bandwidth_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,163 @@
+"""The commands, as somebody types them, against a scripted daemon on its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from novamesh.cli import main
+from novamesh.config import find_places
+from novamesh_node import control
+from novamesh_proto.errors import Code, NovaMeshError
+from support.tiny_profile import save_tiny_profile
+
+STATUS: dict[str, Any] = {
+    "node": "12D3KooWnode", "phase": "idle", "reason": "", "resumes_at_ms": 0, "slots": 4,
+    "free_slots": 3, "running": 2, "taken": 9, "pool": "testnet", "address": "127.0.0.1:7700",
+    "attached": True, "trouble": "", "clock_offset_ms": -3, "hardware": "a machine",
+    "models": [], "version": "0.1.0", "pid": 7, "uptime_s": 11,
+}  # fmt: skip
+
+
+class Daemon:
+    """Answers the control socket of a home from a thread, and remembers what it was asked."""
+
+    def __init__(self, home: Path) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.refusal: NovaMeshError | None = None
+        self._home = home
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    def __enter__(self) -> Daemon:
+        self._thread.start()
+        assert self._up.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # it may have been told to stop already
+            self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+
+    async def _serve(self) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        async with control.listen(find_places(self._home).node_socket, self._handle):
+            self._up.set()
+            await self._over.wait()
+
+    async def _handle(self, command: str, arguments: Mapping[str, Any]) -> control.Reply:
+        self.asked.append((command, dict(arguments)))
+        if self.refusal is not None:
+            raise self.refusal
+        if command == "stop":
+            self._over.set()
+        if command == "why":
+            return {"accepting": True, "reason": "", "considered": 0, "chosen": 0, "reasons": []}
+        return STATUS | {"reason": "the owner paused this node" if command == "pause" else ""}
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    with Daemon(tmp_path) as made:
+        yield made
+
+
+def novamesh(*arguments: str | Path) -> int:
+    return main([str(each) for each in arguments])
+
+
+def test_status_and_why(daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert novamesh("node", "status", "--home", tmp_path) == 0
+    assert "state    idle" in capsys.readouterr().out
+    assert novamesh("node", "status", "--json", "--home", tmp_path) == 0
+    assert json.loads(capsys.readouterr().out) == STATUS
+    assert novamesh("node", "why", "--home", tmp_path) == 0
+    assert "0 requests" in capsys.readouterr().out
+    assert novamesh("node", "why", "--json", "--home", tmp_path) == 0
+    assert json.loads(capsys.readouterr().out)["considered"] == 0
+
+
+def test_orders_are_talk_and_not_data(
+    daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert novamesh("node", "pause", "--for", "2h", "--now", "--home", tmp_path) == 0
+    assert novamesh("node", "resume", "--home", tmp_path) == 0
+    assert novamesh("node", "finish", "--home", tmp_path) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "the owner paused this node; go on:  novamesh node resume",
+        "the node takes work: 3 of 4 slots are free",
+        "the node ends 2 jobs and stops",
+    ]
+    assert daemon.asked == [
+        ("pause", {"for_s": 7200, "now": True}),
+        ("resume", {}),
+        ("finish", {}),
+    ]
+
+
+def test_stop_waits_until_the_node_is_gone(
+    daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert novamesh("node", "stop", "--home", tmp_path) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "the node has stopped"
+
+
+def test_what_the_daemon_refuses_is_an_error_and_a_hint(
+    daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.refusal = NovaMeshError(Code.CONFLICT, "the node is finishing", "wait")
+    assert novamesh("node", "pause", "--home", tmp_path) == 1
+    assert capsys.readouterr().err == "error: the node is finishing\nhint: wait\n"
+
+
+@pytest.mark.parametrize("command", ["status", "why", "stop", "finish", "pause", "resume"])
+def test_without_a_daemon_every_order_says_how_to_start_one(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert novamesh("node", command, "--home", tmp_path) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "error: no node runs on this machine",
+        "hint: start one:  novamesh node start",
+    ]
+
+
+def test_a_bad_span_of_time_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert novamesh("node", "pause", "--for", "soon", "--home", tmp_path) == 2
+    assert "2h" in capsys.readouterr().err
+
+
+def test_start_without_a_pool_says_how_to_join(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ADDRESS", "COORDINATOR", "NETWORK"):
+        monkeypatch.delenv(f"NOVAMESH_POOL_{name}", raising=False)
+    assert novamesh("node", "start", "--home", tmp_path) == 78
+    assert "novamesh node start --join CODE" in capsys.readouterr().err
+    assert novamesh("node", "start", "--slots", "0", "--home", tmp_path) == 2
+
+
+def test_the_shelf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = save_tiny_profile(find_places(tmp_path).models / "tiny")
+    assert novamesh("models", "ls", "--home", tmp_path) == 0
+    assert profile.digest_short in capsys.readouterr().out
+    assert novamesh("models", "ls", "--json", "--home", tmp_path) == 0
+    assert json.loads(capsys.readouterr().out)[-1]["digest"] == profile.digest_text
+    assert novamesh("models", "show", "tiny", "--home", tmp_path) == 0
+    assert profile.digest_text in capsys.readouterr().out
+    assert novamesh("models", "show", "tiny", "--json", "--home", tmp_path) == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == profile.digest_text
+    assert novamesh("models", "show", "none", "--home", tmp_path) == 1
+    assert "novamesh models ls" in capsys.readouterr().err
