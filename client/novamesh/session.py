@@ -62,6 +62,7 @@ class JobSession:
         self._reader: AnswerReader | None = None
         self._record: JobRecord | None = None
         self._running: JobId | None = None  # handed in, and not known to have ended
+        self._handed_in_s: float | None = None
 
     async def run(self, order: Order) -> Completion:
         """Deliver an answer piece by piece; then the whole of it, proved.
@@ -142,7 +143,7 @@ class JobSession:
             submitted_at_ms=desk.clock.now_ms(),
         )
         desk.records.save(record)
-        self._running = made.job
+        self._running, self._handed_in_s = made.job, desk.clock.monotonic()
         job = made.wrap([one for one, _ in chosen])
         await desk.pool.submit(job, [reservation for _, reservation in chosen])
         return record
@@ -181,13 +182,11 @@ class JobSession:
 
     async def _follow(self, record: JobRecord) -> Completion:
         """Read a submitted job to its end and keep its receipt."""
-        clock = self._desk.clock
-        before_s = max(0, clock.now_ms() - record.submitted_at_ms) / 1000
         reader = AnswerReader(
             record,
             self._desk.pool.key,
             self._desk.pool.coordinator,
-            clock.monotonic() - before_s,
+            self._request_s(record),
             os.urandom,
         )
         self._reader, self._running = reader, record.job
@@ -211,6 +210,13 @@ class JobSession:
             hint = f"within ten minutes:  novamesh jobs resume {record.job.hex()[:12]}"
             raise NovaMeshError(failure.code, failure.message, hint) from failure
         return self._complete(record, conclusion)
+
+    def _request_s(self, record: JobRecord) -> float:
+        """Monotonic time of the request; of another process's request the wall clock knows."""
+        if self._handed_in_s is not None:
+            return self._handed_in_s
+        clock = self._desk.clock
+        return clock.monotonic() - max(0, clock.now_ms() - record.submitted_at_ms) / 1000
 
     async def _read_events(
         self, reader: AnswerReader, job: JobId, sends: asyncio.TaskGroup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
@@ -17,6 +17,8 @@ from novamesh.model_choice import SHOWN_CHARS
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id, short
 from novamesh_proto.limits import BODY_BYTES_MAX
+
+BURST_RULE: Final = 4  # of the witness rules: the speed cannot be told
 
 
 @Parameter(name="*")
@@ -104,7 +106,9 @@ def document(done: Completion) -> dict[str, object]:
 
 def _summarise(done: Completion) -> None:
     speed = f"first after {done.ttft_s:.2f} s"
-    if done.tokens_per_s:
+    if any(finding.rule == BURST_RULE for finding in done.findings):
+        speed += ", then all at once"
+    elif done.tokens_per_s:
         speed += f", then {done.tokens_per_s:.1f} tokens/s witnessed"
     tokens = f"{done.prompt_tokens} read, {plural(done.completion_tokens, 'token')} answered"
     fields = {
