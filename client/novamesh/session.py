@@ -145,7 +145,13 @@ class JobSession:
         desk.records.save(record)
         self._running, self._handed_in_s = made.job, desk.clock.monotonic()
         job = made.wrap([one for one, _ in chosen])
-        await desk.pool.submit(job, [reservation for _, reservation in chosen])
+        try:
+            await desk.pool.submit(job, [reservation for _, reservation in chosen])
+        except NovaMeshError as error:
+            if error.code is Code.BUSY:  # certainly not taken: nothing to resume or to stop
+                self._running = None
+                desk.records.remove(made.job)
+            raise
         return record
 
     def _require_record(self) -> JobRecord:
@@ -260,7 +266,7 @@ class JobSession:
         with contextlib.suppress(NovaMeshError, TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await self._desk.pool.cancel(job)
-                self._desk.records.remove(job)
+        self._desk.records.remove(job)
 
     def _complete(self, record: JobRecord, conclusion: Conclusion) -> Completion:
         path = self._desk.receipts.save(record.job, conclusion.receipt)

@@ -131,6 +131,14 @@ async def test_what_can_heal_is_asked_again_as_the_same_job(tmp_path: Path) -> N
     assert len(pool.jobs) == 1
 
 
+@pytest.mark.parametrize("code", [Code.BUSY, Code.FORBIDDEN])
+async def test_job_that_was_not_taken_leaves_no_record(tmp_path: Path, code: Code) -> None:
+    refusals = [NovaMeshError(code, "not you") for _ in range(9)]
+    error = await _refusal(tmp_path, Script(refusals={"Submit": refusals}))
+    assert error.code is code
+    assert _left_over(tmp_path) == []
+
+
 async def test_broken_stream_is_taken_up_where_it_broke(tmp_path: Path) -> None:
     with _pool(tmp_path, Script(break_after=[0, 2, 4])) as pool:
         async with Client(home=tmp_path) as client:
