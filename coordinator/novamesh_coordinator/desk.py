@@ -192,11 +192,18 @@ class Desk:
     def _root(self, terms: Verified[JobTerms]) -> JobId:
         """The job whose answer this one continues, or itself."""
         wanted = terms.message
+        continues = {bool(wanted.parent_job), wanted.start_position > 0, bool(wanted.prefix_digest)}
+        if len(continues) > 1:
+            raise NovaMeshError(
+                Code.BAD_REQUEST, "start, parent and forced prefix do not fit together"
+            )
+        if wanted.start_position >= wanted.sampling.max_tokens:
+            raise NovaMeshError(
+                Code.BAD_REQUEST,
+                f"the answer has {wanted.start_position} tokens already, its terms allow "
+                f"{wanted.sampling.max_tokens}",
+            )
         if not wanted.parent_job:
-            if wanted.start_position:
-                raise NovaMeshError(
-                    Code.BAD_REQUEST, "terms that begin behind position 0 name their parent job"
-                )
             return JobId(terms.id)
         parent = self._own(terms.issuer, JobId(wanted.parent_job))
         if parent.model_profile != wanted.model_profile:

@@ -10,7 +10,7 @@ restart every attempt gets a new lease, so that its node can find its way back.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from novamesh_coordinator.clearing import Clearing, Part
 from novamesh_coordinator.effects import Assign, Publish, StopAttempt, Turn
@@ -160,7 +160,7 @@ class Dispatcher:
         if successor is not None:
             self._begin(turn, ended, successor)
             return
-        self._end(turn, ended, JobEnded(job.job, turn.now.wall_ms, JobState.FAILED, code, message))
+        self._end(turn, ended, JobState.FAILED, code, message)
         signed = claim or (stream.checkpoint if stream is not None else None)
         if started and stream is not None and signed is not None:
             self._settle(turn, self._job(job.job), stream, signed, JobState.FAILED)
@@ -176,17 +176,10 @@ class Dispatcher:
 
     def cancel(self, turn: Turn, job: Job, order: Verified[CancelOrder]) -> None:
         """The client wants no more."""
-        record = JobEnded(
-            job.job,
-            turn.now.wall_ms,
-            JobState.CANCELLED,
-            Code.CANCELLED,
-            "cancelled by its client",
-            order.id,
-            order.message.header.expires_at_ms,
-        )
         self._stop(turn, job, Code.CANCELLED)
-        self._end(turn, job, record)
+        expires_ms = order.message.header.expires_at_ms
+        why = (Code.CANCELLED, "cancelled by its client")
+        self._end(turn, job, JobState.CANCELLED, *why, order=order.id, order_expires_ms=expires_ms)
 
     # ---- its end
 
@@ -263,11 +256,14 @@ class Dispatcher:
     def _expire(self, turn: Turn, job: Job) -> None:
         message = f"it was not done within {job.timeout_ms / 1000:g} s"
         self._stop(turn, job, Code.EXPIRED)
-        record = JobEnded(job.job, turn.now.wall_ms, JobState.EXPIRED, Code.EXPIRED, message)
-        self._end(turn, job, record)
+        self._end(turn, job, JobState.EXPIRED, Code.EXPIRED, message)
 
-    def _end(self, turn: Turn, job: Job, record: JobEnded) -> None:
-        turn.log(record)
+    def _end(
+        self, turn: Turn, job: Job, state: JobState, code: Code, message: str, **order: Any
+    ) -> None:
+        stream = self._relay.get(job.job)
+        tokens = stream.chain.tokens if stream is not None else 0
+        turn.log(JobEnded(job.job, turn.now.wall_ms, state, code, message[:500], tokens, **order))
         self._close(turn, job.job)
 
     def _close(self, turn: Turn, job: JobId) -> None:

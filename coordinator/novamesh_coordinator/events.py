@@ -125,13 +125,14 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """A job reached a terminal state other than SETTLED; a cancel names its order."""
+    """A job ended otherwise than SETTLED, with `tokens` relayed; a cancel names its order."""
 
     job: JobId
     at_ms: int
     state: JobState
     code: str
     message: str
+    tokens: int = 0
     order: bytes = b""
     order_expires_ms: int = 0
 

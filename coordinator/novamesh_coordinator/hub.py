@@ -131,7 +131,7 @@ class Hub:
                     watcher.seen = effect
                     watcher.bell.set()
                 if effect.view.state.terminal:
-                    self._drop_body(effect.view.job)
+                    self.drop_body(effect.view.job)
             case Wake():
                 for watcher in self._watchers.get(effect.job, ()):
                     watcher.bell.set()
@@ -146,17 +146,18 @@ class Hub:
 
     def keep_body(self, job: JobId, sealed: SealedJob) -> None:
         """Keep a sealed job at hand until it is sent; the oldest make room."""
-        self._drop_body(job)
+        self.drop_body(job)
         self._bodies[job] = sealed
         self._bodies_bytes += len(sealed.body)
         while self._bodies_bytes > BODIES_BYTES_MAX:
-            self._drop_body(next(iter(self._bodies)))
+            self.drop_body(next(iter(self._bodies)))
 
     def body(self, job: JobId) -> SealedJob | None:
         """A sealed job, if it is still at hand."""
         return self._bodies.get(job)
 
-    def _drop_body(self, job: JobId) -> None:
+    def drop_body(self, job: JobId) -> None:
+        """Nobody will ask for it again."""
         sealed = self._bodies.pop(job, None)
         if sealed is not None:
             self._bodies_bytes -= len(sealed.body)

@@ -219,7 +219,8 @@ class Jobs:
                 return replace(job, state=JobState.ADMITTED)
             case JobEnded():
                 assert not job.state.terminal
-                return _end(job, record.state, record.at_ms, record.code, record.message)
+                ended = _end(job, record.state, record.at_ms, record.code, record.message)
+                return replace(ended, tokens=record.tokens)
             case AttemptSettled():
                 return _settle(job, record)
             case EvidenceKept():

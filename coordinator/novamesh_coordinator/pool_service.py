@@ -96,7 +96,11 @@ class PoolService(coordinator_pb2_grpc.PoolServiceServicer):
         job = JobId(asked.terms.id)
         door.hub.keep_body(job, sealed)
         body = (job, request.job.SerializeToString())
-        view = cast(JobView, await door.sequencer.submit(asked, body))
+        try:
+            view = cast(JobView, await door.sequencer.submit(asked, body))
+        except NovaMeshError:
+            door.hub.drop_body(job)
+            raise
         return pb.SubmitResponse(job=wire.to_pb(view))
 
     @guarded

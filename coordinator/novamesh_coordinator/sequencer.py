@@ -93,7 +93,8 @@ class Sequencer:
         self._healthy.set()
         self._ready = asyncio.Event()  # the core is what the disk says, and no other
         self._ready.set()
-        self._snapshot_seq = store.seq
+        self._poisoned = False
+        self._snapshot: tuple[int, bytes, bytes] | None = None  # encoded, not yet written
         self.commits = 0
 
     @property
@@ -114,7 +115,7 @@ class Sequencer:
             raise NovaMeshError(
                 Code.BUSY, "the coordinator is overloaded", "try again shortly", 1_000
             )
-        outcome = self.core.step(event, self._clock.now(), self._rng)
+        outcome = self._step(event)
         if not outcome.records and self._may_leave(outcome):
             self._release(outcome)
             return outcome.reply
@@ -146,7 +147,10 @@ class Sequencer:
             self._work.clear()
             while self._queue:
                 await self._write_batch()
-                await self._snapshot_if_due()
+            if self._poisoned:
+                await self._rebuild()
+                self._poisoned = False
+            await self._write_snapshot()
 
     async def run_timer(self) -> None:
         """Tell the core that time passes."""
@@ -171,17 +175,39 @@ class Sequencer:
             _log.info("storage works again")
             self._healthy.set()
 
+    async def run_snapshots(self) -> None:
+        """Encode the state now and then, beside the work; the writer then writes it."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            due = self._store.seq - self._store.snapshot_seq >= SNAPSHOT_EVERY
+            if due and self._settled and self._snapshot is None:
+                mark, state = self._store.mark(), self.core.state()
+                body = await asyncio.to_thread(canonical.encode, state)
+                self._snapshot = (*mark, body)
+                self._work.set()
+
     async def save(self) -> None:
-        """Write a snapshot, so that the next start is quick. Only when nothing waits."""
-        if not self.healthy or self._queue or self._writing:
-            return
+        """Write a snapshot at the end, so that the next start is quick; after the loops ended."""
         seq, digest = self._store.mark()
-        if seq == self._snapshot_seq:
-            return
-        state = self.core.state()
-        body = await asyncio.to_thread(canonical.encode, state)
-        await self._store.save_snapshot(seq, digest, body)
-        self._snapshot_seq = seq
+        if self._settled and self.healthy and seq != self._store.snapshot_seq:
+            await self._store.save_snapshot(seq, digest, self.core.dump())
+
+    @property
+    def _settled(self) -> bool:
+        """Whether the core is exactly what is on disk."""
+        return not self._queue and not self._writing and self._ready.is_set()
+
+    def _step(self, event: Input) -> Outcome:
+        try:
+            return self.core.step(event, self._clock.now(), self._rng)
+        except NovaMeshError:
+            raise
+        except Exception:
+            # A bug of ours may have left the core half changed: it is built again from the log.
+            self._poisoned = True
+            self._ready.clear()
+            self._work.set()
+            raise
 
     def _may_leave(self, outcome: Outcome) -> bool:
         """Whether nothing that this rests on still has to be committed."""
@@ -216,6 +242,15 @@ class Sequencer:
         _log.error("storage refuses writes", error=error.message, hint=error.hint)
         self._healthy.clear()
         self._ready.clear()
+        await self._rebuild()
+        lost = [*batch, *self._queue]
+        self._queue.clear()
+        for waiting in lost:
+            if not waiting.done.done():
+                waiting.done.set_exception(error)
+
+    async def _rebuild(self) -> None:
+        """Make the core what the disk says; presence and streams stay."""
         loaded = await self._load()
         older = self.core
         core = Core(older.identity, loaded.state, older.relay)
@@ -223,11 +258,6 @@ class Sequencer:
         core.adopt(older, self._clock.now())
         self.core = core
         self._ready.set()
-        lost = [*batch, *self._queue]
-        self._queue.clear()
-        for waiting in lost:
-            if not waiting.done.done():
-                waiting.done.set_exception(error)
 
     async def _load(self) -> Loaded:
         """What is on disk; a disk that cannot be read either is asked again."""
@@ -240,11 +270,12 @@ class Sequencer:
                 _log.error("storage cannot be read", error=error.message)
             await asyncio.sleep(PROBE_S)
 
-    async def _snapshot_if_due(self) -> None:
-        if self._store.seq - self._snapshot_seq < SNAPSHOT_EVERY:
+    async def _write_snapshot(self) -> None:
+        if self._snapshot is None:
             return
+        (seq, digest, body), self._snapshot = self._snapshot, None
         try:
-            await self.save()
+            await self._store.save_snapshot(seq, digest, body)
         except NovaMeshError as error:
             _log.warning("no snapshot", error=error.message)
 

@@ -101,6 +101,7 @@ async def run_coordinator(
             tasks.create_task(sequencer.run_writer(), name="log-writer"),
             tasks.create_task(sequencer.run_timer(), name="timer"),
             tasks.create_task(sequencer.run_probe(), name="storage-probe"),
+            tasks.create_task(sequencer.run_snapshots(), name="snapshots"),
         ]
         await server.start()
         for service in SERVICES:

@@ -21,7 +21,7 @@ from typing import IO, Any, Final
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from novamesh_coordinator import canonical
@@ -95,6 +95,7 @@ class Store:
         self._lock = lock
         self._digest = _FIRST_DIGEST
         self.seq = 0  # of the last committed event
+        self.snapshot_seq = 0  # of the newest snapshot
 
     async def load(self) -> Loaded:
         """Read snapshot and log, and check every digest on the way.
@@ -146,6 +147,7 @@ class Store:
             await self._writer.execute(
                 sa.delete(_SNAPSHOTS).where(_SNAPSHOTS.c.seq.not_in(kept.scalar_subquery()))
             )
+        self.snapshot_seq = seq
 
     def mark(self) -> tuple[int, bytes]:
         """Number and digest of the last committed event: where a snapshot would stand."""
@@ -200,6 +202,7 @@ class Store:
         state, seq, digest = None, 0, _FIRST_DIGEST
         if snapshot is not None:
             seq, digest = snapshot.seq, snapshot.log_digest
+            self.snapshot_seq = seq
             if _sha256(digest, snapshot.body) != snapshot.digest:
                 raise _corrupt(f"the snapshot at event {seq} was changed")
             if not rows or rows[0].seq != seq or rows[0].digest != digest:
@@ -211,9 +214,11 @@ class Store:
             seq += 1
             if row.seq != seq:
                 raise _corrupt(f"event {seq} is missing from the log")
-            digest = _link(digest, seq, row.kind, row.body)
-            if digest != row.digest:
+            # SQLite keeps whatever type was written, so the type is checked like the value.
+            as_written = isinstance(row.kind, str) and isinstance(row.body, bytes)
+            if not as_written or _link(digest, seq, row.kind, row.body) != row.digest:
                 raise _corrupt(f"event {seq} of the log was changed")
+            digest = row.digest
             records.append(_read(row))
         self.seq, self._digest = seq, digest
         return Loaded(state, tuple(records))
@@ -295,8 +300,8 @@ class _storage:  # noqa: N801  reads as a statement: async with _storage("write 
         return None
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, DBAPIError):
-            said = str(error.orig)
+        if isinstance(error, SQLAlchemyError):
+            said = str(error.orig if isinstance(error, DBAPIError) else error)
             if "malformed" in said or "not a database" in said:
                 raise _corrupt(f"the database says: {said}") from error
             raise NovaMeshError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,9 +61,11 @@ class Actor:
     coordinator: NodeId
     network: str = NETWORK
     key: PrivateKey = field(init=False)
+    rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
         self.key = party(self.name)
+        self.rng = random.Random(self.name)
 
     @property
     def id(self) -> NodeId:
@@ -71,9 +74,9 @@ class Actor:
 
     def header(self, now_ms: int, *audience: NodeId, life_ms: int = 60_000, **more: Any) -> Any:
         """A header of its own; to the coordinator where no audience is given."""
-        return envelope.header(
-            self.key, self.network, audience or (self.coordinator,), now_ms, life_ms, **more
-        )
+        nonce = self.rng.randbytes(16)
+        names = audience or (self.coordinator,)
+        return envelope.header(self.key, self.network, names, now_ms, life_ms, nonce=nonce, **more)
 
     def sign(self, message: Signable) -> Envelope:
         """Sealed as it is sent."""
@@ -264,10 +267,19 @@ class ClientActor(Actor):
         now_ms: int,
         key: str = "job-1",
         text: str = "What is 2 + 3?",
+        parent: JobId | None = None,
+        held: int = 0,
         **changes: Any,
     ) -> Order:
-        """A job really sealed to some nodes."""
-        content = body(text, client_seed=os.urandom(32), response_key=os.urandom(32))
+        """A job really sealed to some nodes; with a parent it goes on after `held` tokens."""
+        seeds = {"client_seed": os.urandom(32), "response_key": os.urandom(32)}
+        content = body(text, prefix_token_ids=tuple(range(held)), **seeds)
+        if parent is not None:
+            changes |= {
+                "parent_job": parent,
+                "start_position": held,
+                "prefix_digest": sealing.forced_prefix_digest(content, parent),
+            }
         sealed = sealing.seal_body(content)
         sampling = Sampling(
             seed_commitment=sealing.seed_commitment(content.client_seed), max_tokens=200

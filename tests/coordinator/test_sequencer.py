@@ -1,0 +1,226 @@
+"""Step, commit, effects, reply: in that order, and what happens when the disk refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from novamesh_coordinator import inputs, sequencer
+from novamesh_coordinator.effects import Assign, Effect, Publish
+from novamesh_coordinator.inputs import JobAsked, JoinAsked
+from novamesh_coordinator.sequencer import Clock, Sequencer
+from novamesh_coordinator.store import Entry, Store, open_store
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.messages import JobQuery, JobState, JoinClaim
+from support.actors import ClientActor
+from support.parties import COORDINATOR
+from support.table import Table
+
+
+class Disk:
+    """A store that can be told to hang or to refuse."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.full = False
+        self.go = asyncio.Event()
+        self.go.set()
+        self.batches: list[int] = []
+
+    async def commit(self, entries: list[Entry]) -> None:
+        await self.go.wait()
+        self._refuse()
+        self.batches.append(len(entries))
+        await self._store.commit(entries)
+
+    async def probe(self, now_ms: int) -> None:
+        self._refuse()
+        await self._store.probe(now_ms)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def _refuse(self) -> None:
+        if self.full:
+            raise NovaMeshError(Code.STORAGE, "cannot write the log: disk is full")
+
+
+class Rig:
+    """A sequencer over a table's core and a disk."""
+
+    def __init__(self, table: Table, disk: Disk) -> None:
+        self.table = table
+        self.disk = disk
+        self.delivered: list[Effect] = []
+        clock = Clock(table.clock.now_ms, table.clock.monotonic)
+        self.sequencer = Sequencer(
+            table.core,
+            disk,  # type: ignore[arg-type]
+            clock,
+            table.rng,
+            self.delivered.append,
+        )
+
+    def join(self, name: str) -> asyncio.Task[object]:
+        invite = self.table.invite(uses=100)
+        claim = ClientActor(name, COORDINATOR.node_id).claim(self.table.now_ms, invite)
+        event = JoinAsked(self.table.verifier.open(claim, JoinClaim, self.table.now_ms))
+        return asyncio.create_task(self.sequencer.submit(event))
+
+
+@contextlib.asynccontextmanager
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    table = Table()
+    store = await open_store(tmp_path / "c.db")
+    made = Rig(table, Disk(store))
+    sequencer = made.sequencer
+    runs = (sequencer.run_writer(), sequencer.run_probe(), sequencer.run_snapshots())
+    loops = [asyncio.create_task(run) for run in runs]
+    try:
+        yield made
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await store.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequencer, "PROBE_S", 0.01)
+    monkeypatch.setattr(sequencer, "TICK_S", 0.01)
+
+
+async def settle() -> None:
+    """Let everything that can run do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Give the loops time until something is so."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  the production code has no event for tests
+            await asyncio.sleep(0.002)
+
+
+async def test_no_reply_and_no_effect_before_the_commit(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        made.disk.go.clear()
+        waiting = made.join("client")
+        await settle()
+        assert not waiting.done()
+        made.disk.go.set()
+        await waiting
+
+
+async def test_steps_share_a_commit_while_the_disk_is_busy(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        made.disk.go.clear()
+        first = made.join("c0")
+        await settle()
+        rest = [made.join(f"c{n}") for n in range(1, 10)]
+        await settle()
+        made.disk.go.set()
+        await asyncio.gather(first, *rest)
+        assert made.disk.batches == [1, 9]
+
+
+async def test_a_read_waits_for_what_was_decided_before_it(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        table = made.table
+        client, node = table.client(), table.node()
+        advert = table.core.registry._adverts[node.id].descriptor
+        order = client.seal([advert], table.now_ms)
+        submitted = table.verifier.open_job(order.job, (), table.now_ms)
+        made.disk.go.clear()
+        writing = asyncio.create_task(made.sequencer.submit(submitted, (order.id, b"body")))
+        await settle()
+        query = table.verifier.open_query(
+            client.ask(order.id, table.now_ms), JobQuery, table.now_ms
+        )
+        reading = asyncio.create_task(made.sequencer.submit(JobAsked(query)))
+        await settle()
+        assert not reading.done()
+        assert not made.delivered
+        made.disk.go.set()
+        view: Any = await reading
+        assert view.state is JobState.ASSIGNED
+        await writing
+        assert [type(effect) for effect in made.delivered] == [Assign, Publish]
+        assert await made.disk.body(order.id) == b"body"
+
+
+async def test_a_full_disk_refuses_new_work_and_goes_on_reading(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await made.join("alice")
+        durable = made.sequencer.core.dump()
+        made.disk.full = True
+        with pytest.raises(NovaMeshError) as refused:
+            await made.join("bob")
+        assert refused.value.code is Code.STORAGE
+        assert made.sequencer.core.dump() == durable
+        assert not made.sequencer.healthy
+        with pytest.raises(NovaMeshError) as refused:
+            await made.join("carol")
+        assert (refused.value.code, refused.value.retry_after_ms > 0) == (Code.STORAGE, True)
+        alice = ClientActor("alice", COORDINATOR.node_id)
+        query = made.table.verifier.open_query(
+            alice.ask_all(made.table.now_ms), inputs.JobsQuery, made.table.now_ms
+        )
+        assert await made.sequencer.submit(inputs.JobsAsked(query)) == ()
+        made.disk.full = False
+        async with asyncio.timeout(5):
+            await made.sequencer._healthy.wait()
+        await made.join("bob")
+
+
+async def test_what_a_node_says_waits_for_the_disk(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        table = made.table
+        claim = ClientActor("dora", COORDINATOR.node_id).claim(table.now_ms, table.invite())
+        event = JoinAsked(table.verifier.open(claim, JoinClaim, table.now_ms))
+        made.disk.full = True
+        insisting = asyncio.create_task(made.sequencer.insist(event))
+        await wait_until(lambda: not made.sequencer.healthy)
+        assert not insisting.done()
+        made.disk.full = False
+        async with asyncio.timeout(5):
+            await insisting
+        assert len(made.sequencer.core.membership) == 1
+
+
+async def test_a_bug_in_a_step_costs_that_step_only(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await made.join("alice")
+        durable = made.sequencer.core.dump()
+        with pytest.raises(KeyError):
+            await made.sequencer.submit("nonsense")  # type: ignore[arg-type]
+        await made.join("alice")
+        assert made.sequencer.core.dump() == durable
+
+
+async def test_a_snapshot_at_the_end_holds_everything(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await made.join("alice")
+        await made.sequencer.save()
+        loaded = await made.disk.load()
+        assert (loaded.state, loaded.records) == (made.sequencer.core.state(), ())
+
+
+async def test_snapshots_are_taken_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequencer, "SNAPSHOT_EVERY", 5)
+    async with rig(tmp_path) as made:
+        for number in range(12):
+            await made.join(f"c{number}")
+        await wait_until(lambda: made.disk.snapshot_seq >= 8)
+        loaded = await made.disk.load()
+        assert loaded.state is not None
+        assert len(loaded.records) < 5

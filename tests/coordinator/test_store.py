@@ -1,0 +1,210 @@
+"""The log on disk: what was acknowledged is there, damage is found, one owner at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from novamesh_coordinator.core import Core
+from novamesh_coordinator.events import JobAdmitted, MemberJoined
+from novamesh_coordinator.store import Entry, open_store
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.messages import JobId, MessageId, NodeId
+from support.table import Table
+
+
+def joined(number: int) -> MemberJoined:
+    who = NodeId(number.to_bytes(38, "big"))
+    return MemberJoined(who, number, b"", 0, MessageId(number.to_bytes(32, "big")), 0)
+
+
+def story() -> Table:
+    """A pool with a settled job."""
+    table = Table()
+    client, node = table.client(), table.node()
+    table.order(client, node)
+    table.answer(table.assigned(node))
+    return table
+
+
+async def write_story(path: Path) -> Table:
+    table = story()
+    store = await open_store(path)
+    await store.load()
+    await store.commit([Entry((record,)) for record in table.log])
+    await store.close()
+    return table
+
+
+async def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
+    table = await write_story(tmp_path / "c.db")
+    store = await open_store(tmp_path / "c.db")
+    loaded = await store.load()
+    assert loaded.state is None
+    assert loaded.records == tuple(table.log)
+    core = Core(table.identity, loaded.state)
+    core.replay(loaded.records)
+    assert core.dump() == table.core.dump()
+    assert store.seq == len(table.log)
+    await store.close()
+
+
+async def test_a_snapshot_shortens_the_replay(tmp_path: Path) -> None:
+    table = await write_story(tmp_path / "c.db")
+    store = await open_store(tmp_path / "c.db")
+    await store.load()
+    for _ in range(3):
+        await store.save_snapshot(*store.mark(), table.core.dump())
+    await store.commit([Entry((joined(1),))])
+    await store.save_snapshot(*store.mark(), table.core.dump())
+    await store.commit([Entry((joined(2), joined(3)))])
+    await store.close()
+    store = await open_store(tmp_path / "c.db")
+    loaded = await store.load()
+    assert loaded.state == table.core.state()
+    assert loaded.records == (joined(2), joined(3))
+    assert store.snapshot_seq == len(table.log) + 1
+    await store.close()
+    with sqlite3.connect(tmp_path / "c.db") as database:
+        assert database.execute("select count(*) from snapshots").fetchone() == (2,)
+    database.close()
+
+
+async def test_bodies_live_as_long_as_their_jobs(tmp_path: Path) -> None:
+    table = story()
+    admitted = next(r for r in table.log if isinstance(r, JobAdmitted))
+    store = await open_store(tmp_path / "c.db")
+    place = table.log.index(admitted) + 1
+    await store.commit([Entry(tuple(table.log[:place]), (admitted.job, b"sealed"))])
+    assert await store.body(admitted.job) == b"sealed"
+    assert await store.body(JobId(bytes(32))) is None
+    await store.commit([Entry(tuple(table.log[place:]))])
+    assert await store.body(admitted.job) is None
+    kinds = [type(record).__name__ for record in await store.records_of(admitted.job)]
+    assert kinds == ["JobAdmitted", "JobAssigned", "AttemptAccepted", "AttemptSettled"]
+    await store.close()
+
+
+async def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "c.db")
+    with pytest.raises(NovaMeshError, match=f"process {os.getpid()}") as refused:
+        await open_store(tmp_path / "c.db")
+    assert refused.value.code is Code.CONFLICT
+    await store.close()
+    await (await open_store(tmp_path / "c.db")).close()
+
+
+async def test_only_its_owner_reads_the_database(tmp_path: Path) -> None:
+    await write_story(tmp_path / "deep" / "c.db")
+    assert (tmp_path / "deep" / "c.db").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "deep").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("update events set body = body || x'20' where seq = 3", "event 3 of the log was changed"),
+        ("update events set kind = 'MemberBanned' where seq = 1", "event 1 of the log was changed"),
+        ("delete from events where seq = 2", "event 2 is missing"),
+        ("update snapshots set body = x'7b7d'", "the snapshot at event"),
+        ("update snapshots set seq = seq - 1, digest = digest", "does not hold event"),
+        ("delete from events where seq = (select max(seq) from snapshots)", "does not hold event"),
+    ],
+)
+async def test_damage_is_found_and_named(tmp_path: Path, damage: str, said: str) -> None:
+    path = tmp_path / "c.db"
+    table = await write_story(path)
+    if "snapshots" in damage:
+        store = await open_store(path)
+        await store.load()
+        await store.save_snapshot(*store.mark(), table.core.dump())
+        await store.close()
+    with sqlite3.connect(path) as database:
+        database.execute(damage)
+    database.close()
+    store = await open_store(path)
+    with pytest.raises(NovaMeshError, match=said) as refused:
+        await store.load()
+    assert refused.value.code is Code.CORRUPT
+    assert "backup" in refused.value.hint
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.db").write_bytes(b"not a database at all, but long enough to be read as one" * 9)
+    with pytest.raises(NovaMeshError) as refused:
+        await open_store(tmp_path / "c.db")
+    assert refused.value.code is Code.CORRUPT
+
+
+async def test_a_record_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "c.db")
+    await store.commit([Entry((joined(1),))])
+    await store.close()
+    with sqlite3.connect(tmp_path / "c.db") as database:
+        database.execute("update events set kind = 'Unheard'")
+    database.close()
+    store = await open_store(tmp_path / "c.db")
+    with pytest.raises(NovaMeshError):
+        await store.load()
+    await store.close()
+
+
+async def test_a_commit_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "c.db")
+    await store.commit([Entry((joined(1),), (JobId(bytes(32)), b"x"))])
+    with pytest.raises(NovaMeshError) as refused:
+        await store.commit([Entry((joined(2),), (JobId(bytes(32)), b"same job again"))])
+    assert refused.value.code is Code.STORAGE
+    assert store.seq == 1
+    await store.probe(5)
+    await store.commit([Entry((joined(2),))])
+    assert (await store.load()).records == (joined(1), joined(2))
+    await store.close()
+
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from novamesh_coordinator.events import MemberJoined
+from novamesh_coordinator.store import Entry, open_store
+
+async def main():
+    store = await open_store(Path(sys.argv[1]))
+    await store.load()
+    for number in range(store.seq + 1, 10**9):
+        who = number.to_bytes(38, "big")
+        claim = number.to_bytes(32, "big")
+        await store.commit([Entry((MemberJoined(who, number, b"", 0, claim, 0),))])
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
+    acknowledged = 0
+    for _ in range(3):
+        child = subprocess.Popen(  # noqa: ASYNC220  nothing else runs here
+            [sys.executable, "-c", CHILD, str(tmp_path / "c.db")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        for _ in range(25):
+            acknowledged = int(child.stdout.readline())
+        child.send_signal(signal.SIGKILL)
+        child.wait(10)
+        acknowledged = max([acknowledged, *map(int, child.stdout.read().split())])
+        child.stdout.close()
+        store = await open_store(tmp_path / "c.db")
+        loaded = await store.load()
+        assert len(loaded.records) >= acknowledged
+        assert loaded.records == tuple(joined(n) for n in range(1, len(loaded.records) + 1))
+        await store.close()
