@@ -196,7 +196,7 @@ class _Daemon:
 
         def prepare() -> None:
             try:
-                machine = hardware.probe(config.device, config.threads)
+                machine = self._look(config)
                 say(machine.hardware.kind, hardware.describe(machine.hardware, config.threads))
                 models = loading.load_models(config, self._state, lambda text: say("model", text))
                 loop.call_soon_threadsafe(_settle, done, Prepared(models, machine))
@@ -210,7 +210,17 @@ class _Daemon:
         first: set[asyncio.Future[Any]] = {done, halted}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         halted.cancel()
-        return done.result() if done.done() else None
+        if done.done():
+            return done.result()
+        done.cancel()
+        return None
+
+    def _look(self, config: NodeConfig) -> hardware.Probe:
+        """The machine that computes, at its best."""
+        found = hardware.probe(config.device, config.threads)
+        name = f"{config.device} {config.threads} {found.hardware.name}"
+        best = self._state.best_bandwidth(name, found.hardware.bandwidth_bytes_per_s)
+        return hardware.with_bandwidth(found, best)
 
     async def _welcome(self, session: Session, key: PrivateKey) -> None:
         """Tell the world once that the node is attached."""

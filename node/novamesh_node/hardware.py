@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,6 +92,16 @@ def probe_nvidia(nvml: Any, device: str) -> Probe:
             return None
 
     return Probe(Hardware("cuda", name, memory, bandwidth, driver), energy_mj)
+
+
+def with_bandwidth(found: Probe, known: int) -> Probe:
+    """The same machine with the best bandwidth that was ever measured on it.
+
+    A busy machine reads slowly for a while; a claim below what it can do would make its own honest
+    speeds look impossible.
+    """
+    best = max(known, found.hardware.bandwidth_bytes_per_s)
+    return replace(found, hardware=replace(found.hardware, bandwidth_bytes_per_s=best))
 
 
 def measure_read(threads: int) -> int:

@@ -322,6 +322,9 @@ async def _expect(stream: Stream, kind: type[T]) -> T:
 
 def _farewell(goodbye: AttachGoodbye) -> NovaMeshError:
     code = parse_code(goodbye.code)
+    if code is Code.BANNED:
+        reason = goodbye.message or "without a reason"
+        return NovaMeshError(code, f"this node is banned: {reason}", "ask the pool's owner")
     return NovaMeshError(code, f"the coordinator ended the session: {goodbye.message or code}")
 
 

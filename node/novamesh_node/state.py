@@ -1,6 +1,7 @@
 """The node's own folder: what must survive a restart, and the lock that keeps it to one process.
 
-Files: `lock`, `sequence` of the newest descriptor, `pause` the owner asked for, `speeds` measured.
+Files: `lock`, `sequence` of the newest descriptor, `pause` the owner asked for, `speeds` and
+`bandwidths` measured.
 Rules: written whole or not at all, mode 0600; a damaged file costs what it held and never the
 start, since each can be made again; nothing about a job's content is ever written. Which attempts
 were admitted is in `replays`.
@@ -99,6 +100,20 @@ class NodeState:
         speeds.pop(name, None)
         kept = dict(list(speeds.items())[-(SPEEDS_MAX - 1) :])
         self._write("speeds", kept | {name: [prefill, decode]})
+
+    def best_bandwidth(self, name: str, measured: int) -> int:
+        """The highest bandwidth ever measured under that name, bytes a second; it is stored.
+
+        Raises:
+            NovaMeshError: STORAGE.
+        """
+        known = self._read("bandwidths")
+        before = known.get(name)
+        if isinstance(before, int) and before >= measured:
+            return before
+        known.pop(name, None)
+        self._write("bandwidths", dict(list(known.items())[-SPEEDS_MAX:]) | {name: measured})
+        return measured
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.folder / name

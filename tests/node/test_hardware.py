@@ -23,6 +23,12 @@ def test_a_processor_is_named_and_its_bandwidth_measured(monkeypatch: pytest.Mon
     assert "1 threads" in hardware.describe(machine, 1)
 
 
+def test_a_busy_machine_is_not_a_slow_one() -> None:
+    found = hardware.probe_nvidia(Nvml(), "cuda")
+    assert hardware.with_bandwidth(found, 10**12).hardware.bandwidth_bytes_per_s == 10**12
+    assert hardware.with_bandwidth(found, 1) == found
+
+
 def test_a_card_says_what_nvml_says() -> None:
     found = hardware.probe_nvidia(Nvml(), "cuda")
     assert found.hardware == Hardware(

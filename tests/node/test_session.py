@@ -299,6 +299,7 @@ async def test_a_goodbye_tells_why() -> None:
     error = await ends_with(pool, play)
     assert error.code is Code.BANNED
     assert "for lying" in error.message
+    assert error.hint
 
 
 async def test_a_goodbye_in_place_of_a_welcome_counts_too() -> None:

@@ -74,6 +74,13 @@ def test_speeds_are_remembered_and_bounded(tmp_path: Path) -> None:
     assert state.speed("m0") is None
 
 
+def test_the_best_bandwidth_is_remembered(tmp_path: Path) -> None:
+    assert NodeState(tmp_path).best_bandwidth("cpu 1", 10) == 10
+    assert NodeState(tmp_path).best_bandwidth("cpu 1", 7) == 10
+    assert NodeState(tmp_path).best_bandwidth("cpu 2", 5) == 5
+    assert NodeState(tmp_path).best_bandwidth("cpu 1", 12) == 12
+
+
 @pytest.mark.parametrize(
     "damage", ["", "[]", '{"m": [1]}', '{"m": ["a", "b"]}', "9" * 10, "[" * 9999]
 )
