@@ -36,6 +36,7 @@ Emit = Callable[[Piece], Awaitable[None]]
 
 GRACE_S: Final = 2.0  # the pool's own word about a deadline comes this much later at most
 STOP_S: Final = 2.0  # a cancel order may take this long
+ACKS_WAITING_MAX: Final = 16  # then reading waits for them
 REWATCHES: Final = 12  # tries at the stream of one job
 WATCH_S_MAX: Final = (JOB_TIMEOUT_MS_MAX + TAIL_KEPT_MS) / 1000
 # What cannot be reached now: the job may go on, and `Client.resume` takes it up.
@@ -63,6 +64,7 @@ class JobSession:
         self._record: JobRecord | None = None
         self._running: JobId | None = None  # handed in, and not known to have ended
         self._handed_in_s: float | None = None
+        self._acks = asyncio.Semaphore(ACKS_WAITING_MAX)
 
     async def run(self, order: Order) -> Completion:
         """Deliver an answer piece by piece; then the whole of it, proved.
@@ -236,6 +238,7 @@ class JobSession:
                 if step.piece is not None:
                     await self._emit(step.piece)
                 if step.ack is not None:
+                    await self._acks.acquire()
                     sends.create_task(self._acknowledge(step.ack), name="acknowledge")
                 if step.receipt is not None:
                     sends.create_task(self._countersign(step.receipt), name="hand in receipt")
@@ -245,8 +248,11 @@ class JobSession:
 
     async def _acknowledge(self, ack: Envelope) -> None:
         # One ack that gets lost is made up for by the next one, or by the receipt.
-        with contextlib.suppress(NovaMeshError):
-            await self._desk.pool.acknowledge(ack)
+        try:
+            with contextlib.suppress(NovaMeshError):
+                await self._desk.pool.acknowledge(ack)
+        finally:
+            self._acks.release()
 
     async def _countersign(self, receipt: Envelope) -> None:
         """The pool gets our countersignature; where it does not want it, ours is on file."""

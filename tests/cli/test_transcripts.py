@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import stamina
 
-from novamesh.cli import doctor, main
+from novamesh.cli import demo, doctor, main
 from novamesh.config import find_places, save_pool
 from novamesh.private_file import write_private
 from novamesh.receipts import Receipts
@@ -89,6 +89,7 @@ class Stage:
             self._patch.setitem(sys.modules, rest, None)
         elif verb == "alone":
             self._patch.setattr(doctor, "_PARTS", tuple((m, "no_such", e) for m, _, e in PARTS))
+            self._patch.setattr(demo, "_NEEDED", ("no_such_library",))
         elif verb == "file":
             name, _, text = rest.partition(" ")
             (self.home / name).write_text(text.replace("\\n", "\n"))

@@ -90,6 +90,17 @@ async def test_body_says_what_was_asked(tmp_path: Path) -> None:
     assert all((t.start_position, t.parent_job, t.prefix_digest) == (0, b"", b"") for t in terms)
 
 
+async def test_many_answers_at_once(tmp_path: Path) -> None:
+    with _pool(tmp_path) as pool:
+        async with Client(home=tmp_path) as client, asyncio.TaskGroup() as group:
+            asked = [
+                group.create_task(client.complete("nova-pico", f"question {n}")) for n in range(20)
+            ]
+    assert {task.result().text for task in asked} == {ANSWER}
+    assert len({task.result().receipt_path for task in asked}) == len(pool.jobs) == 20
+    assert len(pool.receipts) == 20
+
+
 async def test_member_by_join_code_alone(tmp_path: Path) -> None:
     with FakePool() as pool:
         async with Client(home=tmp_path, join=format_join_code(pool.join_code)) as client:

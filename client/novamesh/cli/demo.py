@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import shutil
 import signal
 import tempfile
@@ -28,15 +29,17 @@ from novamesh.completion import Completion
 from novamesh.config import Config, find_places, load_config
 from novamesh.private_file import write_private
 from novamesh.receipts import read_receipt, verify_file
+from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id, short
 from novamesh_proto.receipt import VerifiedReceipt
 
 MODEL: Final = "nova-pico"
 PROBLEMS: Final = (
-    "Maya has 34 apples. She buys 17 more and gives 8 away. How many apples does Maya have?",
-    "Tom has 52 coins. He loses 19 coins. How many coins does Tom have?",
+    "Maya has 34 apples. She buys 17 more. Then she gives away 8. How many apples does she have?",
+    "Tom has 52 coins. He loses 19 coins. How many coins does Tom have now?",
 )
 NODES: Final = ("node-1", "node-2")
+_NEEDED: Final = ("torch", "tokenizers", "psutil", "sqlalchemy", "grpc_health")
 ANYWHERE: Final = "127.0.0.1:0"
 
 
@@ -56,6 +59,7 @@ async def demo(
     model
         A built-in model, or a model folder.
     """
+    _require_parts()
     started = time.monotonic()
     try:
         with _ended_by_signals(), _temporary_folder() as folder:
@@ -171,6 +175,17 @@ def _describe(verified: VerifiedReceipt) -> str:
         },
         indent="  ",
     )
+
+
+def _require_parts() -> None:
+    """The daemons need what a client alone does not."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise NovaMeshError(
+            Code.UNSUPPORTED,
+            f"the demo runs nodes and a coordinator, which need {', '.join(missing)}",
+            "pip install 'novamesh[node,coordinator]'",
+        )
 
 
 @contextlib.contextmanager
