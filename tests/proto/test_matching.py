@@ -162,7 +162,7 @@ def test_a_slow_claim_is_taken_as_it_is() -> None:
 
 def test_a_node_whose_speed_nobody_knows_is_slow() -> None:
     ranking = draw(state(0, **offering(0.0)))
-    assert ranking.chosen[0].reason.startswith("about 200 s: speed unknown")
+    assert ranking.chosen[0].reason.startswith("about 100 s: speed unknown")
     assert "new here" in ranking.chosen[0].reason
 
 
