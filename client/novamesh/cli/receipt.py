@@ -16,7 +16,7 @@ from novamesh.cli.output import (
     write_status,
     write_table,
 )
-from novamesh.cli.run import BURST_RULE
+from novamesh.cli.run import speed_of
 from novamesh.cli.scope import HERE, Json, Scope
 from novamesh.model_choice import SHOWN_CHARS
 from novamesh.receipts import Receipts, verify_file
@@ -129,10 +129,8 @@ def witnessed(verified: VerifiedReceipt) -> str:
     if verified.ttft_us is None:
         return "nothing: no client receipt"
     text = f"first token after {verified.ttft_us / 1e6:.3f} s"
-    if any(finding.rule == BURST_RULE for finding in verified.findings):
-        text += ", then all at once"
-    elif verified.tokens_per_s is not None:
-        text += f", then {verified.tokens_per_s:.1f} tokens/s"
+    if verified.tokens_per_s is not None:
+        text += f", then {speed_of(verified.tokens_per_s, verified.findings)}"
     return text
 
 
