@@ -198,6 +198,12 @@ def test_more_tokens_in_fewer_chunks_are_refused() -> None:
     assert error.message == "receipt part checkpoint: it counts 101 tokens, the attestation 100"
 
 
+def test_a_checkpoint_counts_positions_of_the_whole_answer() -> None:
+    last = {"chunks": 100, "position": 140, "chain_head": HONEST.attestation.message.chain_head}
+    story = tell({"terms": {"start_position": 40}, "checkpoint": last})
+    check_evidence(evidence(story))
+
+
 def test_a_client_may_say_that_its_answer_was_incomplete() -> None:
     story = tell(
         {
