@@ -204,12 +204,14 @@ class PoolConnection:
 
     async def _ask(self, method: str, request: Callable[[], object]) -> Any:
         """Call as a member; whoever is none yet shows its invite, once a connection."""
+        claimed = self._claimed
         try:
             return await self._call(method, request)
         except NovaMeshError as error:
-            if error.code is not Code.NOT_A_MEMBER or self._claimed:
+            if error.code is not Code.NOT_A_MEMBER or claimed:
                 raise
-        await self.join()
+        if not self._claimed:  # another call may have joined meanwhile
+            await self.join()
         return await self._call(method, request)
 
     async def _call(self, method: str, request: Callable[[], object]) -> Any:

@@ -54,7 +54,7 @@ class Script:
     lost_attempts: int = 0  # attempts that end before their first token
     hang_after: int | None = None  # chunks after which nothing comes any more
     failures: list[NovaMeshError] = field(default_factory=list)  # jobs that end FAILED, each once
-    tampered: str = ""  # chunk, checkpoint, attestation, assignment, restart, settlement
+    tampered: str = ""  # what is a lie: chunk, checkpoint, attestation, offer, …
     clock_offset_ms: int = 0
     needs_invite: bool = True
 
@@ -179,6 +179,7 @@ class Play:
         return envelope.seal(made, key)
 
 
-def sign(message: T, key: PrivateKey) -> Verified[T]:
+def sign(message: T, key: PrivateKey, network: str = NETWORK) -> Verified[T]:
+    """Seal a message and open it again, as whoever receives it would."""
     sealed = envelope.seal(message, key)
-    return envelope.open(sealed, type(message), network=NETWORK)
+    return envelope.open(sealed, type(message), network=network)

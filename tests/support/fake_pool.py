@@ -239,8 +239,13 @@ class FakePool(rpc.PoolServiceServicer):
         offers = tuple(
             ModelOffer(digest, name, 512, 80.0, 800.0, 0) for name, digest in self.script.models
         )
+        tampered = self.script.tampered
+        if tampered == "offer":
+            offers = ()
+        age_ms = 2 * DESCRIPTOR_LIFE_MS if tampered == "old descriptor" else 0
+        network = "elsewhere" if tampered == "foreign descriptor" else NETWORK
         made = NodeDescriptor(
-            header=envelope.header(node, NETWORK, (), self._now_ms(), DESCRIPTOR_LIFE_MS),
+            header=envelope.header(node, network, (), self._now_ms() - age_ms, DESCRIPTOR_LIFE_MS),
             sequence=1,
             hpke_key=hpke_key(node.node_id.hex()).public,
             models=offers,
@@ -248,7 +253,7 @@ class FakePool(rpc.PoolServiceServicer):
             engine_build="0.1.0 fake",
             slots=4,
         )
-        return sign(made, node)
+        return sign(made, node, network)
 
     def _perform(self, sealed: SealedJob, terms: Verified[JobTerms]) -> _Job:
         """Open the job as its node would, and write down everything that will happen."""
