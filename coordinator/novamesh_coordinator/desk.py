@@ -222,7 +222,8 @@ class Desk:
         nodes = [node for node, _ in asked.wraps]
         # The prompt was measured when the client asked for candidates; the node counts exactly.
         request = Request(wanted.model_profile, 0, wanted.sampling.max_tokens)
-        ranking = self._registry.rank_among(turn, request, nodes, asked.reservations)
+        own = self._registry.reservations.own(asked.reservations, asked.terms.issuer, turn.now)
+        ranking = self._registry.rank_among(turn, request, nodes, own)
         chosen = {ranked.node for ranked in ranking.chosen}
         node = next((node for node in nodes if node in chosen), None)
         if node is not None:

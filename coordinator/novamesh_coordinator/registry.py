@@ -7,7 +7,7 @@ it was given since, its slots less the attempts it has, and what others have res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from novamesh_coordinator.effects import EndSession, Turn
@@ -146,11 +146,11 @@ class Registry:
         turn: Turn,
         request: Request,
         nodes: Iterable[NodeId],
-        reservations: tuple[bytes, ...] = (),
+        own: Mapping[NodeId, int] | None = None,
     ) -> Ranking:
-        """Rank some nodes; the caller's own reservations do not stand in its way."""
+        """Rank some nodes; `own` reservations of the client do not stand in its way."""
         sessions = [session for node in nodes if (session := self.sessions.get(node))]
-        states = self._states(turn.now, request.model_profile, sessions, reservations)
+        states = self._states(turn.now, request.model_profile, sessions, own)
         return rank(request, states, turn.rng, max(1, len(states)))
 
     def models(self, now: Moment) -> tuple[PoolModel, ...]:
@@ -200,9 +200,9 @@ class Registry:
         now: Moment,
         profile: ProfileDigest,
         sessions: Iterable[Session],
-        reservations: tuple[bytes, ...] = (),
+        own: Mapping[NodeId, int] | None = None,
     ) -> list[NodeState]:
-        states = []
+        states, own = [], own or {}
         for session in sessions:
             descriptor = self._descriptors.get(session.node)
             if descriptor is None:
@@ -214,7 +214,7 @@ class Registry:
                     descriptor=descriptor,
                     node=session.node,
                     free_slots=self._free(session, descriptor),
-                    reserved=self.reservations.count(session.node, now, reservations),
+                    reserved=self.reservations.count(session.node, now) - own.get(session.node, 0),
                     accepting=session.accepting and not expired,
                     refusal="its descriptor has expired" if expired else session.refusal,
                     witnessed_tokens_per_s=standing.speed(profile),

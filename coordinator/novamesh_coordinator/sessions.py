@@ -7,6 +7,7 @@ here too; they are promises of two seconds and die with the process.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -159,11 +160,16 @@ class Reservations:
         if held is not None and held.client == client:
             self._drop(held)
 
-    def count(self, node: NodeId, now: Moment, but: tuple[bytes, ...] = ()) -> int:
-        """Slots of a node that are held, those named in `but` not counted."""
+    def count(self, node: NodeId, now: Moment) -> int:
+        """Slots of a node that are held."""
         self._expire(now)
-        own = sum(1 for name in but if name in self._held and self._held[name].node == node)
-        return self._by_node[node] - own
+        return self._by_node[node]
+
+    def own(self, names: Iterable[bytes], client: NodeId, now: Moment) -> Counter[NodeId]:
+        """How many of these reservations are this client's, by node."""
+        self._expire(now)
+        held = (self._held.get(name) for name in set(names))
+        return Counter(one.node for one in held if one is not None and one.client == client)
 
     def _expire(self, now: Moment) -> None:
         while self._queue and (

@@ -208,6 +208,7 @@ class Attempt:
         self, now_ms: int, finish: FinishReason = FinishReason.STOP, **changes: Any
     ) -> Envelope:
         """An InferenceAttestation of what was made."""
+        decode_us = len(self.tokens) * 10 * MS
         claim = InferenceAttestation(
             header=self._header(now_ms, RECORD_LIFE_MS),
             **self.ids,
@@ -221,7 +222,7 @@ class Attempt:
             prompt_tokens=20,
             completion_tokens=len(self.tokens),
             finish=finish,
-            timing=Timing(1 * MS, 5 * MS, 4 * MS, 6 * MS, 10 * MS),
+            timing=Timing(1 * MS, 5 * MS, decode_us, 6 * MS, decode_us + 6 * MS),
             hardware=HARDWARE,
         )
         return self.node.sign(replace(claim, **changes))

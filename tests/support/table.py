@@ -62,6 +62,7 @@ class Table:
         self.effects: list[Effect] = []
         self.jobs: dict[JobId, SealedJob] = {}
         self.sessions: dict[NodeId, bytes] = {}
+        self.owner = ClientActor("coordinator", COORDINATOR.node_id)
 
     # ---- the core
 
@@ -189,13 +190,13 @@ class Table:
 
     def ban(self, member: NodeId, reason: str = "spam", lift: bool = False) -> None:
         """The owner bans."""
-        owner = ClientActor("coordinator", COORDINATOR.node_id)
+        owner = self.owner
         order = owner.sign(BanOrder(owner.header(self.now_ms), member, reason, lift))
         self.do(inputs.BanAsked(self.verifier.open_order(order, BanOrder, self.now_ms)))
 
     def nodes(self) -> Any:
         """The owner's list."""
-        owner = ClientActor("coordinator", COORDINATOR.node_id)
+        owner = self.owner
         query = owner.sign(NodesQuery(owner.header(self.now_ms)))
         return self.do(inputs.NodesAsked(self.verifier.open_order(query, NodesQuery, self.now_ms)))
 

@@ -1,0 +1,107 @@
+"""Outboxes and watchers: bounded, and nobody else's session is touched."""
+
+from __future__ import annotations
+
+import pytest
+
+from novamesh_coordinator import hub as hub_module
+from novamesh_coordinator.effects import Assign, EndSession, PassAck, Publish, StopAttempt, Wake
+from novamesh_coordinator.hub import OUTBOX_MAX, WATCHERS_MAX, Hub
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.messages import JobId, JobState, JobView, ProfileDigest
+from support.parties import CLIENT, NODE, descriptor, party, sealed_job, sign
+
+JOB = JobId(bytes(32))
+ADVERT = sign(descriptor(), NODE)
+SEALED = sealed_job(ADVERT)[0]
+ACK = PassAck(NODE.node_id, b"s1", SEALED.terms)
+
+
+def view(state: JobState) -> JobView:
+    return JobView(JOB, state, 1, NODE.node_id, ProfileDigest(bytes(32)), 0)
+
+
+async def test_effects_reach_the_session_they_name() -> None:
+    hub = Hub()
+    old, new = hub.connect(NODE.node_id, b"s1"), hub.connect(NODE.node_id, b"s2")
+    hub.deliver(ACK)
+    hub.deliver(Assign(NODE.node_id, b"s1", JOB, SEALED.terms))
+    hub.deliver(StopAttempt(NODE.node_id, b"s2", JOB, 1, 7, Code.STALE))
+    hub.deliver(StopAttempt(party("other").node_id, b"s2", JOB, 1, 7, Code.STALE))
+    hub.deliver(EndSession(NODE.node_id, b"s1", Code.STALE, "newer"))
+    hub.deliver(EndSession(NODE.node_id, b"s9", Code.STALE, "newer"))
+    first = await old.next()
+    assert not isinstance(first, Assign)
+    assert first is not None
+    assert first.ack == SEALED.terms
+    assert isinstance(await old.next(), Assign)
+    assert await old.next() is None
+    assert old.closed is not None
+    assert old.closed.code == Code.STALE
+    stop = await new.next()
+    assert not isinstance(stop, Assign)
+    assert stop is not None
+    assert stop.cancel is not None
+    assert new.closed is None
+
+
+async def test_a_node_that_does_not_read_loses_its_session() -> None:
+    hub = Hub()
+    outbox = hub.connect(NODE.node_id, b"s1")
+    for _ in range(OUTBOX_MAX + 10):
+        hub.deliver(ACK)
+    assert outbox.closed is not None
+    assert outbox.closed.code == Code.BUSY
+    for _ in range(OUTBOX_MAX):
+        assert await outbox.next() is not None
+    assert await outbox.next() is None
+    hub.disconnect(outbox)
+    hub.disconnect(outbox)
+    hub.deliver(ACK)
+
+
+def test_watchers_see_the_newest_state() -> None:
+    hub = Hub()
+    watcher = hub.watch(JOB)
+    hub.deliver(Wake(JOB))
+    assert watcher.bell.is_set()
+    hub.deliver(Publish(view(JobState.ASSIGNED)))
+    hub.deliver(Publish(view(JobState.RUNNING)))
+    assert watcher.seen == Publish(view(JobState.RUNNING))
+    hub.unwatch(watcher)
+    hub.deliver(Publish(view(JobState.SETTLED)))
+    assert watcher.seen == Publish(view(JobState.RUNNING))
+
+
+def test_a_job_has_so_many_watchers() -> None:
+    hub = Hub()
+    watchers = [hub.watch(JOB) for _ in range(WATCHERS_MAX)]
+    with pytest.raises(NovaMeshError) as refused:
+        hub.watch(JOB)
+    assert refused.value.code is Code.BUSY
+    for watcher in watchers:
+        hub.unwatch(watcher)
+    hub.unwatch(hub.watch(JOB))
+
+
+def test_sealed_jobs_are_at_hand_until_the_job_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub()
+    hub.keep_body(JOB, SEALED)
+    hub.keep_body(JOB, SEALED)
+    assert hub.body(JOB) is SEALED
+    hub.deliver(Publish(view(JobState.RUNNING)))
+    assert hub.body(JOB) is SEALED
+    hub.deliver(Publish(view(JobState.FAILED)))
+    assert hub.body(JOB) is None
+    monkeypatch.setattr(hub_module, "BODIES_BYTES_MAX", len(SEALED.body))
+    hub.keep_body(JOB, SEALED)
+    hub.keep_body(JobId(b"\1" * 32), SEALED)
+    assert hub.body(JOB) is None
+    assert hub.body(JobId(b"\1" * 32)) is SEALED
+
+
+async def test_everybody_is_told_goodbye() -> None:
+    hub = Hub()
+    outboxes = [hub.connect(key.node_id, b"s") for key in (NODE, CLIENT)]
+    hub.say_goodbye(Code.UNAVAILABLE, "the coordinator stops")
+    assert [await outbox.next() for outbox in outboxes] == [None, None]
