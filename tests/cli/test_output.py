@@ -23,13 +23,13 @@ class Terminal(io.StringIO):
 def test_cleaned_text_has_nothing_a_terminal_would_obey(text: str) -> None:
     cleaned = output.clean(text)
     assert len(cleaned) == len(text)
-    assert all(c.isprintable() or c in "\n\t" or c.isspace() for c in cleaned)
+    assert all(c.isprintable() or c in "\n\t\u200c\u200d" or c.isspace() for c in cleaned)
     assert "\x1b" not in cleaned
     assert output.clean(cleaned) == cleaned
 
 
 def test_ordinary_text_stays() -> None:
-    text = "Zoë zählt 🦊\tund\n光"
+    text = "Zoë zählt 🦊\tund\n光 👩\u200d🔬"
     assert output.clean(text) == text
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 GAP: Final = "  "
+_KEPT: Final = frozenset("\n\t\u200c\u200d")  # the joiners belong to scripts and emoji
 _STYLES: Final = {
     "ok": "green",
     "warn": "yellow",
@@ -30,7 +31,7 @@ _STYLES: Final = {
 
 def clean(text: str) -> str:
     """Text without what a terminal would obey: control, format and private characters."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "�" for c in text)
+    return "".join(c if c in _KEPT or unicodedata.category(c)[0] != "C" else "�" for c in text)
 
 
 def say(text: str = "") -> None:
