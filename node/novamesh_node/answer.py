@@ -118,6 +118,7 @@ class Answer:
         self._draft = _Draft()
         self._output: list[int] = []
         self._challenge = b""
+        self._acknowledged = 0
         self._first_ms: int | None = None
         self._flushed_ms = now_ms
         self._checkpoint_ms = now_ms
@@ -177,13 +178,16 @@ class Answer:
 
         Raises:
             NovaMeshError: FORBIDDEN if another than the client signed it, STALE for chunks that
-                were never sent.
+                were never sent and for an ack that comes too late.
         """
         said = ack.message
         if ack.issuer != self._work.admitted.terms.issuer:
             raise NovaMeshError(Code.FORBIDDEN, "this ack was not signed by the job's client")
         if said.chunks > self.chunks:
             raise NovaMeshError(Code.STALE, "this ack names chunks that were never sent")
+        if said.chunks < self._acknowledged:
+            raise NovaMeshError(Code.STALE, "this ack is older than the one before")
+        self._acknowledged = said.chunks
         self._challenge = said.challenge
 
     def _finish(self, output: StepOutput, usage: Usage, wall_ms: int) -> tuple[AttachRequest, ...]:

@@ -97,7 +97,7 @@ class _Daemon:
     async def run(self) -> None:
         """From nothing to stopped."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, lambda: self._keeper.apply(lifecycle.Stop()))
         key, config = self._load_key(), self._config
         plate = Nameplate(

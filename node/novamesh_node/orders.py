@@ -130,5 +130,6 @@ class Orders:
                 Code.CONFLICT, "the node is finishing", "call that off first:  novamesh node resume"
             )
         until_ms = self._clock.wall_ms() + for_s * 1000 if for_s else 0
-        self._save_pause(True, until_ms)
+        # First the pause itself: a full disk must not keep the machine from its owner.
         self._keeper.apply(lifecycle.Pause(until_ms, now))
+        self._save_pause(True, until_ms)

@@ -49,11 +49,16 @@ PAUSE_MOST_S: Final = 20.0
 # Asking again with the same key, code and configuration would be refused again.
 FATAL: Final = frozenset(
     {
-        Code.BAD_CONFIG, Code.BAD_KEY, Code.BAD_REQUEST, Code.BAD_SIGNATURE, Code.BANNED,
-        Code.CONFLICT, Code.FORBIDDEN, Code.NOT_A_MEMBER, Code.PIN_MISMATCH, Code.TOO_LARGE,
-        Code.UNSUPPORTED, Code.WRONG_AUDIENCE, Code.WRONG_NETWORK, Code.WRONG_TYPE,
+        Code.BAD_CONFIG, Code.BAD_KEY, Code.BAD_SIGNATURE, Code.BANNED, Code.CONFLICT,
+        Code.FORBIDDEN, Code.NOT_A_MEMBER, Code.PIN_MISMATCH, Code.UNSUPPORTED,
+        Code.WRONG_AUDIENCE, Code.WRONG_NETWORK,
     }
 )  # fmt: skip
+# Fatal too, unless it worked before: a clock that was right once is set right again after a
+# suspended laptop wakes, and one odd message of a pool's must not end its nodes.
+FATAL_AT_FIRST: Final = frozenset(
+    {Code.BAD_REQUEST, Code.NOT_FRESH, Code.TOO_LARGE, Code.WRONG_TYPE}
+)
 
 T = TypeVar("T", AttachChallenge, AttachWelcome)
 
@@ -206,8 +211,12 @@ class Session:
     async def _attach(self) -> None:
         """One session from dialling to its end."""
         async with self._line.dial() as stream:
-            async with asyncio.timeout(HANDSHAKE_S):
-                welcome = await self._shake_hands(stream)
+            try:
+                async with asyncio.timeout(HANDSHAKE_S):
+                    welcome = await self._shake_hands(stream)
+            except TimeoutError:
+                message = f"the coordinator did not welcome us within {HANDSHAKE_S:g} s"
+                raise NovaMeshError(Code.UNAVAILABLE, message) from None
             outbox = Outbox()
             # From here to the first write nothing yields: the backlog and what the attempts put
             # into the new outbox fit together without gap or repeat.
@@ -254,7 +263,13 @@ class Session:
 
     async def _listen(self, stream: Stream) -> None:
         while True:
-            self._hear(await stream.read())
+            message = await stream.read()
+            try:
+                self._hear(message)
+            except NovaMeshError:
+                raise
+            except Exception as bug:  # boundary of a message: no message may end the node
+                _log.error("a message was dropped", kind=type(bug).__name__)
 
     def _hear(self, message: AttachResponse) -> None:
         if message.assignment is not None:
@@ -291,10 +306,8 @@ class Session:
             return True
         if error.code is Code.STALE:
             self._advertiser.renew(self._clock.wall_ms())
-        fatal = error.code in FATAL
-        if error.code is Code.NOT_FRESH:
-            # A clock that was right once is set right again after a suspended laptop wakes.
-            fatal = not self.attached.is_set()
+        trial = not self.attached.is_set()
+        fatal = error.code in FATAL or (trial and error.code in FATAL_AT_FIRST)
         if fatal and not self._leaving:
             raise error
         return False

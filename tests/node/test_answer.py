@@ -167,6 +167,23 @@ def test_an_ack_of_somebody_else_or_of_nothing_is_refused() -> None:
     with pytest.raises(NovaMeshError) as caught:
         desk.answer.acknowledge(desk.ack(2, "x"))
     assert caught.value.code is Code.STALE
+
+
+def test_an_ack_that_was_overtaken_is_refused() -> None:
+    desk = Desk()
+    desk.push()
+    desk.push(after_ms=FLUSH_MS)
+    desk.answer.acknowledge(desk.ack(2, "new"))
+    with pytest.raises(NovaMeshError) as caught:
+        desk.answer.acknowledge(desk.ack(1, "old"))
+    assert caught.value.code is Code.STALE
+    (point,) = checkpoints(desk.push(after_ms=CHECKPOINT_MS))
+    assert point.challenge == nonce("new")
+
+
+def test_without_an_ack_a_checkpoint_answers_none() -> None:
+    desk = Desk()
+    desk.push()
     assert checkpoints(desk.push(after_ms=CHECKPOINT_MS))[0].challenge == b""
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from novamesh_node.session import (
     FATAL,
+    FATAL_AT_FIRST,
     PAUSE_LEAST_S,
     PAUSE_MOST_S,
     check_clock,
@@ -134,6 +135,43 @@ async def test_what_cannot_heal_ends_the_node_with_its_reason(code: Code) -> Non
     pool = Pool()
     error = await ends_with(pool, play)
     assert (error.code, error.hint) == (code, "hint")
+
+
+@pytest.mark.parametrize("code", sorted(FATAL_AT_FIRST))
+async def test_what_worked_before_is_tried_again(code: Code) -> None:
+    async def play() -> None:
+        pool.dials.put_nowait(NovaMeshError(code, "no"))
+
+    pool = Pool()
+    assert (await ends_with(pool, play)).code is code
+    pool = Pool()
+    async with running(pool):
+        first = pool.wire()
+        await first.welcome()
+        first.down.put_nowait(NovaMeshError(code, "no"))
+        await pool.wire().welcome()
+
+
+async def test_a_coordinator_that_does_not_welcome_is_dialled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("novamesh_node.session.HANDSHAKE_S", 0.05)
+    pool = Pool()
+    async with running(pool):
+        pool.wire().say(challenge=CHALLENGE)
+        await pool.wire().welcome()
+
+
+async def test_a_bug_met_by_one_message_ends_nothing() -> None:
+    pool = Pool()
+    async with running(pool):
+        wire = pool.wire()
+        await wire.welcome()
+        pool.desk.bug = ZeroDivisionError()
+        wire.say(cancel=AttachCancel(JobId(bytes(32)), 1, 7, "cancelled"))
+        wire.say(cancel=AttachCancel(JobId(bytes(32)), 1, 8, "cancelled"))
+        await asyncio.wait_for(pool.desk.seen.wait(), 5)
+        assert pool.session.connected
 
 
 async def test_who_is_no_member_joins_once() -> None:

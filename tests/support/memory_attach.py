@@ -81,6 +81,7 @@ class FakeDesk:
     backlog: tuple[AttachRequest, ...] = ()
     heard: list[object] = field(default_factory=list)
     seen: asyncio.Event = field(default_factory=asyncio.Event)
+    bug: Exception | None = None
 
     def listing(self) -> tuple[RunningAttempt, ...]:
         return self.running
@@ -99,6 +100,9 @@ class FakeDesk:
         self._note(message)
 
     def _note(self, message: object) -> None:
+        if self.bug is not None:
+            bug, self.bug = self.bug, None
+            raise bug
         self.heard.append(message)
         self.seen.set()
 
