@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -27,6 +26,9 @@ from novamesh_proto.messages import ModelOffer, ProfileDigest
 
 BENCH_PROMPT_TOKENS: Final = 64
 BENCH_DECODE_TOKENS: Final = 32
+STEP_S: Final = 3.0
+STEP_TOKENS_LEAST: Final = 16
+STEP_TOKENS_MAX: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,15 @@ def load_models(
 def _load(
     profile: ModelProfile, config: NodeConfig, state: NodeState, say: Callable[[str], None]
 ) -> LoadedModel:
-    settings = EngineConfig(max_running=config.slots, device=config.device)
-    engine = _load_engine(profile.path, settings)
-    if engine.profile is None or engine.profile.digest != profile.digest:
-        raise NovaMeshError(
-            Code.CORRUPT, f"{profile.path} changed while it was loaded", "start the node again"
-        )
-    prefill, decode = _measure(engine, config, state)
+    name = f"{profile.digest.hex()} {engine_build(config.device)} {config.device} {config.threads}"
+    known = state.speed(name)
+    engine = _load_engine(profile, config, step_tokens(known[0] if known else 0.0, config.slots))
+    prefill, decode = known or _measure(engine)
+    if known is None:
+        state.save_speed(name, prefill, decode)
+        fitting = step_tokens(prefill, config.slots)
+        if fitting < engine.config.max_step_tokens:
+            engine = _load_engine(profile, config, fitting)
     say(
         f"{profile.name} {profile.digest_short}, {engine.max_context} tokens of context, "
         f"{decode:.0f} tokens/s"
@@ -85,24 +89,33 @@ def _load(
     return LoadedModel(engine, profile, offer)
 
 
-def _load_engine(path: Path, settings: EngineConfig) -> Engine:
+def step_tokens(prefill_tokens_per_s: float, slots: int) -> int:
+    """Most tokens of one engine step: what this machine computes within STEP_S.
+
+    A step is the least sign of life. One that outlasts the lease would lose every long prompt.
+    """
+    if prefill_tokens_per_s <= 0:
+        return STEP_TOKENS_MAX
+    return max(slots, STEP_TOKENS_LEAST, min(STEP_TOKENS_MAX, int(prefill_tokens_per_s * STEP_S)))
+
+
+def _load_engine(profile: ModelProfile, config: NodeConfig, step: int) -> Engine:
+    settings = EngineConfig(max_running=config.slots, max_step_tokens=step, device=config.device)
     try:
-        return Engine.load(path, settings)
+        engine = Engine.load(profile.path, settings)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise NovaMeshError(
-            Code.STORAGE, f"{path.name} does not fit into this machine's memory",
+            Code.STORAGE, f"{profile.name} does not fit into this machine's memory",
             "serve a smaller model, or fewer of them",
         ) from error  # fmt: skip
+    if engine.profile is None or engine.profile.digest != profile.digest:
+        raise NovaMeshError(
+            Code.CORRUPT, f"{profile.path} changed while it was loaded", "start the node again"
+        )
+    return engine
 
 
-def _measure(engine: Engine, config: NodeConfig, state: NodeState) -> tuple[float, float]:
+def _measure(engine: Engine) -> tuple[float, float]:
     """Prefill and decode tokens a second of one request."""
-    build = engine_build(config.device)
-    name = f"{engine.digest.hex()} {build} {config.device} {config.threads}"
-    known = state.speed(name)
-    if known is not None:
-        return known
     found = engine.benchmark(BENCH_PROMPT_TOKENS, BENCH_DECODE_TOKENS)
-    speeds = found.prefill_tokens_per_s, found.decode_tokens_per_s
-    state.save_speed(name, *speeds)
-    return speeds
+    return found.prefill_tokens_per_s, found.decode_tokens_per_s

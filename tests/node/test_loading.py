@@ -7,10 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from novamesh.config import Pool
+from novamesh_node import loading
 from novamesh_node.config import NodeConfig, load_node_config
-from novamesh_node.loading import engine_build, load_models
+from novamesh_node.loading import (
+    STEP_S,
+    STEP_TOKENS_LEAST,
+    STEP_TOKENS_MAX,
+    engine_build,
+    load_models,
+    step_tokens,
+)
 from novamesh_node.state import NodeState
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id
@@ -53,6 +63,23 @@ def test_a_model_is_loaded_measured_and_offered(tmp_path: Path) -> None:
     assert len(said) == 1
     assert "tiny" in said[0]
     assert engine_build("cpu").startswith("0.")
+
+
+@given(st.floats(0, 1e6), st.integers(1, 48))
+def test_a_step_never_takes_much_longer_than_it_may(speed: float, slots: int) -> None:
+    tokens = step_tokens(speed, slots)
+    assert max(slots, STEP_TOKENS_LEAST) <= tokens <= STEP_TOKENS_MAX
+    if speed > 0 and tokens > max(slots, STEP_TOKENS_LEAST):
+        assert tokens <= speed * STEP_S
+
+
+def test_a_slow_machine_takes_small_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_profile(tmp_path / "tiny")
+    monkeypatch.setattr(loading, "_measure", lambda engine: (20.0, 2.0))
+    state = NodeState(tmp_path / "node")
+    for _ in range(2):  # measured, then remembered
+        (loaded,) = load_models(config(tmp_path, tmp_path / "tiny"), state, lambda _: None)
+        assert loaded.engine.config.max_step_tokens == 60
 
 
 def test_it_is_measured_once(tmp_path: Path) -> None:
