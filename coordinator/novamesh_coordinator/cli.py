@@ -108,6 +108,7 @@ def invite(
             Code.BAD_REQUEST, "an invite has 1 or more uses and at most 3650 days", "--uses 100"
         )
     dialled = address or _public_address(folder, config)
+    split_address(dialled, "address")
     expires_ms = time.time_ns() // 1_000_000 + int(days * DAY_MS)
     token = write_invite(invite_secret(key), Invite(os.urandom(ID_BYTES), expires_ms, uses))
     code = format_join_code(JoinCode(dialled, key.node_id, config.network, token))

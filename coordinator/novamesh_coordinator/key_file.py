@@ -24,15 +24,15 @@ def create_key(path: Path) -> PrivateKey:
         NovaMeshError: CONFLICT if there is one already, STORAGE.
     """
     key = PrivateKey.generate()
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_new(path, key.to_bytes().hex() + "\n")
-    except FileExistsError:
+    if path.exists():
         raise NovaMeshError(
             Code.CONFLICT,
             f"there is a coordinator in {path.parent} already",
             "serve it with: novamesh coordinator serve, or choose another --home",
-        ) from None
+        )
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_new(path, key.to_bytes().hex() + "\n")
     except OSError as error:
         raise _unwritable(path, error) from error
     return key

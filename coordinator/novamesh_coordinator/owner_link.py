@@ -104,7 +104,9 @@ def _fetch_certificate(address: str) -> str:
         return ssl.get_server_certificate((host.strip("[]"), port), timeout=CALL_S)
     except (OSError, ssl.SSLError) as error:
         raise NovaMeshError(
-            Code.UNAVAILABLE, f"no coordinator answers at {address}: {error}", _HINT
+            Code.UNAVAILABLE,
+            f"no coordinator answers at {address}: {error.strerror or error}",
+            _HINT,
         ) from error
 
 
