@@ -25,6 +25,7 @@ OUTPUT_CHARS_MAX: Final = 1 << 22
 RANGE_MAX: Final = 4096
 PRODUCT_MAX: Final = 1 << 16
 POWER_MAX: Final = 16
+ROLES: Final = ("system", "user", "assistant", "tool")
 
 # What a template can stumble over when a conversation is not what it expects.
 _FAULTS: Final = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError,
@@ -75,6 +76,9 @@ class ChatTemplate:
         if not 1 <= len(messages) <= MESSAGES_MAX:
             message = f"a conversation has {len(messages)} messages, not 1 to {MESSAGES_MAX}"
             raise RequestError(message, "send fewer messages", Code.TOO_LARGE)
+        # Templates build markers from roles: one called "end" would write the end of a turn.
+        if any(message.get("role") not in ROLES for message in messages):
+            raise RequestError("a message has an unknown role", f"use one of {', '.join(ROLES)}")
         values = {**self._specials, "messages": [dict(message) for message in messages]}
         parts: list[str] = []
         size = 0

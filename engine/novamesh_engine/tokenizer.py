@@ -3,7 +3,9 @@
 Rules: `tokenizer.json` is read by Hugging Face's tokenizers, the same everywhere. The bytes of a
 token do not depend on its neighbours, so text can be put together byte by byte; special tokens have
 none. Tokenizers whose decoder we cannot express that way are refused when they are loaded. Text of
-an answer continues the prompt: a leading space is kept.
+an answer continues the prompt: a leading space is kept. What a chat message holds is text, whatever
+it looks like: control tokens of a conversation come from the template alone. A plain prompt is the
+sender's own markup.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import tokenizers
 
 from novamesh_engine.chat_template import ChatTemplate, Message
 from novamesh_engine.errors import RequestError
+from novamesh_engine.markup import Markup
 from novamesh_proto.errors import Code, NovaMeshError
 
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -42,14 +45,15 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         piece: Piece,
         template: ChatTemplate | None,
+        markup: Markup,
         eos_ids: tuple[int, ...] = (),
     ) -> None:
         self.eos_ids = eos_ids
         self._backend = backend
         self._piece = piece
         self._template = template
-        added = backend.get_added_tokens_decoder()
-        self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        self._markup = markup
+        self._control_ids = frozenset(markup.ids.values())
 
     @classmethod
     def load(cls, folder: Path, names: frozenset[str] | None = None) -> Tokenizer:
@@ -62,19 +66,14 @@ class Tokenizer:
             raise _corrupt(folder / TOKENIZER_FILE, "is not in the profile's manifest")
         raw = _read(folder / TOKENIZER_FILE, TOKENIZER_BYTES_MAX)
         definition = _parse(raw, folder / TOKENIZER_FILE)
-        try:
-            backend = tokenizers.Tokenizer.from_str(raw)
-        except Exception as error:  # the library raises no narrower type
-            raise _corrupt(folder / TOKENIZER_FILE, "is not a tokenizer") from error
-        backend.no_truncation()  # a prompt is never cut or filled up behind its sender's back
-        backend.no_padding()
         settings = _settings(folder, SETTINGS_FILE, names)
         specials = _specials(settings)
+        backend, markup = _backend(definition, specials.values(), folder / TOKENIZER_FILE)
         template = _template(folder, names, settings, specials)
         piece = _piece_reader(definition.get("decoder"), folder / TOKENIZER_FILE)
-        eos_id = backend.token_to_id(specials.get("eos_token", ""))
+        eos_id = backend.token_to_id(markup.spelling(specials.get("eos_token", "")))
         ends = _end_ids(folder, names) if eos_id is None else (eos_id, *_end_ids(folder, names))
-        return cls(backend, piece, template, ends)
+        return cls(backend, piece, template, markup, ends)
 
     @property
     def vocab_size(self) -> int:
@@ -87,7 +86,10 @@ class Tokenizer:
         return self._template is not None
 
     def encode(self, text: str, special: bool = True) -> tuple[int, ...]:
-        """Ids of a text; `special` adds what the model wants around a text, like a beginning mark.
+        """Ids of a text, control tokens in it included.
+
+        `special` adds what the model wants around a text, like a beginning mark.
+
 
         Raises: RequestError (too_large), or (bad_request) for what is not Unicode text.
         """
@@ -99,29 +101,51 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             message = "the text holds half a surrogate pair"
             raise RequestError(message, "send whole characters") from error
-        return tuple(self._backend.encode(text, add_special_tokens=special).ids)
+        spelled = self._markup.respell(text)
+        return tuple(self._backend.encode(spelled, add_special_tokens=special).ids)
 
     def encode_chat(self, messages: Sequence[Message], generate: bool = True) -> tuple[int, ...]:
         """Ids of a conversation; with `generate` they end where the answer begins.
 
+        Nothing in a message becomes a control token, so no message can end its own turn.
         Raises: RequestError (unsupported) if the model has no template, and what the template
         refuses.
         """
         if self._template is None:
             hint = "send a plain prompt, or choose a model that was trained to chat"
             raise RequestError("this model has no chat template", hint, Code.UNSUPPORTED)
-        return self.encode(self._template.render(messages, generate), special=False)
+        quoted = [
+            {name: self._markup.quote(text) for name, text in message.items()}
+            for message in messages
+        ]
+        return self.encode(self._template.render(quoted, generate), special=False)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of whole tokens; bytes that are no character become U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes one token stands for: none for special tokens and unknown ids."""
-        if token_id in self._special_ids:
+        """The bytes one token stands for: none for control tokens and unknown ids."""
+        if token_id in self._control_ids:
             return b""
         text = self._backend.id_to_token(token_id)
         return b"" if text is None else self._piece(text)
+
+
+def _backend(
+    definition: dict[str, Any], named: Iterable[str], path: Path
+) -> tuple[tokenizers.Tokenizer, Markup]:
+    """The library's tokenizer with its control tokens hidden, and what they are."""
+    try:
+        markup = Markup.find(definition, named)
+        backend = tokenizers.Tokenizer.from_str(json.dumps(markup.hide(definition)))
+    except Exception as error:  # the library raises no narrower type
+        raise _corrupt(path, "is not a tokenizer") from error
+    if any(backend.token_to_id(markup.spelling(text)) != id_ for text, id_ in markup.ids.items()):
+        raise _corrupt(path, "gives its special tokens other ids than it says")
+    backend.no_truncation()  # a prompt is never cut or filled up behind its sender's back
+    backend.no_padding()
+    return backend, markup
 
 
 def _optional(folder: Path, name: str, names: frozenset[str] | None) -> str | None:

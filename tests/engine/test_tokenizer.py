@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from novamesh_engine.errors import RequestError
+from novamesh_engine.markup import Markup
 from novamesh_engine.tokenizer import TEXT_CHARS_MAX, Tokenizer
 from novamesh_proto.errors import Code, NovaMeshError
 from support.tiny_tokenizer import BOS, EOS, TEXT, byte_level, tiny_tokenizer, write_tokenizer
@@ -58,7 +59,7 @@ def _reader(backend: tokenizers.Tokenizer) -> Tokenizer:
     from novamesh_engine.tokenizer import _piece_reader
 
     decoder = json.loads(backend.to_str())["decoder"]
-    return Tokenizer(backend, _piece_reader(decoder, Path("tokenizer.json")), None)
+    return Tokenizer(backend, _piece_reader(decoder, Path("tokenizer.json")), None, Markup({}))
 
 
 @given(st.lists(st.integers(2, BACKEND.get_vocab_size() - 1), max_size=20))
