@@ -74,7 +74,7 @@ def stop(
 def finish(*, home: Home = None) -> None:
     """Take no more work; the node stops by itself when what it has is done."""
     reply = _ask(home, "finish")
-    _tell(f"the node ends {reply['running']} jobs and stops")
+    _tell(f"the node ends {_jobs(reply['running'])} and stops")
 
 
 @app.command
@@ -158,7 +158,7 @@ async def _stop(socket: Path, now: bool) -> None:
     for _ in range(1 + now):
         reply = await control.ask(socket, "stop")
     if reply["running"]:
-        _tell(f"waiting for {reply['running']} jobs to end")
+        _tell(f"waiting for {_jobs(reply['running'])} to end")
     try:
         async with asyncio.timeout(STOP_S):
             while True:
@@ -184,6 +184,10 @@ def _socket(home: Path | None) -> Path:
     from novamesh.config import find_places
 
     return find_places(home).node_socket
+
+
+def _jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"
 
 
 def _json(value: object) -> str:

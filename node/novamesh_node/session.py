@@ -10,6 +10,7 @@ dialled is `link`'s business; what a message leads to is the desk's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -164,11 +165,11 @@ class Session:
             try:
                 await self._attach()
             except NovaMeshError as error:
+                if self._leaving:
+                    return
                 if await self._mend(error):
                     continue
-                self._report(error)
-            if self._leaving:
-                return
+                self._report(self.trouble or error)
             steady = self._clock.monotonic_ms() - begun_ms > STEADY_S * 1000
             failures = 0 if steady else failures
             await asyncio.sleep(pause_s(failures, self._line.rng))
@@ -299,16 +300,20 @@ class Session:
 
     async def _mend(self, error: NovaMeshError) -> bool:
         """Whether the cause is gone and we can try again at once; raises what cannot heal."""
-        self.trouble = error
         if error.code is Code.NOT_A_MEMBER and not self._joined:
-            self._joined = True
-            await self._line.join()
-            return True
+            try:
+                await self._line.join()
+                self._joined = True
+                return True
+            except NovaMeshError as refused:
+                error = refused
+        self.trouble = error
         if error.code is Code.STALE:
-            self._advertiser.renew(self._clock.wall_ms())
+            with contextlib.suppress(NovaMeshError):  # a full disk heals, then this works
+                self._advertiser.renew(self._clock.wall_ms())
         trial = not self.attached.is_set()
         fatal = error.code in FATAL or (trial and error.code in FATAL_AT_FIRST)
-        if fatal and not self._leaving:
+        if fatal:
             raise error
         return False
 

@@ -191,6 +191,21 @@ async def test_who_is_no_member_joins_once() -> None:
     assert pool.joins == 1
 
 
+async def test_a_coordinator_that_goes_away_before_the_join_is_asked_again() -> None:
+    pool = Pool()
+    pool.refusal = NovaMeshError(Code.UNAVAILABLE, "away")
+    async with running(pool):
+        pool.dials.put_nowait(NovaMeshError(Code.NOT_A_MEMBER, "who are you?"))
+        pool.dials.put_nowait(NovaMeshError(Code.BUSY, "later"))
+        wire = pool.wire()
+        wire.say(challenge=CHALLENGE)
+        await wire.hear()
+        pool.refusal = None
+        wire.down.put_nowait(NovaMeshError(Code.NOT_A_MEMBER, "who are you?"))
+        await pool.wire().welcome()
+    assert pool.joins == 2
+
+
 async def test_a_refused_invite_ends_the_node() -> None:
     async def play() -> None:
         pool.dials.put_nowait(NovaMeshError(Code.NOT_A_MEMBER, "who are you?"))
