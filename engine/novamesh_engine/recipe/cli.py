@@ -7,6 +7,7 @@ command imports what it needs when it runs. Results go to stdout, progress to st
 from __future__ import annotations
 
 import json as json_text
+import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,6 +60,8 @@ def train(
     resume
         Go on from the folder's checkpoint.
     """
+    # bitsandbytes warns that it has no fast CPU kernels; converting needs none.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Heavy (torch, tokenizers), and missing where only the client is installed.
     from novamesh_engine.recipe import training
     from novamesh_engine.recipe.export import export

@@ -31,9 +31,9 @@ class Preset:
     max_context: int = 512
     batch: int = 8
     pretrain_steps: int = 300
-    sft_steps: int = 8700
+    sft_steps: int = 12_200
     warmup_steps: int = 50
-    decay_share: float = 0.35
+    decay_share: float = 0.5
     muon_rate: float = 0.0075
     adam_rate: float = 3e-3
     weight_decay: float = 0.05
