@@ -7,7 +7,6 @@ is `novamesh_proto.settlement`'s.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 from novamesh_coordinator.effects import Turn
 from novamesh_coordinator.events import AttemptSettled
@@ -15,11 +14,12 @@ from novamesh_coordinator.jobs import Job
 from novamesh_coordinator.relay import Stream
 from novamesh_coordinator.verifier import rankable_speed
 from novamesh_proto import envelope, settlement
-from novamesh_proto.envelope import Signable, Verified
+from novamesh_proto.envelope import Verified
 from novamesh_proto.identity import PrivateKey
 from novamesh_proto.limits import LEASE_MS, RECORD_LIFE_MS
 from novamesh_proto.messages import (
     ChunkCheckpoint,
+    Envelope,
     Header,
     InferenceAttestation,
     JobAssignment,
@@ -34,7 +34,6 @@ from novamesh_proto.messages import (
 from novamesh_proto.settlement import Work
 
 ASSIGNMENT_LIFE_MS = 60_000
-T = TypeVar("T", bound=Signable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +77,14 @@ class Clearing:
             fence=fence,
             lease_ms=LEASE_MS,
         )
-        return self._sign(job)
+        return envelope.open(envelope.seal(job, self.key), JobAssignment, network=self.network)
 
     def clear(self, turn: Turn, part: Part) -> AttemptSettled:
         """The settlement of an attempt by what its node signed and what the relay saw."""
         claim, stream = part.claim, part.stream
         parties = (part.terms.issuer, stream.assignment.message.node)
-        relay = self._sign(self._relay_receipt(turn, part, parties))
+        receipt = self._relay_receipt(turn, part, parties)
+        relay = envelope.seal(receipt, self.key)
         said = claim.message
         att = said if isinstance(said, InferenceAttestation) else None
         work = Work(
@@ -93,15 +93,15 @@ class Clearing:
             fence=part.job.fence,
             attestation=att,
             checkpoint=said if isinstance(said, ChunkCheckpoint) else None,
-            relay_receipt=relay.message,
+            relay_receipt=receipt,
             paid_until=part.paid_until,
         )
         payment = settlement.settle(work)
-        evidence = (part.terms.id, stream.assignment.id, claim.id, relay.id)
+        evidence = (part.terms.id, stream.assignment.id, claim.id, envelope.message_id(relay))
         header = self._record_header(turn, parties, claim.id)
-        settled = self._sign(settlement.record(header, work, payment, part.outcome, evidence))
-        speed = rankable_speed(att, relay.message, part.descriptor) if att is not None else 0
-        return _settled(turn, part, relay, settled, speed)
+        paid = settlement.record(header, work, payment, part.outcome, evidence)
+        speed = rankable_speed(att, receipt, part.descriptor) if att is not None else 0
+        return _settled(turn, part, relay, paid, envelope.seal(paid, self.key), speed)
 
     def _relay_receipt(
         self,
@@ -137,19 +137,15 @@ class Clearing:
             nonce=turn.nonce(),
         )
 
-    def _sign(self, message: T) -> Verified[T]:
-        sealed = envelope.seal(message, self.key)
-        return envelope.open(sealed, type(message), network=self.network)
-
 
 def _settled(
     turn: Turn,
     part: Part,
-    relay: Verified[RelayReceipt],
-    settled: Verified[Settlement],
+    relay_receipt: Envelope,
+    paid: Settlement,
+    sealed: Envelope,
     milli_tokens_per_s: int,
 ) -> AttemptSettled:
-    paid = settled.message
     return AttemptSettled(
         job=part.job.job,
         at_ms=turn.now.wall_ms,
@@ -162,6 +158,6 @@ def _settled(
         completion_tokens=paid.completion_tokens,
         milli_tokens_per_s=milli_tokens_per_s,
         claim=part.claim.envelope,
-        relay_receipt=relay.envelope,
-        settlement=settled.envelope,
+        relay_receipt=relay_receipt,
+        settlement=sealed,
     )

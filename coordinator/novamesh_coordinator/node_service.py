@@ -33,7 +33,7 @@ from novamesh_coordinator.inputs import (
     NodeDetached,
     PrefillMoved,
 )
-from novamesh_coordinator.service import Context, Door, internal_error, refuse
+from novamesh_coordinator.service import Context, Door, Pen, internal_error, refuse
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import short
@@ -79,29 +79,33 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         self, request_iterator: Any, context: Context
     ) -> None:
         """One stream of one node."""
+        pen = Pen(context)
         try:
             address = context.peer().rpartition(":")[0]
             self.door.addresses.take(address, self.door.clock.monotonic())
-            await self._attach(context)
+            await self._attach(context, pen)
+            await pen.settle()
         except NovaMeshError as error:
             self.door.metrics.count_refusal(error.code)
-            _log.info("stream refused", code=error.code, error=error.message)
+            _log.info("stream refused", code=error.code.value, error=error.message)
+            await pen.settle()
             await refuse(context, error)
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception:
             # The boundary of a stream: a bug of ours ends this stream and nothing else.
             _log.exception("a stream failed")
+            await pen.settle()
             await refuse(context, internal_error())
 
-    async def _attach(self, context: Context) -> None:
+    async def _attach(self, context: Context, pen: Pen) -> None:
         door = self.door
         nonce, session = os.urandom(NONCE_BYTES), os.urandom(SESSION_BYTES)
         asked_s = door.clock.monotonic()
         challenge = AttachChallenge(nonce, door.clock.now_ms())
         try:
             async with asyncio.timeout(HELLO_S):
-                await _write(context, AttachResponse(challenge=challenge))
+                await pen.write(AttachResponse(challenge=challenge), HELLO_S)
                 first = await _read(context)
         except TimeoutError:
             raise NovaMeshError(Code.EXPIRED, "no hello came", "attach again") from None
@@ -117,7 +121,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         try:
             attached = NodeAttached(hello, descriptor, session, rtt_us)
             resumed: Any = await door.sequencer.submit(attached)
-            await self._serve(context, outbox, resumed)
+            await self._serve(context, pen, outbox, resumed)
         finally:
             door.hub.disconnect(outbox)
             # Also when the call was cancelled: the session must end, or its slots are never free.
@@ -125,23 +129,22 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
                 await asyncio.shield(door.sequencer.insist(NodeDetached(node, session)))
 
     async def _serve(
-        self, context: Context, outbox: Outbox, resumed: tuple[RunningAttempt, ...]
+        self, context: Context, pen: Pen, outbox: Outbox, resumed: tuple[RunningAttempt, ...]
     ) -> None:
         log = _log.bind(node=short(outbox.node), session=outbox.session.hex()[:8])
         log.info("node attached", resumed=len(resumed))
         welcome = AttachWelcome(outbox.session, resumed)
         try:
-            async with asyncio.timeout(WRITE_S):
-                await _write(context, AttachResponse(welcome=welcome))
+            await self._send(pen, AttachResponse(welcome=welcome))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._hear(context, outbox), name="attach-reader")
-                tasks.create_task(self._speak(context, outbox), name="attach-writer")
+                tasks.create_task(self._speak(pen, outbox), name="attach-writer")
         except* _StreamOver:
             log.info("node detached")
         except* NovaMeshError as group:
             error = group.exceptions[0]
             assert isinstance(error, NovaMeshError)
-            log.warning("node dropped", code=error.code, error=error.message)
+            log.warning("node dropped", code=error.code.value, error=error.message)
             raise error from None
 
     async def _hear(self, context: Context, outbox: Outbox) -> None:
@@ -155,7 +158,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
                 self.door.metrics.count_refusal(error.code)
                 if error.code not in RACES:
                     raise
-                _log.info("message refused", node=short(outbox.node), code=error.code)
+                _log.info("message refused", node=short(outbox.node), code=error.code.value)
         raise _StreamOver
 
     async def _take(self, message: AttachRequest, outbox: Outbox) -> None:
@@ -193,20 +196,19 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             return DescriptorRenewed(node, session, renewed)
         raise NovaMeshError(Code.WRONG_TYPE, "a stream has one hello")
 
-    async def _speak(self, context: Context, outbox: Outbox) -> None:
+    async def _speak(self, pen: Pen, outbox: Outbox) -> None:
         """What the outbox holds, then the goodbye."""
         while (item := await outbox.next()) is not None:
             message = await self._complete(item, outbox.node)
             if message is not None:
-                await self._send(context, message)
+                await self._send(pen, message)
         goodbye = outbox.closed or AttachGoodbye(Code.UNAVAILABLE)
-        await self._send(context, AttachResponse(goodbye=goodbye))
+        await self._send(pen, AttachResponse(goodbye=goodbye))
         raise _StreamOver
 
-    async def _send(self, context: Context, message: AttachResponse) -> None:
+    async def _send(self, pen: Pen, message: AttachResponse) -> None:
         try:
-            async with asyncio.timeout(WRITE_S):
-                await _write(context, message)
+            await pen.write(message, WRITE_S)
         except TimeoutError:
             raise NovaMeshError(Code.EXPIRED, "the node does not read its messages") from None
 
@@ -231,10 +233,6 @@ async def _read(context: Context) -> AttachRequest | None:
     if message is grpc.aio.EOF:
         return None
     return wire.from_pb(AttachRequest, message)
-
-
-async def _write(context: Context, message: AttachResponse) -> None:
-    await context.write(wire.to_pb(message))
 
 
 def _pause(bucket: Buckets, now_s: float) -> float:

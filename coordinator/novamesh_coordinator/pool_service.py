@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final, cast
 
@@ -19,7 +18,7 @@ from novamesh_coordinator.inputs import (
     ReceiptHandedIn,
     WatchAsked,
 )
-from novamesh_coordinator.service import Context, Door, guarded
+from novamesh_coordinator.service import Context, Door, Pen, guarded
 from novamesh_coordinator.watch import Follower
 from novamesh_proto import envelope, wire
 from novamesh_proto.errors import Code, NovaMeshError
@@ -109,13 +108,13 @@ class PoolService(coordinator_pb2_grpc.PoolServiceServicer):
     ) -> None:
         """Follow a job."""
         query = self.door.open_query(request.query, WatchQuery)
-        watcher = self.door.hub.watch(query.message.job)
+        watcher, pen = self.door.hub.watch(query.message.job), Pen(context)
         try:
             await self.door.sequencer.submit(WatchAsked(query))
             async for event in self._events(watcher, query.message):
-                async with asyncio.timeout(WRITE_S):
-                    await context.write(wire.to_pb(event))
+                await pen.write(event, WRITE_S)
         except TimeoutError:
+            await pen.settle()
             raise NovaMeshError(
                 Code.EXPIRED, "the client does not read its events", "watch again"
             ) from None

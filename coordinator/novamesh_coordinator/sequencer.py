@@ -160,7 +160,7 @@ class Sequencer:
                 try:
                     await self.submit(Ticked())
                 except NovaMeshError as error:
-                    _log.warning("tick", code=error.code, error=error.message)
+                    _log.warning("tick", code=error.code.value, error=error.message)
 
     async def run_probe(self) -> None:
         """While the disk refuses, try it once a second."""

@@ -7,6 +7,7 @@ errors, with an ErrorDetail in the trailing metadata. Only the services know pro
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -130,8 +131,49 @@ class Door:
         return wire.from_pb(Envelope, sealed)
 
 
+class Pen:
+    """Writes to one call, one message at a time, and never cuts one off half way.
+
+    gRPC can neither end a call nor begin another write while one is under way, and a write that is
+    cancelled stays under way. So a write that takes too long is given up on, but goes on; `settle`
+    waits for it, which ends at the latest with the connection's age.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._flight: asyncio.Task[None] | None = None
+
+    async def write(self, message: object, seconds: float) -> None:
+        """Write a message of ours.
+
+        Raises:
+            TimeoutError: the other side does not read; call `settle` before anything else.
+        """
+        await self.settle()
+        write = self._context.write(wire.to_pb(message))
+        # A task of its own, in no group: a group would cancel it.
+        self._flight = asyncio.create_task(_finish(write), name="grpc-write")
+        async with asyncio.timeout(seconds):
+            await asyncio.shield(self._flight)
+        self._flight = None
+
+    async def settle(self) -> None:
+        """Wait until no write is under way."""
+        if self._flight is not None:
+            await asyncio.wait([self._flight])
+            if not self._flight.cancelled():
+                self._flight.exception()  # of a call that is over; whoever wrote has given up
+            self._flight = None
+
+
+async def _finish(write: Awaitable[None]) -> None:
+    await write
+
+
 async def refuse(context: Context, error: NovaMeshError) -> None:
-    """End a call with our error; does not return."""
+    """End a call with our error; does not return, unless the caller is gone already."""
+    if context.done():
+        return
     detail = ErrorDetail(
         error.code, error.message[:500], error.hint[:250], max(0, error.retry_after_ms)
     )
@@ -168,7 +210,7 @@ def guarded(handler: Handler) -> Handler:
             await refuse(context, internal_error())
         finally:
             door.metrics.observe_call(handler.__name__, code, door.clock.monotonic() - began_s)
-        raise AssertionError("abort does not return")
+        return None  # the caller is gone
 
     return guard
 
