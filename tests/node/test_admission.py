@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from novamesh_node.admission import Admission, Admitted, House, Policy
 from novamesh_node.governor import Ruling
+from novamesh_proto import wire
 from novamesh_proto.envelope import ReplayWindow
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import BODY_BYTES_MAX, CLOCK_SKEW_MS
-from novamesh_proto.messages import JobId, ProfileDigest
+from novamesh_proto.messages import AttachAssignment, JobId, ProfileDigest
 from support.clock import START_MS
 from support.offers import Offer, Offers
 from support.parties import CLIENT, COORDINATOR, NETWORK, NODE, PROFILE, party
@@ -155,3 +158,27 @@ def test_policy_refuses_clients_and_long_answers() -> None:
     short = admission(Policy(tokens_max=8))
     assert admit(Offers().make(), short)
     assert refused(Offers().make(sampling={"max_tokens": 9}), gate=short) is Code.POLICY
+
+
+WHOLE = wire.encode(Offers().make().message)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=4),
+       st.integers(0, 40))  # fmt: skip
+def test_damaged_offers_are_refused_and_never_raise_anything_else(
+    changes: list[tuple[int, int]], cut: int
+) -> None:
+    data = bytearray(WHOLE)
+    for at, value in changes:
+        data[at] = value
+    gate = admission()
+    try:
+        offer = wire.decode(AttachAssignment, bytes(data[: len(data) - cut]))
+        admitted = gate.admit(offer, gate.verify(offer), OPEN, START_MS)
+    except NovaMeshError as error:
+        assert error.message  # noqa: PT017  one of many codes
+        return
+    # What is admitted was signed by coordinator and client; the unsigned rest opens or does not.
+    assert admitted.assignment.issuer == COORDINATOR.node_id
+    assert admitted.terms.issuer == CLIENT.node_id
