@@ -119,10 +119,13 @@ class Floor:
         if answer.accepted:
             self._dispatcher.accept(turn, job, decision.envelope)
             return
+        code = parse_code(answer.code)
+        if code is Code.BUSY:
+            self._registry.sessions.fill(decision.issuer)
         self._dispatcher.end_attempt(
             turn,
             job,
-            parse_code(answer.code),
+            code,
             answer.message or "the node declined the job",
             lost=False,
             evidence=decision.envelope,

@@ -18,6 +18,7 @@ from novamesh_proto.matching import Cause, Ranking
 from novamesh_proto.messages import IdleReason, IdleReport, JobId, NodeId, NodeLoad
 
 RESERVATIONS_MAX: Final = 16_384
+CLIENT_RESERVATIONS_MAX: Final = 192  # 64 matches of three candidates within two seconds
 STOPS_KEPT: Final = 256  # attempts a session remembers having been told to stop
 
 
@@ -113,6 +114,12 @@ class Sessions:
         session.accepting = load.accepting
         session.refusal = load.reason
 
+    def fill(self, node: NodeId) -> None:
+        """The node has no slot left, whatever we thought; its next load says more."""
+        session = self._sessions.get(node)
+        if session is not None:
+            session.free = 0
+
     def account(self, ranking: Ranking) -> None:
         """Remember who was chosen and who was not, so that a node can ask why."""
         for ranked in ranking.chosen:
@@ -135,6 +142,7 @@ class Reservations:
         self._held: dict[bytes, Reservation] = {}
         self._queue: deque[Reservation] = deque()
         self._by_node: Counter[NodeId] = Counter()
+        self._by_client: Counter[NodeId] = Counter()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -146,13 +154,15 @@ class Reservations:
             NovaMeshError: BUSY where too many are held.
         """
         self._expire(now)
-        if len(self._held) >= RESERVATIONS_MAX:
+        mine = self._by_client[client] >= CLIENT_RESERVATIONS_MAX
+        if mine or len(self._held) >= RESERVATIONS_MAX:
             raise NovaMeshError(Code.BUSY, "too many matches at once", "try again", RESERVATION_MS)
         until_ms = now.ticks_ms + RESERVATION_MS
         held = Reservation(reservation_id, node, client, until_ms)
         self._held[reservation_id] = held
         self._queue.append(held)
         self._by_node[node] += 1
+        self._by_client[client] += 1
 
     def release(self, reservation_id: bytes, client: NodeId) -> None:
         """Give a slot back; what is not this client's stays."""
@@ -181,6 +191,7 @@ class Reservations:
 
     def _drop(self, held: Reservation) -> None:
         del self._held[held.id]
-        self._by_node[held.node] -= 1
-        if not self._by_node[held.node]:
-            del self._by_node[held.node]
+        for counter, name in ((self._by_node, held.node), (self._by_client, held.client)):
+            counter[name] -= 1
+            if not counter[name]:
+                del counter[name]

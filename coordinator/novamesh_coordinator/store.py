@@ -21,6 +21,7 @@ from typing import IO, Any, Final
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -287,7 +288,14 @@ def _migrate(connection: sa.Connection) -> None:
     config = Config()
     config.set_main_option("script_location", "novamesh_coordinator:migrations")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise NovaMeshError(
+            Code.CORRUPT,
+            f"the database has a schema that this version does not know: {error}",
+            "run the version of novamesh that wrote it, or a newer one",
+        ) from error
 
 
 class _storage:  # noqa: N801  reads as a statement: async with _storage("write the log")

@@ -216,3 +216,27 @@ def test_too_many_reservations_are_refused(table: Table, monkeypatch: pytest.Mon
     table.node(slots=4)
     table.match(client)
     assert refused_match(table, client).code is Code.BUSY
+
+
+def test_one_client_cannot_hold_the_whole_pool(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("novamesh_coordinator.sessions.CLIENT_RESERVATIONS_MAX", 2)
+    greedy, other = table.client("greedy"), table.client("other")
+    table.node(slots=9)
+    for _ in range(2):
+        table.match(greedy)
+    assert refused_match(table, greedy).code is Code.BUSY
+    assert len(table.match(other)) == 1
+    table.clock.advance(2.1)
+    assert len(table.match(greedy)) == 1
+
+
+def test_a_node_that_declines_as_busy_is_full_until_it_says_otherwise(table: Table) -> None:
+    client, node, other = table.client(), table.node("a", slots=4), table.node("b")
+    table.order(client, node, other)
+    table.decide(table.assigned(node), accepted=False, code="busy")
+    table.load(other, 0)
+    assert refused_match(table, client).code is Code.BUSY
+    table.load(node, 2)
+    assert len(table.match(client)) == 1

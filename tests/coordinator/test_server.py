@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from pathlib import Path
 
@@ -267,3 +268,43 @@ async def test_health_is_the_standard_service(tmp_path: Path) -> None:
         stub = health_pb2_grpc.HealthStub(channel)
         reply = await stub.Check(health_pb2.HealthCheckRequest(service="novamesh.v1.PoolService"))
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("taken", ["listen", "http"])
+async def test_a_port_that_is_taken_is_named(tmp_path: Path, taken: str) -> None:
+    other = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = other.sockets[0].getsockname()[1]
+    addresses = {"listen": "127.0.0.1:0", "http": "", taken: f"127.0.0.1:{port}"}
+    config = CoordinatorConfig(network=NETWORK, **addresses)
+    store = await open_store(tmp_path / "coordinator.db")
+    with pytest.raises(NovaMeshError, match=str(port)) as refused:
+        async with run_coordinator(PoolIdentity(COORDINATOR, NETWORK), store, config):
+            pass
+    assert refused.value.code is Code.CONFLICT
+    assert f"--{taken}" in refused.value.hint
+    await store.close()
+    other.close()
+    await other.wait_closed()
+
+
+async def test_a_damaged_log_is_not_served(tmp_path: Path) -> None:
+    async with serve_in_memory(tmp_path) as (_, channel):
+        await Caller(channel).join(client_actor().claim(now_ms()))
+    with sqlite3.connect(tmp_path / "coordinator.db") as database:
+        database.execute("delete from snapshots")
+        database.execute("update events set body = x'00'")
+    database.close()
+    with pytest.raises(NovaMeshError) as refused:
+        async with serve_in_memory(tmp_path):
+            pass
+    assert refused.value.code is Code.CORRUPT
+
+
+async def test_a_clean_stop_leaves_a_snapshot(tmp_path: Path) -> None:
+    for _ in range(2):
+        async with serve_in_memory(tmp_path) as (running, channel):
+            await Caller(channel).join(client_actor().claim(now_ms()))
+            assert len(running.door.sequencer.core.membership) == 1
+    with sqlite3.connect(tmp_path / "coordinator.db") as database:
+        assert database.execute("select seq from snapshots").fetchall() == [(1,)]
+    database.close()

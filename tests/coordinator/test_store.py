@@ -208,3 +208,13 @@ async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
         assert len(loaded.records) >= acknowledged
         assert loaded.records == tuple(joined(n) for n in range(1, len(loaded.records) + 1))
         await store.close()
+
+
+async def test_a_schema_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    await (await open_store(tmp_path / "c.db")).close()
+    with sqlite3.connect(tmp_path / "c.db") as database:
+        database.execute("update alembic_version set version_num = '9999'")
+    database.close()
+    with pytest.raises(NovaMeshError, match="does not know") as refused:
+        await open_store(tmp_path / "c.db")
+    assert refused.value.code is Code.CORRUPT
