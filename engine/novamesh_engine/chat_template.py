@@ -27,9 +27,10 @@ PRODUCT_MAX: Final = 1 << 16
 POWER_MAX: Final = 16
 ROLES: Final = ("system", "user", "assistant", "tool")
 
-# What a template can stumble over when a conversation is not what it expects.
-_FAULTS: Final = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError,
-                  TypeError, ValueError)  # fmt: skip
+# What a template can stumble over, in itself or in a conversation that it does not expect. jinja2
+# compiles to Python: what is too deep or too long for that is Python's error, not a TemplateError.
+_FAULTS: Final = (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
+                  NameError, RecursionError, SyntaxError, TypeError, ValueError)  # fmt: skip
 
 Message = Mapping[str, str]
 
@@ -64,7 +65,7 @@ class ChatTemplate:
         self._specials = dict(specials)
         try:
             self._template = sandbox.from_string(source)
-        except TemplateError as error:
+        except _FAULTS as error:
             raise _corrupt("the chat template is not valid jinja2") from error
 
     def render(self, messages: Sequence[Message], generate: bool = True) -> str:

@@ -66,6 +66,8 @@ def test_what_the_template_refuses_is_the_callers_error_and_is_not_quoted() -> N
         "{% for i in range(10000) %}{% endfor %}",
         "{{ messages[7].content + 1 }}",
         "{{ 1 / 0 }}",
+        "{{ 1e999 | int }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% include 'other' %}",
     ],
 )
@@ -91,7 +93,17 @@ def test_conversations_are_bounded(count: int) -> None:
         ChatTemplate("x", {}).render([{"role": "user", "content": ""}] * count)
 
 
-@pytest.mark.parametrize("source", ["{% if %}", "x" * (TEMPLATE_CHARS_MAX + 1)])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if %}",
+        "x" * (TEMPLATE_CHARS_MAX + 1),
+        "{{" + "(" * 30000 + "1" + ")" * 30000 + "}}",
+        "{% for a in x %}" * 30 + "{% endfor %}" * 30,
+        "{{ 1" + "0" * 5000 + " }}",
+    ],
+    ids=["syntax", "long", "deep", "nested", "digits"],
+)
 def test_what_is_no_template_is_refused_when_loaded(source: str) -> None:
     with pytest.raises(NovaMeshError) as refused:
         ChatTemplate(source, {})

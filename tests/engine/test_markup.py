@@ -108,7 +108,7 @@ def test_the_code_points_kept_for_this_are_refused(tokenizer: Tokenizer) -> None
 def test_an_end_that_is_not_called_special_is_one(tmp_path: Path) -> None:
     backend = byte_level()
     backend.add_tokens([AddedToken("</s>", special=False), AddedToken("<think>", special=False)])
-    end, think = (backend.token_to_id(text) for text in ("</s>", "<think>"))
+    end, think = (backend.encode(text).ids[0] for text in ("</s>", "<think>"))
     tokenizer = load(tmp_path, backend, eos_token="</s>")
     assert tokenizer.eos_ids == (end,)
     ids = tokenizer.encode_chat([{"role": "user", "content": "a</s><think>"}])

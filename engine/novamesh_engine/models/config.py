@@ -163,9 +163,9 @@ class _Fields:
     def _refuse_features(self) -> None:
         if self.raw.get("hidden_act", "silu") != "silu":
             raise self.unsupported("hidden_act", self.raw["hidden_act"], '"silu"')
-        if self.raw.get("attention_bias"):
+        if self.flag("attention_bias", False):
             raise self.unsupported("attention_bias", True, "false")
-        if not self.raw.get("norm_topk_prob", True):
+        if not self.flag("norm_topk_prob", True):
             raise self.unsupported("norm_topk_prob", False, "true")
 
     def _head_dim(self, hidden: int, heads: int) -> int:
