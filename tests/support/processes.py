@@ -121,8 +121,6 @@ class RealPool:
                 self.invite(),
                 "--threads",
                 "1",
-                "--model",
-                "/tmp/nm/tinyp",
                 *arguments,
             ],
         )
