@@ -33,7 +33,7 @@ _VOLATILE: Final = (
         r"\1X.Y.Z",
     ),
     (r"-?\b\d+(\.\d+)? (s|ms)\b", r"N \2"),
-    (r"\b\d+(\.\d+)? tokens/s( witnessed| in one burst)?", "N tokens/s"),
+    (r"\b\d+(\.\d+)? tokens/s(, but in one burst)?", "N tokens/s"),
     (r"(\"(?:ttft_s|total_s|tokens_per_s|answered_ms|clock_offset_ms)\": )-?[\d.]+", r"\1N"),
     (r"(\"witnessed_(?:ttft_us|tokens_per_s)\": )[\d.]+", r"\1N"),
     # Whether a fake answer came in one burst is a matter of microseconds.

@@ -109,11 +109,11 @@ def document(done: Completion) -> dict[str, object]:
 def speed_of(tokens_per_s: float, findings: Sequence[Finding]) -> str:
     """A witnessed speed in words; of a burst nobody can tell it, so it is not taken for one."""
     burst = any(finding.rule == BURST_RULE for finding in findings)
-    return f"{tokens_per_s:.1f} tokens/s " + ("in one burst" if burst else "witnessed")
+    return f"{tokens_per_s:.1f} tokens/s" + ", but in one burst" * burst
 
 
 def _summarise(done: Completion) -> None:
-    speed = f"first after {done.ttft_s:.2f} s"
+    speed = f"first token after {done.ttft_s:.2f} s"
     if done.tokens_per_s:
         speed += f", then {speed_of(done.tokens_per_s, done.findings)}"
     tokens = f"{done.prompt_tokens} read, {plural(done.completion_tokens, 'token')} answered"
@@ -121,7 +121,7 @@ def _summarise(done: Completion) -> None:
         "node": short(done.node),
         "model": f"{done.model}@{done.model_profile.hex()[:SHOWN_CHARS]}",
         "tokens": f"{tokens}, ended by {done.finish.name.lower()}",
-        "speed": speed,
+        "witnessed": speed,
         "receipt": done.receipt_path,
     }
     say()

@@ -1,0 +1,91 @@
+"""`novamesh demo`: a whole pool in real processes, and nothing of it afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from novamesh.receipts import verify_file
+from novamesh_proto.errors import NovaMeshError
+
+WAIT_S = 110
+
+
+def _start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "novamesh", "demo", *arguments],
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), "HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _processes(folder: Path) -> list[str]:
+    """Command lines of all processes that live in a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder).encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def _wait_for_line(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if word in line:
+            return
+    raise AssertionError(process.communicate()[1])
+
+
+def test_whole_play(tmp_path: Path) -> None:
+    kept = tmp_path / "kept" / "demo.receipt"
+    process = _start(tmp_path, "--keep-receipt", str(kept))
+    out, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, err
+    for words in (
+        " ok: descriptor, terms, assignment",
+        "killed (SIGKILL)",
+        "the node that is left",
+        "offline",
+    ):
+        assert words in out
+    assert verify_file(kept).completion_tokens > 0
+    data = kept.read_bytes()
+    kept.write_bytes(data.replace(b"terms ", b"terms A", 1))
+    with pytest.raises(NovaMeshError, match="terms"):
+        verify_file(kept)
+    assert _processes(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_play_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    process = _start(tmp_path)
+    _wait_for_line(process, "coordinator")
+    process.send_signal(number)
+    process.communicate(timeout=WAIT_S)
+    assert process.returncode == 130
+    assert _processes(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_play_that_fails_shows_the_log_of_what_failed(tmp_path: Path) -> None:
+    started = time.monotonic()
+    process = _start(tmp_path, "--model", str(tmp_path / "no-such-model"))
+    _, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 70
+    assert "error: node-" in err
+    assert "no-such-model" in err
+    assert time.monotonic() - started < WAIT_S
+    assert _processes(tmp_path) == []
