@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import random
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,6 +46,9 @@ from novamesh_proto.messages import ProfileDigest
 
 TICK_S: Final = 1.0
 RETRY_TICKS: Final = 60
+# Engine and loop share one interpreter; at Python's 5 ms a token would wait several times as long
+# for the loop as a small model needs to make it.
+SWITCH_S: Final = 0.0005
 
 _log = structlog.get_logger()
 
@@ -121,6 +125,7 @@ class _Daemon:
         models, machine = prepared.models, prepared.machine
         workers = [Worker(each.engine, each.profile.name, machine.energy_mj) for each in models]
         journal = ReplayJournal(self._state.folder / "replays", self._clock.wall_ms())
+        sys.setswitchinterval(SWITCH_S)
         try:
             for worker in workers:
                 worker.start()
