@@ -7,6 +7,7 @@ comes from a join code or from `[pool]`, which client and node share. Nothing is
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def load_node_config(
         joining=joined is not None,
         models=models,
         slots=chosen.slots,
-        threads=chosen.threads or max(1, (os.cpu_count() or 1) // 2),
+        threads=chosen.threads or max(1, _processors() // 2),
         device=chosen.device,
         log_format=chosen.log_format,
         policy=Policy(
@@ -102,6 +103,13 @@ def load_node_config(
             frozenset(parse_node_id(text) for text in _split(chosen.refused_clients)),
         ),
     )
+
+
+def _processors() -> int:
+    """Processors that this process may use, where the system tells."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _split(text: str) -> list[str]:

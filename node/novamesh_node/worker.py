@@ -237,7 +237,9 @@ class Worker:
                 if self._engine.has_work:
                     self._deliver_all(self._step())
         except Exception as error:  # task boundary: the engine's books disagree, see the module
-            self._call(self._end, _surprise(error, "all"))
+            found = _surprise(error, "all")
+            hint = "start the node again, and report its log if this comes back"
+            self._call(self._end, NovaMeshError(found.code, found.message, hint))
 
     def _obey(self) -> bool:
         """Carry out what was asked; waits for it only if there is nothing to step."""
@@ -348,5 +350,4 @@ def _surprise(error: Exception, name: str) -> NovaMeshError:
     frames = traceback.extract_tb(error.__traceback__)[-TRACE_FRAMES:]
     trace = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
     _log.error("the engine failed", request=name, kind=kind, trace=trace)
-    hint = "the node goes on; report its log if this comes again"
-    return NovaMeshError(Code.INTERNAL, f"the engine failed: {kind}", hint)
+    return NovaMeshError(Code.INTERNAL, f"the engine failed: {kind}")
