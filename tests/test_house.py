@@ -143,6 +143,16 @@ def test_every_path_named_in_a_document_exists(document: str) -> None:
         assert (base / name).exists() or ((ROOT / document).parent / name).exists(), name
 
 
+def test_architecture_names_every_module() -> None:
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text()
+    named = set(re.findall(r"`([\w./-]+)`", text))
+    for path in SOURCES:
+        relative = path.relative_to(ROOT)
+        folders = {f"{parent}/" for parent in relative.parents}
+        known = _identify(path) in named or path.stem in {"__init__", "__main__"}
+        assert known or folders & named, f"{relative} has no line in the code map"
+
+
 def _console_commands(document: str) -> list[str]:
     """Every `novamesh …` and `make …` line of a document's console blocks."""
     blocks = re.findall(r"```(?:console|sh|shell|bash)\n(.*?)```", document, re.DOTALL)
