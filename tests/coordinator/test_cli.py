@@ -9,9 +9,11 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from novamesh.cli import main
 from novamesh_coordinator import cli
@@ -106,6 +108,12 @@ def _steady(text: str) -> str:
     text = re.sub(r"nm1[a-z2-7]{60,}", "CODE", text)
     text = re.sub(r"process \d+", "process PID", text)
     return re.sub(r"(\"(?:expires_at_ms|took_ms)\": )\d+", r"\1N", text)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.txt")), ids=lambda path: path.stem)
