@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 app = App(name="coordinator", help="Run the table that a pool meets at.")
 
+_LOOPBACK: Final = ("127.", "[::1]", "localhost:")
 EXTRA_HINT: Final = "pip install 'novamesh[coordinator]'"
 DAY_MS: Final = 86_400_000
 
@@ -124,6 +125,8 @@ def invite(
         )
         return
     _say(f"good for {uses} members and {days:g} days; they run: novamesh pool join CODE")
+    if dialled.startswith(_LOOPBACK):
+        _say("it works on this machine only; for others: --address HOST:PORT")
     _out(code)
 
 

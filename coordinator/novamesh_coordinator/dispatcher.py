@@ -5,7 +5,7 @@ progress, under the job's deadline. A node that vanishes, declines or gives up b
 chunk costs the job one of ATTEMPTS_MAX attempts, and it goes to another of its candidates; after
 the first chunk the job fails where the lease ends, and its client goes on from what it has. What
 comes from an old fence is evidence and earns nothing. Leases and deadlines are ticks; after a
-restart every attempt gets a new lease, so that its node can find its way back.
+restart every attempt gets RETURN_MS, so that its node can find its way back.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from novamesh_proto.messages import (
 )
 
 ATTEMPTS_MAX: Final = 2
+RETURN_MS: Final = 30_000  # a node that was cut off dials again within 20 s
 LEASE, DEADLINE, TAIL = 0, 1, 2  # kinds of timers
 Due = tuple[int, bytes]
 
@@ -76,13 +77,13 @@ class Dispatcher:
         self._begin(turn, job, node)
 
     def recover(self, job: Job, now: Moment, network: str) -> None:
-        """Take up a live job again after a restart; its node has one lease to come back."""
+        """Take up a live job again after a restart; its node has RETURN_MS to come back."""
         assert job.terms is not None
         terms = envelope.open(job.terms, JobTerms, network=network)
         self._terms[job.job] = terms
         left_ms = min(max(0, job.admitted_ms + job.timeout_ms - now.wall_ms), job.timeout_ms)
         self._timers.set((DEADLINE, job.job), now.ticks_ms + left_ms)
-        self._timers.set((LEASE, job.job), now.ticks_ms + LEASE_MS)
+        self._timers.set((LEASE, job.job), now.ticks_ms + RETURN_MS)
         if job.assignment is not None and not self._relay.take_up(job.job, job.fence):
             assignment = envelope.open(job.assignment, JobAssignment, network=network)
             since_us = max(0, now.wall_ms - job.assigned_ms) * 1000

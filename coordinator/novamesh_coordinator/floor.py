@@ -7,6 +7,8 @@ the protocol of an attempt loses that attempt. Signatures were checked by the ve
 
 from __future__ import annotations
 
+from typing import Final
+
 from novamesh_coordinator.dispatcher import Dispatcher
 from novamesh_coordinator.effects import StopAttempt, Turn, Wake
 from novamesh_coordinator.events import EvidenceKept
@@ -29,18 +31,23 @@ from novamesh_coordinator.registry import Registry
 from novamesh_coordinator.relay import Relay, Stream
 from novamesh_coordinator.verifier import check_claim
 from novamesh_proto.attestation import check_attestation
+from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError, PeerError, parse_code
+from novamesh_proto.identity import format_node_id
 from novamesh_proto.limits import RUNNING_MAX
 from novamesh_proto.messages import (
     FinishReason,
     IdleReport,
     JobId,
     JobState,
+    JobTerms,
     NodeId,
     RunningAttempt,
 )
 
-SPARE_CHUNKS = 64  # chunks without tokens that an attempt may have
+SPARE_CHUNKS: Final = 64  # chunks without tokens that an attempt may have
+# Why a node is told to stop an attempt of a job that has ended; otherwise it is simply old.
+_STOP_CODES: Final = {JobState.CANCELLED: Code.CANCELLED, JobState.EXPIRED: Code.EXPIRED}
 
 
 class Floor:
@@ -175,7 +182,7 @@ class Floor:
             and (claim.chain_head, claim.position) != (chain.head, position)
         ):
             problem = "its checkpoint names another chain than the relay saw"
-            self._lose(turn, job, PeerError(Code.CORRUPT, problem, ""))
+            self._lose(turn, job, PeerError(Code.CORRUPT, problem, format_node_id(job.node)))
             return
         self._relay.add_checkpoint(job.job, point)
         turn.emit(Wake(job.job))
@@ -194,7 +201,7 @@ class Floor:
             self._keep_late(turn, job, said)
             return
         if job.state.terminal:
-            self._settle_ended(turn, job, stream, said)
+            self._settle_ended(turn, job, stream, terms, said)
             return
         try:
             check_claim(claim, terms, stream)
@@ -237,24 +244,10 @@ class Floor:
         """The job, if this is its attempt at work; otherwise the node is told to stop."""
         speaker = self._registry.sessions.require(node, session, turn.now)
         job = self._jobs.get(job_id)
-        at_work = job is not None and job.at_work
-        if (
-            job is not None
-            and at_work
-            and (job.attempt, job.fence, job.node)
-            == (
-                attempt,
-                fence,
-                node,
-            )
-        ):
+        if job is not None and job.is_worked_on(node, attempt, fence):
             return job
         if speaker.stop_once(job_id, attempt):
-            code = Code.STALE
-            if job is not None and job.state is JobState.CANCELLED:
-                code = Code.CANCELLED
-            elif job is not None and job.state is JobState.EXPIRED:
-                code = Code.EXPIRED
+            code = _STOP_CODES.get(job.state, Code.STALE) if job is not None else Code.STALE
             turn.emit(StopAttempt(node, session, job_id, attempt, fence, code))
         return None
 
@@ -267,9 +260,8 @@ class Floor:
     def _check_room(job: Job, stream: Stream, tokens: int) -> None:
         room = job.max_tokens - job.start_position
         if stream.chain.tokens + tokens > room or stream.chain.chunks > room + SPARE_CHUNKS:
-            raise PeerError(
-                Code.CORRUPT, f"the answer is longer than the {room} tokens of its terms", ""
-            )
+            problem = f"the answer is longer than the {room} tokens of its terms"
+            raise PeerError(Code.CORRUPT, problem, format_node_id(job.node))
 
     def _lose(
         self, turn: Turn, job: Job, error: NovaMeshError, said: AttemptAttested | None = None
@@ -280,19 +272,24 @@ class Floor:
             turn, job, error.code, error.message, lost=True, evidence=evidence
         )
 
-    def _settle_ended(self, turn: Turn, job: Job, stream: Stream, said: AttemptAttested) -> None:
+    def _settle_ended(
+        self,
+        turn: Turn,
+        job: Job,
+        stream: Stream,
+        terms: Verified[JobTerms],
+        said: AttemptAttested,
+    ) -> None:
         """A cancelled or expired job's node says what it did until then."""
-        terms = self._dispatcher.terms_of(job.job)
-        paid_for = job.state in (JobState.CANCELLED, JobState.EXPIRED) and terms is not None
-        try:
-            if paid_for and terms is not None:
-                check_attestation(said.attestation, terms, stream.assignment)
-        except NovaMeshError:
-            paid_for = False
-        if paid_for:
-            self._dispatcher.settle_part(turn, job, stream, said.attestation)
-        else:
+        if job.state not in _STOP_CODES:
             self._keep_late(turn, job, said)
+            return
+        try:
+            check_attestation(said.attestation, terms, stream.assignment)
+        except PeerError:
+            self._keep_late(turn, job, said)
+            return
+        self._dispatcher.settle_part(turn, job, stream, said.attestation)
 
     def _keep_late(self, turn: Turn, job: Job, said: AttemptAttested) -> None:
         claim = said.attestation

@@ -71,6 +71,10 @@ class Job:
         """Whether an attempt is under way."""
         return self.state in (JobState.ASSIGNED, JobState.RUNNING)
 
+    def is_worked_on(self, node: NodeId, attempt: int, fence: int) -> bool:
+        """Whether exactly this attempt is under way."""
+        return self.at_work and (self.node, self.attempt, self.fence) == (node, attempt, fence)
+
     def view(self, tokens: int = 0) -> JobView:
         """The job as its client sees it."""
         return JobView(

@@ -161,6 +161,9 @@ class Sequencer:
                     await self.submit(Ticked())
                 except NovaMeshError as error:
                     _log.warning("tick", code=error.code.value, error=error.message)
+                except Exception:
+                    # The boundary of a tick: a bug in one must not stop all the later ones.
+                    _log.exception("a tick failed")
 
     async def run_probe(self) -> None:
         """While the disk refuses, try it once a second."""

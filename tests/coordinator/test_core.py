@@ -48,7 +48,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.table = Table()
         self.ended: dict[JobId, Ended] = {}
         self.keys = 0
-        self.relayed: dict[tuple[JobId, int], int] = defaultdict(int)
 
     @initialize()
     def begin(self) -> None:
@@ -123,6 +122,46 @@ class PoolMachine(RuleBasedStateMachine):
         if self.attached(attempt.node):
             self.table.attest(attempt, attempt.attest(self.table.now_ms, **{lie: 99}))
 
+    @rule(attempt=attempts, done=st.integers(0, 9))
+    def prefill(self, attempt: Attempt, done: int) -> None:
+        if self.attached(attempt.node):
+            self.table.progress(attempt, done)
+
+    @rule(attempt=attempts)
+    def acknowledge_and_countersign(self, attempt: Attempt) -> None:
+        client = next(c for c in self.clients if c.id == attempt.terms.issuer)
+        for hand_in in (
+            lambda: self.table.acknowledge(client.acknowledge(attempt, self.table.now_ms)),
+            lambda: self.table.countersign(client.countersign(attempt, self.table.now_ms)),
+        ):
+            try:
+                hand_in()
+            except NovaMeshError as error:
+                if error.code not in (Code.STALE, Code.BAD_REQUEST):
+                    raise
+
+    @rule(index=st.integers(0, 2), free=st.integers(0, 2), accepting=st.booleans())
+    def say_load(self, index: int, free: int, accepting: bool) -> None:
+        if self.attached(self.nodes[index]):
+            self.table.load(self.nodes[index], free, accepting)
+
+    @rule(who=st.integers(0, 1))
+    def match(self, who: int) -> None:
+        try:
+            candidates = self.table.match(self.clients[who])
+        except NovaMeshError as error:
+            if error.code not in (Code.BUSY, Code.MODEL_NOT_FOUND):
+                raise
+        else:
+            assert 1 <= len(candidates) <= 3
+
+    @rule(index=st.integers(0, 2))
+    def ban_for_a_while(self, index: int) -> None:
+        node = self.nodes[index]
+        self.table.ban(node.id, "spam")
+        assert not self.attached(node)
+        self.table.ban(node.id, lift=True)
+
     @rule(attempt=consumes(attempts))
     def fail(self, attempt: Attempt) -> None:
         if self.attached(attempt.node):
@@ -196,6 +235,11 @@ class PoolMachine(RuleBasedStateMachine):
 
     def attached(self, node: NodeActor) -> bool:
         return self.table.core.registry.sessions.get(node.id) is not None
+
+    @invariant()
+    def relayed_bytes_are_counted(self) -> None:
+        relay = self.table.core.relay
+        assert relay.bytes == sum(stream.bytes for stream in relay._streams.values())
 
     def teardown(self) -> None:
         self.table.pass_time(61)
@@ -309,3 +353,20 @@ def test_an_unknown_input_is_a_bug() -> None:
     table = Table()
     with pytest.raises(KeyError):
         core.step(object(), table.now, table.rng)  # type: ignore[arg-type]
+
+
+def test_what_ended_durably_keeps_its_tail_in_a_core_that_goes_on(table: Table) -> None:
+    client, node = table.client(), table.node()
+    order = table.order(client, node)
+    attempt = table.assigned(node)
+    table.send(attempt, attempt.chunk(2))
+    table.cancel(client, order.id)
+    durable = len(table.log)
+    table.order(client, node, key="lost")
+    older = table.core
+    table.core = Core(table.identity, relay=older.relay)
+    table.core.replay(table.log[:durable])
+    table.core.adopt(older, table.now)
+    table.log = table.log[:durable]
+    table.attest(attempt, attempt.attest(table.now_ms, FinishReason.CANCELLED))
+    assert [r.completion_tokens for r in table.log if isinstance(r, AttemptSettled)] == [2]

@@ -328,7 +328,9 @@ def test_after_a_restart_a_node_that_stays_away_costs_the_job(table: Table) -> N
     client, node = table.client(), table.node()
     order = table.order(client, node)
     table.restart()
-    table.pass_time(15.1)
+    table.pass_time(29.9)
+    assert table.view(client, order.id).state is JobState.ASSIGNED
+    table.pass_time(0.2)
     assert table.view(client, order.id).state is JobState.FAILED
 
 

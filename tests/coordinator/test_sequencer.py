@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from novamesh_coordinator import inputs, sequencer
-from novamesh_coordinator.effects import Assign, Effect, Publish
+from novamesh_coordinator.effects import Assign, Effect, Publish, Wake
 from novamesh_coordinator.inputs import JobAsked, JoinAsked
 from novamesh_coordinator.sequencer import Clock, Sequencer
-from novamesh_coordinator.store import Entry, Store, open_store
+from novamesh_coordinator.store import Entry, Loaded, Store, open_store
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobQuery, JobState, JoinClaim
 from support.actors import ClientActor
@@ -31,12 +31,19 @@ class Disk:
         self.go = asyncio.Event()
         self.go.set()
         self.batches: list[int] = []
+        self.unreadable = 0
 
     async def commit(self, entries: list[Entry]) -> None:
         await self.go.wait()
         self._refuse()
         self.batches.append(len(entries))
         await self._store.commit(entries)
+
+    async def load(self) -> Loaded:
+        if self.unreadable:
+            self.unreadable -= 1
+            raise NovaMeshError(Code.STORAGE, "cannot read the log: I/O error")
+        return await self._store.load()
 
     async def probe(self, now_ms: int) -> None:
         self._refuse()
@@ -224,3 +231,85 @@ async def test_snapshots_are_taken_on_the_way(
         loaded = await made.disk.load()
         assert loaded.state is not None
         assert len(loaded.records) < 5
+
+
+async def test_too_much_waiting_for_the_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequencer, "QUEUE_MAX", 2)
+    async with rig(tmp_path) as made:
+        made.disk.go.clear()
+        waiting = [made.join("first")]
+        await settle()
+        waiting += [made.join(f"c{n}") for n in range(2)]
+        await settle()
+        with pytest.raises(NovaMeshError) as refused:
+            await made.join("late")
+        assert (refused.value.code, refused.value.retry_after_ms) == (Code.BUSY, 1_000)
+        made.disk.go.set()
+        await asyncio.gather(*waiting)
+
+
+async def test_chunks_do_not_wait_for_other_jobs_commits(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        table = made.table
+        client, node = table.client(), table.node()
+        order = table.order(client, node)
+        attempt = table.assigned(node)
+        made.disk.go.clear()
+        waiting = made.join("slow")
+        await settle()
+        arrived = inputs.ChunkArrived(node.id, table.sessions[node.id], attempt.chunk())
+        await made.sequencer.submit(arrived)
+        assert made.delivered == [Wake(order.id)]
+        assert not waiting.done()
+        made.disk.go.set()
+        await waiting
+
+
+async def test_time_passes_and_a_bug_in_a_tick_does_not_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as made:
+        table = made.table
+        client, node = table.client(), table.node()
+        order = table.order(client, node)
+        timer = asyncio.create_task(made.sequencer.run_timer())
+        await asyncio.sleep(0.03)
+        monkeypatch.setattr(made.sequencer.core, "step", None)
+        await asyncio.sleep(0.03)
+        monkeypatch.undo()
+        table.clock.advance(16)
+        # The disk of this test knows nothing of the table's job, so the rebuilt core forgets it.
+        await wait_until(lambda: made.sequencer.core.jobs.get(order.id) is None)
+        assert not timer.done()
+        timer.cancel()
+
+
+async def test_a_lease_runs_out_by_itself(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        table = made.table
+        client, node = table.client(), table.node()
+        order = table.order(client, node)
+        timer = asyncio.create_task(made.sequencer.run_timer())
+        table.clock.advance(16)
+
+        def failed() -> bool:
+            job = made.sequencer.core.jobs.get(order.id)
+            return job is not None and job.state is JobState.FAILED
+
+        await wait_until(failed)
+        made.disk.full = True
+        table.clock.advance(2_000)
+        await wait_until(lambda: not made.sequencer.healthy)
+        timer.cancel()
+
+
+async def test_a_disk_that_cannot_be_read_either_is_asked_again(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await made.join("alice")
+        made.disk.full, made.disk.unreadable = True, 3
+        with pytest.raises(NovaMeshError):
+            await made.join("bob")
+        assert made.disk.unreadable == 0
+        assert len(made.sequencer.core.membership) == 1
