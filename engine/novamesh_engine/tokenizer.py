@@ -20,6 +20,7 @@ import tokenizers
 
 from novamesh_engine.chat_template import ChatTemplate, Message
 from novamesh_engine.errors import RequestError
+from novamesh_engine.files import corrupt, parse_object, read_bytes
 from novamesh_engine.markup import Markup
 from novamesh_proto.errors import Code, NovaMeshError
 
@@ -63,9 +64,9 @@ class Tokenizer:
         Raises: NovaMeshError (model_not_found, corrupt, unsupported) naming the file.
         """
         if names is not None and TOKENIZER_FILE not in names:
-            raise _corrupt(folder / TOKENIZER_FILE, "is not in the profile's manifest")
+            raise corrupt(folder / TOKENIZER_FILE, "is not in the profile's manifest")
         raw = _read(folder / TOKENIZER_FILE, TOKENIZER_BYTES_MAX)
-        definition = _parse(raw, folder / TOKENIZER_FILE)
+        definition = parse_object(raw, folder / TOKENIZER_FILE)
         settings = _settings(folder, SETTINGS_FILE, names)
         specials = _specials(settings)
         backend, markup = _backend(definition, specials.values(), folder / TOKENIZER_FILE)
@@ -140,9 +141,9 @@ def _backend(
         markup = Markup.find(definition, named)
         backend = tokenizers.Tokenizer.from_str(json.dumps(markup.hide(definition)))
     except Exception as error:  # the library raises no narrower type
-        raise _corrupt(path, "is not a tokenizer") from error
+        raise corrupt(path, "is not a tokenizer") from error
     if any(backend.token_to_id(markup.spelling(text)) != id_ for text, id_ in markup.ids.items()):
-        raise _corrupt(path, "gives its special tokens other ids than it says")
+        raise corrupt(path, "gives its special tokens other ids than it says")
     backend.no_truncation()  # a prompt is never cut or filled up behind its sender's back
     backend.no_padding()
     return backend, markup
@@ -156,7 +157,7 @@ def _optional(folder: Path, name: str, names: frozenset[str] | None) -> str | No
 
 def _settings(folder: Path, name: str, names: frozenset[str] | None) -> Mapping[str, Any]:
     text = _optional(folder, name, names)
-    return {} if text is None else _parse(text, folder / name)
+    return {} if text is None else parse_object(text, folder / name)
 
 
 def _end_ids(folder: Path, names: frozenset[str] | None) -> tuple[int, ...]:
@@ -164,7 +165,7 @@ def _end_ids(folder: Path, names: frozenset[str] | None) -> tuple[int, ...]:
     value = _settings(folder, GENERATION_FILE, names).get("eos_token_id", [])
     ids = value if isinstance(value, list) else [value]
     if not all(isinstance(one, int) and one >= 0 for one in ids):
-        raise _corrupt(folder / GENERATION_FILE, "eos_token_id is not a token id")
+        raise corrupt(folder / GENERATION_FILE, "eos_token_id is not a token id")
     return tuple(ids)
 
 
@@ -180,7 +181,7 @@ def _template(
     if source is None:
         return None
     if not isinstance(source, str):
-        raise _corrupt(folder / SETTINGS_FILE, "chat_template is not text")
+        raise corrupt(folder / SETTINGS_FILE, "chat_template is not text")
     return ChatTemplate(source, specials)
 
 
@@ -250,25 +251,6 @@ def _sentence_piece(replace: tuple[tuple[str, str], ...], byte_fallback: bool) -
 
 def _read(path: Path, bytes_max: int) -> str:
     try:
-        if path.stat().st_size > bytes_max:
-            raise _corrupt(path, f"is larger than {bytes_max} bytes")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        message = f"{path}: cannot be read"
-        raise NovaMeshError(Code.MODEL_NOT_FOUND, message, "get the model's files again") from error
+        return read_bytes(path, bytes_max).decode()
     except UnicodeDecodeError as error:
-        raise _corrupt(path, "is not UTF-8") from error
-
-
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(path, "is not JSON") from error
-    if not isinstance(value, dict):
-        raise _corrupt(path, "is not a JSON object")
-    return value
-
-
-def _corrupt(path: Path, what: str) -> NovaMeshError:
-    return NovaMeshError(Code.CORRUPT, f"{path}: {what}", "get the model's files again")
+        raise corrupt(path, "is not UTF-8") from error

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from novamesh_engine.files import AGAIN, parse_object, read_bytes
 from novamesh_proto.errors import Code, NovaMeshError
 
 CONFIG_FILE: Final = "config.json"
 CONFIG_BYTES_MAX: Final = 1 << 20
 ROUTER: Final = "softmax_topk_renorm"
+
+_FOLDER: Final = "name a folder that holds config.json and *.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,27 +106,8 @@ class ModelConfig:
 
         Raises: NovaMeshError as `from_dict`, and (model_not_found) if there is no such file.
         """
-        return cls.from_dict(_read_json(path), str(path))
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        data = path.read_bytes() if path.stat().st_size <= CONFIG_BYTES_MAX else None
-    except OSError as error:
-        hint = "name a folder that holds config.json and *.safetensors"
-        raise NovaMeshError(Code.MODEL_NOT_FOUND, f"{path}: cannot be read", hint) from error
-    if data is None:
-        raise NovaMeshError(Code.CORRUPT, f"{path}: larger than {CONFIG_BYTES_MAX} bytes", _AGAIN)
-    try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise NovaMeshError(Code.CORRUPT, f"{path}: is not JSON", _AGAIN) from error
-    if not isinstance(raw, dict):
-        raise NovaMeshError(Code.CORRUPT, f"{path}: is not a JSON object", _AGAIN)
-    return raw
-
-
-_AGAIN: Final = "get the model's files again"
+        data = read_bytes(path, CONFIG_BYTES_MAX, _FOLDER)
+        return cls.from_dict(parse_object(data, path), str(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +212,7 @@ class _Fields:
     def corrupt(self, name: str, value: object, wanted: str) -> NovaMeshError:
         shown = "is missing" if value is None else f"is {_show(value)}"
         return NovaMeshError(
-            Code.CORRUPT, f"{self.source}: {name} {shown}, not {wanted}", _AGAIN
+            Code.CORRUPT, f"{self.source}: {name} {shown}, not {wanted}", AGAIN
         )  # fmt: skip
 
     def unsupported(self, name: str, value: object, wanted: str) -> NovaMeshError:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from novamesh_engine.files import AGAIN, corrupt, open_file, read_bytes
 from novamesh_engine.models.config import CONFIG_FILE, ModelConfig
 from novamesh_proto.errors import Code, NovaMeshError
 
@@ -34,7 +35,6 @@ _FIELDS: Final = {
     "active_parameters", "files", "format", "max_context", "model_type", "name", "parameters",
     "quant",
 }  # fmt: skip
-_AGAIN: Final = "get the model's files again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,35 +92,31 @@ def read_profile(path: Path) -> ModelProfile:
     Raises: NovaMeshError (model_not_found, corrupt, unsupported) naming the manifest.
     """
     manifest = path / MANIFEST_FILE
-    try:
-        with manifest.open("rb") as file:
-            data = file.read(MANIFEST_BYTES_MAX + 1)
-    except OSError as error:
-        hint = f"name a folder that holds {MANIFEST_FILE}"
-        raise NovaMeshError(Code.MODEL_NOT_FOUND, f"{manifest}: cannot be read", hint) from error
+    hint = f"name a folder that holds {MANIFEST_FILE}"
+    data = read_bytes(manifest, MANIFEST_BYTES_MAX, hint)
     return _parse(manifest, data)
 
 
 def _parse(manifest: Path, data: bytes) -> ModelProfile:
     try:
-        raw = json.loads(data) if len(data) <= MANIFEST_BYTES_MAX else None
+        raw = json.loads(data)
     except (ValueError, RecursionError):
         raw = None
     if not isinstance(raw, dict) or _canonical(raw) != data:
-        raise _corrupt(manifest, "is not a manifest in canonical form")
+        raise corrupt(manifest, "is not a manifest in canonical form")
     if raw.get("format") != FORMAT:
         hint = "install a newer novamesh, or get a profile made for this one"
         what = f"{manifest}: format {str(raw.get('format'))[:20]} is not {FORMAT}"
         raise NovaMeshError(Code.UNSUPPORTED, what, hint)
     if set(raw) != _FIELDS:
-        raise _corrupt(manifest, f"has not exactly the fields {', '.join(sorted(_FIELDS))}")
+        raise corrupt(manifest, f"has not exactly the fields {', '.join(sorted(_FIELDS))}")
     if not isinstance(raw["name"], str) or not _NAME.fullmatch(raw["name"]):
-        raise _corrupt(manifest, "its name is not like nova-pico")
+        raise corrupt(manifest, "its name is not like nova-pico")
     if raw["quant"] not in QUANTS or not isinstance(raw["model_type"], str):
-        raise _corrupt(manifest, "its quant or model_type is unknown")
+        raise corrupt(manifest, "its quant or model_type is unknown")
     numbers = {key: raw[key] for key in ("parameters", "active_parameters", "max_context")}
     if not all(type(value) is int and 0 < value < SIZE_MAX for value in numbers.values()):
-        raise _corrupt(manifest, "its counts are not whole numbers")
+        raise corrupt(manifest, "its counts are not whole numbers")
     return ModelProfile(
         name=raw["name"], digest=hashlib.sha256(data).digest(), path=manifest.parent,
         model_type=raw["model_type"], quant=raw["quant"],
@@ -130,24 +126,24 @@ def _parse(manifest: Path, data: bytes) -> ModelProfile:
 
 def _parse_files(manifest: Path, raw: Any) -> tuple[ProfileFile, ...]:
     if not isinstance(raw, list) or not 0 < len(raw) <= FILES_MAX:
-        raise _corrupt(manifest, "its list of files is damaged")
+        raise corrupt(manifest, "its list of files is damaged")
     files = tuple(_parse_file(manifest, item) for item in raw)
     names = [file.path for file in files]
     if names != sorted(set(names)) or CONFIG_FILE not in names:
-        raise _corrupt(manifest, f"its files are not sorted, or {CONFIG_FILE} is not among them")
+        raise corrupt(manifest, f"its files are not sorted, or {CONFIG_FILE} is not among them")
     return files
 
 
 def _parse_file(manifest: Path, raw: Any) -> ProfileFile:
     if not isinstance(raw, dict) or set(raw) != {"path", "sha256", "size"}:
-        raise _corrupt(manifest, "its list of files is damaged")
+        raise corrupt(manifest, "its list of files is damaged")
     path, size, sha256 = raw["path"], raw["size"], raw["sha256"]
     if not isinstance(path, str) or not _FILE_NAME.fullmatch(path) or path == MANIFEST_FILE:
-        raise _corrupt(manifest, "names a file that is not a plain name inside the folder")
+        raise corrupt(manifest, "names a file that is not a plain name inside the folder")
     if type(size) is not int or not 0 <= size < SIZE_MAX:
-        raise _corrupt(manifest, f"the size of {path} is damaged")
+        raise corrupt(manifest, f"the size of {path} is damaged")
     if not isinstance(sha256, str) or not _DIGEST.fullmatch(sha256):
-        raise _corrupt(manifest, f"the digest of {path} is damaged")
+        raise corrupt(manifest, f"the digest of {path} is damaged")
     return ProfileFile(path, size, sha256)
 
 
@@ -161,11 +157,11 @@ def verify(profile: ModelProfile) -> ModelProfile:
         try:
             found = path.stat().st_size
             if found != file.size:
-                raise _corrupt(path, f"is {found} bytes long, not {file.size}")
+                raise corrupt(path, f"is {found} bytes long, not {file.size}")
             if _hash(path) != file.sha256:
-                raise _corrupt(path, "is not the file that the manifest names (its digest differs)")
+                raise corrupt(path, "is not the file that the manifest names (its digest differs)")
         except OSError as error:
-            raise NovaMeshError(Code.NOT_FOUND, f"{path}: cannot be read", _AGAIN) from error
+            raise NovaMeshError(Code.NOT_FOUND, f"{path}: cannot be read", AGAIN) from error
     return profile
 
 
@@ -199,9 +195,5 @@ def _canonical(raw: dict[str, Any]) -> bytes:
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _corrupt(path: Path, what: str) -> NovaMeshError:
-    return NovaMeshError(Code.CORRUPT, f"{path}: {what}", _AGAIN)

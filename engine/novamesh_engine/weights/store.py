@@ -1,7 +1,8 @@
 """Tensors of a model folder: safetensors files, mapped into memory, their headers checked by us.
 
 Rules: a damaged, truncated, pickled or missing file is refused with an error that names it, and the
-tensor where there is one; nothing outside the folder is opened; no pickle, no code from a file.
+tensor where there is one; no name leads out of the folder (a link in it may: Hugging Face's cache
+is made of links); no pickle, no code from a file.
 Tensors are copy-on-write views of the file: nothing is read before it is used, or written back.
 """
 
@@ -18,6 +19,7 @@ from typing import Any, Final, TypeGuard
 import torch
 from torch import Tensor
 
+from novamesh_engine.files import AGAIN, corrupt, open_file, parse_object, read_bytes
 from novamesh_proto.errors import Code, NovaMeshError
 
 INDEX_FILE: Final = "model.safetensors.index.json"
@@ -32,7 +34,6 @@ _DTYPES: Final[dict[str, torch.dtype]] = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_AGAIN: Final = "get the model's files again"
 _CONVERT: Final = "novamesh reads safetensors only: save the model in that format first"
 
 
@@ -61,10 +62,10 @@ class TensorFile:
         Raises: NovaMeshError (not_found, corrupt, unsupported) naming the file.
         """
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError as error:
-            raise NovaMeshError(Code.NOT_FOUND, f"{path}: is missing", _AGAIN) from error
+            raise NovaMeshError(Code.NOT_FOUND, f"{path}: is missing", AGAIN) from error
         except (OSError, ValueError) as error:
             raise corrupt(path, f"cannot be mapped ({error})") from error
         return cls(path, mapped, _read_header(path, mapped))
@@ -80,11 +81,6 @@ class TensorFile:
         if entry.start % entry.dtype.itemsize:
             flat = flat.clone()  # a file whose tensors are not aligned is legal, a view is not
         return flat.view(entry.dtype).view(entry.shape)
-
-
-def corrupt(path: Path, what: str) -> NovaMeshError:
-    """The error for a file that is not what it should be."""
-    return NovaMeshError(Code.CORRUPT, f"{path}: {what}", _AGAIN)
 
 
 def _read_header(path: Path, mapped: mmap.mmap) -> dict[str, Entry]:
@@ -120,7 +116,7 @@ def _read_entry(path: Path, name: str, raw: object, base: int) -> Entry:
     dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
     if dtype is None:
         what = f"{path}: tensor {name} has element type {str(kind)[:40]}"
-        raise NovaMeshError(Code.UNSUPPORTED, what, _AGAIN)
+        raise NovaMeshError(Code.UNSUPPORTED, what, AGAIN)
     if not (_is_sizes(shape, DIMENSIONS_MAX) and _is_sizes(span, 2) and len(span) == 2):
         raise corrupt(path, f"the header of tensor {name} is damaged")
     if span[1] - span[0] != math.prod(shape) * dtype.itemsize:
@@ -230,17 +226,12 @@ def _list_files(path: Path, only: frozenset[str] | None) -> list[str]:
         if name.endswith(_PICKLE_SUFFIXES):
             what = f"{path / name}: is a pickled checkpoint, which can run code"
             raise NovaMeshError(Code.UNSUPPORTED, what, _CONVERT)
-    raise NovaMeshError(Code.NOT_FOUND, f"{path}: holds no usable *.safetensors file", _AGAIN)
+    raise NovaMeshError(Code.NOT_FOUND, f"{path}: holds no usable *.safetensors file", AGAIN)
 
 
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor name to file name; a file name is one plain name, so that it stays in the folder."""
-    if path.stat().st_size > INDEX_BYTES_MAX:
-        raise corrupt(path, f"is larger than {INDEX_BYTES_MAX} bytes")
-    try:
-        where = json.loads(path.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise corrupt(path, "has no readable weight_map") from error
+    where = parse_object(read_bytes(path, INDEX_BYTES_MAX), path).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise corrupt(path, "has no readable weight_map")
     for name in where.values():

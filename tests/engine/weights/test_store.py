@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -176,8 +177,14 @@ def test_an_index_of_pickles_or_missing_files_names_them(tmp_path: Path) -> None
 
 
 def test_a_damaged_index_is_named(tmp_path: Path) -> None:
-    (tmp_path / INDEX_FILE).write_text("{")
-    refuse(tmp_path / INDEX_FILE, Code.CORRUPT, "no readable weight_map")
+    for text, words in (("{", "is not JSON"), ("{}", "no readable weight_map")):
+        (tmp_path / INDEX_FILE).write_text(text)
+        refuse(tmp_path / INDEX_FILE, Code.CORRUPT, words)
+
+
+def test_a_pipe_under_a_models_name_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    refuse(tmp_path / "model.safetensors", Code.CORRUPT, "is not a regular file")
 
 
 def test_a_tensor_in_two_files_is_named(tmp_path: Path) -> None:
