@@ -3,7 +3,8 @@
 Rules: the library is looked for beside this package only; one with another ABI version is refused;
 the best instruction set that the CPU runs is chosen once, at load (NOVAMESH_ISA names another, for
 tests). float32 on the CPU with widths in multiples of 64 goes to C++, which releases the GIL;
-everything else falls back to the reference. What C++ computes for one token does not depend on the
+everything else falls back to the reference. C++ trusts the sizes it is given, so shapes that do not
+fit each other are refused here. What C++ computes for one token does not depend on the
 other tokens of the call. One thread.
 """
 
@@ -132,6 +133,7 @@ class NativeKernels:
         """Bound: relative 1e-5 of the reference."""
         if not (_is_plain(x) and _is_plain(weight)):
             return reference.rms_norm(x, weight, eps)
+        _fit(weight.shape == x.shape[1:])
         out = torch.empty_like(x)
         _done(self.library.nm_rms_norm(
             self.set_index, x.data_ptr(), weight.data_ptr(), eps, x.shape[0], x.shape[1],
@@ -145,6 +147,7 @@ class NativeKernels:
         packed = x.stride(2) == 1 and x.stride(1) == width and x.dtype == torch.float32
         if not (packed and x.device.type == "cpu" and _is_plain(cos) and _is_plain(sin)):
             return reference.rotate(x, cos, sin)
+        _fit(cos.shape == sin.shape == (tokens, width // 2) and width % 2 == 0)
         out = torch.empty((tokens, heads, width))
         _done(self.library.nm_rotate(
             x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(), tokens, heads, width,
@@ -157,6 +160,7 @@ class NativeKernels:
         parts, (tokens, width) = _parts(weight), x.shape
         if parts is None or width % BLOCK or not _is_plain(x):
             return reference.linear(x, weight)
+        _fit(weight.shape[1:] == x.shape[1:])
         (kind, data, scales), rows = parts, weight.shape[0]
         out = torch.empty((tokens, rows))
         _done(self.library.nm_linear(
@@ -170,6 +174,7 @@ class NativeKernels:
         tokens, hidden = x.shape
         if hidden % BLOCK or not (_is_plain(x) and _is_plain(router)):
             return reference.route(x, router, experts_per_token)
+        _fit(router.shape[1:] == x.shape[1:])
         weights = torch.empty((tokens, experts_per_token))
         ids = torch.empty((tokens, experts_per_token), dtype=torch.int64)
         shape = _ExpertsShape(tokens, experts_per_token, router.shape[0], hidden, 0, 0)
@@ -189,6 +194,9 @@ class NativeKernels:
             return reference.experts(x, routing, gate_up, down)
         if hidden % BLOCK or size % BLOCK or not _is_plain(weights):
             return reference.experts(x, routing, gate_up, down)
+        _fit(x.shape == (ids.shape[0], hidden) and weights.shape == ids.shape)
+        _fit(gate_up.shape == (count, 2 * size, hidden))
+        _fit(ids.dtype == torch.int64 and ids.is_contiguous())
         shape = _ExpertsShape(ids.shape[0], ids.shape[1], count, hidden, size, wide[0])
         out = torch.empty_like(x)
         _done(self.library.nm_experts(
@@ -205,6 +213,8 @@ class NativeKernels:
         packed = query.stride(2) == 1 and query.stride(1) == width and _is_plain(keys)
         if not (packed and query.dtype == torch.float32 and _is_plain(values)):
             return reference.attention(query, keys, values, batch, scale)
+        _fit(keys.shape == values.shape and keys.shape[3] == width and heads % keys.shape[2] == 0)
+        _fit(batch.positions.shape[0] == tokens)
         shape = _AttentionShape(
             batch.block_tables.shape[0], heads, keys.shape[2], width, keys.shape[0],
             keys.shape[1], batch.block_tables.shape[1], query.stride(0),
@@ -230,11 +240,20 @@ def _parts(matrix: Matrix) -> tuple[int, int, int | None] | None:
     if isinstance(matrix, NF4Matrix):
         data, scales = matrix.packed, matrix.absmax
         usable = scales.is_contiguous() and data.is_contiguous() and data.device.type == "cpu"
+        usable = usable and scales.dtype == torch.float16 and data.dtype == torch.uint8
+        if usable:
+            _fit(scales.shape[:-1] == data.shape[:-1])
+            _fit(scales.shape[-1] * BLOCK == data.shape[-1] * 2)
         return (_NF4, data.data_ptr(), scales.data_ptr()) if usable else None
     kind = _KINDS.get(matrix.dtype)
     if kind is None or not matrix.is_contiguous() or matrix.device.type != "cpu":
         return None
     return kind, matrix.data_ptr(), None
+
+
+def _fit(fits: bool) -> None:
+    if not fits:
+        raise ValueError("a native kernel was given shapes that do not fit each other")
 
 
 def _done(status: int) -> None:

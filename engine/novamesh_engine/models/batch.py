@@ -63,3 +63,8 @@ class ForwardBatch:
             tensor = getattr(self, name)
             assert tensor.dtype == dtype, f"{name} is {tensor.dtype}"
             assert tensor.is_contiguous(), f"{name} is not contiguous"
+        starts, tokens = self.sequence_starts.tolist(), self.token_ids.shape[0]
+        assert starts == sorted(starts), "sequence_starts does not ascend"
+        assert (starts[0], starts[-1]) == (0, tokens), "sequence_starts does not span the tokens"
+        assert self.positions.shape == self.slots.shape == (tokens,), "not one position a token"
+        assert self.block_tables.shape[0] == len(starts) - 1, "not one block table a sequence"

@@ -222,3 +222,20 @@ def test_a_library_of_another_abi_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(native.UnusableLibraryError, match="has ABI 77, not 2"):
         native.load_kernels([str(tmp_path)])
+
+
+def test_shapes_that_do_not_fit_are_refused_before_c(kernels: Kernels) -> None:
+    x, nf4 = random(0, 2, 64), random_nf4(1, 4, 64)
+    ids, chances = torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1)
+    down, narrow = random(2, 2, 64, 64), random(3, 2, 64, 64)
+    calls = [
+        lambda: kernels.rms_norm(x, torch.ones(32), 1e-5),
+        lambda: kernels.rotate(random(4, 2, 1, 64), torch.ones(1, 32), torch.ones(1, 32)),
+        lambda: kernels.linear(x, random(5, 4, 128)),
+        lambda: kernels.linear(x, NF4Matrix(nf4.packed, nf4.absmax[:2])),
+        lambda: kernels.route(x, random(6, 4, 128), 2),
+        lambda: kernels.experts(x, (chances, ids), narrow, down),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="do not fit"):
+            call()

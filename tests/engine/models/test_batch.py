@@ -38,3 +38,10 @@ def test_a_tensor_that_kernels_would_misread_is_a_bug(name: str) -> None:
         dataclasses.replace(batch, **{name: getattr(batch, name).float()})
     with pytest.raises(AssertionError, match="not contiguous"):
         dataclasses.replace(batch, block_tables=batch.block_tables.repeat(2, 1).T)
+
+
+@pytest.mark.parametrize("starts", [[0, 9], [1, 2], [0, 3, 2]])
+def test_sequences_that_do_not_span_the_tokens_are_a_bug(starts: list[int]) -> None:
+    batch = make_batch(PlainKV(ModelConfig.from_dict(nova_config())), [Part(0, 0, [1, 2])])
+    with pytest.raises(AssertionError, match="sequence_starts"):
+        dataclasses.replace(batch, sequence_starts=torch.tensor(starts, dtype=torch.int32))
