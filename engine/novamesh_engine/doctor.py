@@ -74,7 +74,6 @@ def _compiler() -> Check:
 
 
 def _built_in() -> Check:
-
     try:
         folder = locate(BUILTINS[0])
     except NovaMeshError as error:

@@ -131,6 +131,7 @@ class Engine:
         sequence = Sequence(request, self._arrivals, self._clock())
         key = derive(request.sampling.seed, self.digest)
         if finish is not None:
+            self._finished += 1
             self._end(sequence, finish)
         else:
             self._scheduler.add(sequence)

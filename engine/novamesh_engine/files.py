@@ -10,8 +10,9 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from novamesh_proto.errors import Code, NovaMeshError
 
@@ -23,7 +24,7 @@ def corrupt(path: Path, what: str) -> NovaMeshError:
     return NovaMeshError(Code.CORRUPT, f"{path}: {what}", AGAIN)
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a regular file. Raises: OSError, also for what is no regular file."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
