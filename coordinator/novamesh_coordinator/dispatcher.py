@@ -155,6 +155,7 @@ class Dispatcher:
                 evidence,
             )
         )
+        self._registry.sessions.give_back(job.node)
         if not told:
             self._stop(turn, job, Code.STALE)
         ended = self._job(job.job)
@@ -189,6 +190,7 @@ class Dispatcher:
     ) -> None:
         """The node attested a whole answer: settle it, which ends the job."""
         self._settle(turn, job, stream, claim, JobState.SETTLED)
+        self._registry.sessions.give_back(job.node)
         self._close(turn, job.job)
 
     def settle_part(
@@ -262,6 +264,8 @@ class Dispatcher:
     def _end(
         self, turn: Turn, job: Job, state: JobState, code: Code, message: str, **order: Any
     ) -> None:
+        if job.at_work:
+            self._registry.sessions.give_back(job.node)
         stream = self._relay.get(job.job)
         tokens = stream.chain.tokens if stream is not None else 0
         turn.log(JobEnded(job.job, turn.now.wall_ms, state, code, message[:500], tokens, **order))

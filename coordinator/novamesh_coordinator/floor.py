@@ -127,8 +127,6 @@ class Floor:
             self._dispatcher.accept(turn, job, decision.envelope)
             return
         code = parse_code(answer.code)
-        if code is Code.BUSY:
-            self._registry.sessions.fill(decision.issuer)
         self._dispatcher.end_attempt(
             turn,
             job,
@@ -138,6 +136,8 @@ class Floor:
             evidence=decision.envelope,
             told=True,
         )
+        if code is Code.BUSY:
+            self._registry.sessions.fill(decision.issuer)
 
     def progress(self, turn: Turn, said: PrefillMoved) -> None:
         """Prefill goes on: that renews the lease, if it truly goes on."""

@@ -114,6 +114,12 @@ class Sessions:
         session.accepting = load.accepting
         session.refusal = load.reason
 
+    def give_back(self, node: NodeId) -> None:
+        """An attempt ended, so a slot is free again unless the node's next load says otherwise."""
+        session = self._sessions.get(node)
+        if session is not None:
+            session.free += 1
+
     def fill(self, node: NodeId) -> None:
         """The node has no slot left, whatever we thought; its next load says more."""
         session = self._sessions.get(node)

@@ -240,3 +240,23 @@ def test_a_node_that_declines_as_busy_is_full_until_it_says_otherwise(table: Tab
     assert refused_match(table, client).code is Code.BUSY
     table.load(node, 2)
     assert len(table.match(client)) == 1
+
+
+@pytest.mark.parametrize("end", ["settle", "cancel", "expire", "fail"])
+def test_a_slot_is_free_again_when_its_attempt_ends(table: Table, end: str) -> None:
+    client, node = table.client(), table.node(slots=1)
+    for number in range(3):
+        order = table.order(client, node, key=f"k{number}")
+        attempt = table.assigned(node)
+        assert refused_match(table, client).code is Code.BUSY
+        if end == "settle":
+            table.answer(attempt)
+        elif end == "cancel":
+            table.cancel(client, order.id)
+        elif end == "fail":
+            table.fail(attempt)
+        else:
+            table.pass_time(61)
+    session = table.core.registry.sessions.get(node.id)
+    assert session is not None
+    assert session.free == 1
