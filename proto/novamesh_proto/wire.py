@@ -130,11 +130,10 @@ class _Plan:
                 values.append(None)
                 continue
             value = getattr(pb, field.name)
-            if field.read is not None:
-                value = field.read(value)
+            # Before it is built: a megabyte may name half a million empty entries.
             if field.check is not None:
                 field.check(value)
-            values.append(value)
+            values.append(value if field.read is None else field.read(value))
         message = self.cls(*values)
         self._check_oneof(message)
         return message

@@ -94,6 +94,13 @@ def test_a_missing_part_is_named() -> None:
         wire.decode(JobTerms, b"")
 
 
+def test_entries_are_counted_before_any_is_built() -> None:
+    empty_turns = b"\x0a\x00" * (limits.CHAT_MESSAGES_MAX + 1)
+    with pytest.raises(NovaMeshError, match=r"ChatPrompt\.messages has size 257") as caught:
+        wire.decode(ChatPrompt, empty_turns)
+    assert caught.value.code is Code.TOO_LARGE
+
+
 def test_too_many_bytes_are_not_parsed() -> None:
     with pytest.raises(NovaMeshError) as caught:
         wire.decode(ErrorDetail, bytes(11), bytes_max=10)
