@@ -73,7 +73,7 @@ T = TypeVar("T", bound=Signable)
 
 @dataclass(frozen=True, slots=True)
 class Verified(Generic[T]):
-    """A message whose signature, issuer, type and network are checked. Only `open` makes one."""
+    """A message whose signature, issuer and type are checked. Only `open` makes one."""
 
     message: T
     id: MessageId
@@ -137,7 +137,7 @@ def open(
     envelope: Envelope,
     cls: type[T],
     *,
-    network: str,
+    network: str | None,
     audience: NodeId | None = None,
     now_ms: int | None = None,
     bytes_max: int = CONTROL_BYTES_MAX,
@@ -147,7 +147,7 @@ def open(
     Args:
         envelope: What came.
         cls: The only message that is taken here.
-        network: The only pool that is taken.
+        network: The only pool that is taken; None only for evidence, whose parts must agree on one.
         audience: Who must be named in the header's audience; None where anybody may read it.
         now_ms: The verifier's wall clock; None checks no freshness (evidence, offline).
         bytes_max: The largest envelope that is looked at.
@@ -190,13 +190,13 @@ def _only_signature(envelope: Envelope) -> Signature:
 
 
 def _check_header(
-    cls: type, head: Header, issuer: NodeId, network: str, audience: NodeId | None
+    cls: type, head: Header, issuer: NodeId, network: str | None, audience: NodeId | None
 ) -> None:
     if head.issuer != issuer:
         raise NovaMeshError(
             Code.BAD_KEY, "the header names another issuer than the key that signed it"
         )
-    if head.network != network:
+    if network is not None and head.network != network:
         raise NovaMeshError(
             Code.WRONG_NETWORK,
             f"this message is for pool {head.network!r}, here is {network!r}",

@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-PROTOCOL: Final = "novamesh/v1"
-
 LABEL_REQUEST: Final = b"novamesh/v1/request\0"  # HPKE info of a key wrap, then the job id
 LABEL_BODY: Final = b"novamesh/v1/body\0"  # AAD of a sealed body
 LABEL_BODY_KEY: Final = b"novamesh/v1/body-key\0"  # commitment to the body key

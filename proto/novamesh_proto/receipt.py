@@ -202,10 +202,8 @@ def _open(part: str, envelope: Envelope | None, cls: type[T]) -> Verified[T] | N
     if envelope is None:
         return None
     with blame(part):
-        # The pool it states is an expectation, not yet a fact: open verifies it right away, and
-        # that all parts state the same one is checked afterwards.
-        network = wire.decode(cls, envelope.payload, CONTROL_BYTES_MAX).header.network
-        return envelopes.open(envelope, cls, network=network)
+        # That all parts state the same pool is checked afterwards.
+        return envelopes.open(envelope, cls, network=None)
 
 
 def _demand(part: str, opened: Verified[T] | None) -> Verified[T]:

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.names import LABEL_SAMPLING
 
-LABEL: Final = b"novamesh/sampling/v1"
 SEED_BYTES: Final = 32
 PROFILE_BYTES: Final = 32
 NOISE_BYTES: Final = 8
@@ -53,7 +53,7 @@ def derive(client_seed: bytes, model_profile: bytes) -> SamplingKey:
         if len(value) != size:
             message = f"the {name} has {len(value)} bytes, not {size}"
             raise NovaMeshError(Code.BAD_REQUEST, message, f"give exactly {size} bytes")
-    return SamplingKey(hashlib.sha256(LABEL + client_seed + model_profile).digest())
+    return SamplingKey(hashlib.sha256(LABEL_SAMPLING + client_seed + model_profile).digest())
 
 
 def gumbel(key: SamplingKey, position: int, token_ids: Sequence[int]) -> NDArray[np.float64]:
