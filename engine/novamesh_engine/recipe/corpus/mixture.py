@@ -29,11 +29,11 @@ def _problem(count: int) -> Make:
 
 
 _SHARES: Final[tuple[tuple[float, Make], ...]] = (
-    (0.15, _problem(1)),
+    (0.12, _problem(1)),
     (0.17, _problem(2)),
-    (0.18, _problem(3)),
-    (0.12, make_sum),
-    (0.20, lambda rng, _: make_fact(rng)),
+    (0.20, _problem(3)),
+    (0.09, make_sum),
+    (0.24, lambda rng, _: make_fact(rng)),
     (0.11, lambda rng, _: make_chat(rng)),
     (0.07, make_unknown),
 )

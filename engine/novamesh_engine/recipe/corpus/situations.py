@@ -315,6 +315,14 @@ PLACES: Final = (
         "Three bags hold {a}, {b} and {c} {o}. {d} {o} are broken. How many are whole?",
         "{N} earns {a}, {b} and {c} coins and spends {d}. How many coins are left?",
         "If {N} brings {a} {o}, {M} {b} and {L} {c}, and {d} get lost, how many are left?",
+        "{N} counts {a} {o} on {day}, {b} on {day2} and {c} a day later. {d} are bad. "
+        "How many are good?",
+        "Three shelves hold {a}, {b} and {c} {o}. {N} takes {d} of them. How many remain?",
+        "A {box} has {a} {o}, a second has {b} and a third has {c}. {d} are taken. "
+        "How many {o} are left?",
+        "{N}, {M} and {L} have {a}, {b} and {c} {o}. They lose {d}. How many do they have now?",
+        "{N} buys {a}, {b} and {c} {o} in three shops and gives {d} to {M}. How many are left?",
+        "How many {o} are left if {N} has {a}, {M} {b} and {L} {c}, and they use {d}?",
     ),
     _say(
         "a + b; a + _1; _2 - c",
@@ -327,6 +335,13 @@ PLACES: Final = (
         "How many are left?",
         "If {N} has {a} {o}, {M} has {b} more than {him} and they use {c}, how many are left?",
         "{N} picks {a} {o}, {M} picks {b} more than {N}, and they eat {c}. How many remain?",
+        "{M} has {b} more {o} than {N}. {N} has {a}. They lose {c} in all. How many are left?",
+        "{N} counts {a} {o} and {M} counts {b} more than that. {c} are broken. How many are whole?",
+        "{N} makes {a} {o}, {M} makes {b} more. They sell {c} of them. How many remain?",
+        "How many {o} are left if {N} has {a}, {M} has {b} more and they give away {c}?",
+        "{N} buys {a} {o} on {day} and {b} more than that on {day2}. {He} uses {c}. "
+        "How many {o} are left?",
+        "{M} brings {b} more {o} than {N}, who brings {a}. {c} are taken. How many are there now?",
     ),
     _say(
         "k * m; _1 + a; _2 - b",
@@ -338,6 +353,15 @@ PLACES: Final = (
         "If {N} has {k} bags of {m} {o}, gets {a} and uses {b}, how many {o} are left?",
         "{M} gives {N} {k} bags of {m} {o}. {N} had {a} {o} before and now loses {b}. "
         "How many {o} does {N} have?",
+        "{N} has {a} {o} and gets {k} bags of {m} {o}. Then {he} loses {b}. How many are left?",
+        "{M} gives {N} {k} packs of {m} {o}. {N} finds {a} more and sells {b}. "
+        "How many {o} does {N} have now?",
+        "Each of {k} jars holds {m} {o}. {N} adds {a} and takes out {b}. How many are there now?",
+        "{N} had {a} {o} before. {M} gives {him} {k} bags with {m} each. {b} are broken. "
+        "How many {o} are whole?",
+        "{k} rows of {m} {o} stand in the {place}. {a} are brought and {b} are taken. "
+        "How many remain?",
+        "How many {o} are left if {N} buys {k} packs of {m}, finds {a} more and uses {b}?",
     ),
 )
 SITUATIONS: Final = (*TOGETHER, *COMPARE, *GROUPS, *PLACES)
