@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from novamesh.completion import Piece
 from novamesh.job_records import JobRecord
-from novamesh.received import ReceivedAttempt, most_within
+from novamesh.received import ReceivedAttempt
 from novamesh_proto import attestation, envelope
 from novamesh_proto.attestation import Finding, Witness
 from novamesh_proto.envelope import Signable, Verified
@@ -202,7 +202,7 @@ class AnswerReader:
             completion_tokens=attempt.opener.position,
             ttft_us=ttft_us,
             total_us=total_us,
-            burst_tokens=most_within(attempt.arrivals, total_us // 10),
+            burst_tokens=attestation.burst_tokens(attempt.arrivals, total_us),
             verdict=attempt.verdict(opened.message),
         )
         signed = envelope.seal(receipt, self._key)

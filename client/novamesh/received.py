@@ -141,15 +141,3 @@ class ReceivedAttempt:
             format_node_id(self.node),
             "do not trust this answer; run the job again, another node may get it",
         )
-
-
-def most_within(arrivals: list[tuple[int, int]], window_us: int) -> int:
-    """Most tokens that arrived within any window of that length; arrivals are (µs, tokens)."""
-    most = inside = first = 0
-    for at_us, tokens in arrivals:
-        inside += tokens
-        while arrivals[first][0] < at_us - window_us:
-            inside -= arrivals[first][1]
-            first += 1
-        most = max(most, inside)
-    return most

@@ -14,6 +14,7 @@ from novamesh_coordinator.jobs import Job
 from novamesh_coordinator.relay import Stream
 from novamesh_coordinator.verifier import rankable_speed
 from novamesh_proto import envelope, settlement
+from novamesh_proto.attestation import burst_tokens
 from novamesh_proto.envelope import Verified
 from novamesh_proto.identity import PrivateKey
 from novamesh_proto.limits import LEASE_MS, RECORD_LIFE_MS
@@ -100,7 +101,7 @@ class Clearing:
         evidence = (part.terms.id, stream.assignment.id, claim.id, envelope.message_id(relay))
         header = self._record_header(turn, parties, claim.id)
         paid = settlement.record(header, work, payment, part.outcome, evidence)
-        speed = rankable_speed(att, receipt, part.descriptor) if att is not None else 0
+        speed = _speed(att, receipt, part) if att is not None else 0
         return _settled(turn, part, relay, paid, envelope.seal(paid, self.key), speed)
 
     def _relay_receipt(
@@ -136,6 +137,11 @@ class Clearing:
             in_reply_to=in_reply_to,
             nonce=turn.nonce(),
         )
+
+
+def _speed(claim: InferenceAttestation, receipt: RelayReceipt, part: Part) -> int:
+    burst = burst_tokens(part.stream.arrivals(), receipt.last_us)
+    return rankable_speed(claim, receipt, burst, part.descriptor)
 
 
 def _settled(

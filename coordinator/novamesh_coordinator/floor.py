@@ -175,15 +175,13 @@ class Floor:
         job = self._current(turn, point.issuer, said.session, claim.job, claim.attempt, claim.fence)
         if job is None:
             return
-        chain = self._stream(job).chain
-        position = job.start_position + chain.tokens
-        if claim.chunks > chain.chunks or (
-            claim.chunks == chain.chunks
-            and (claim.chain_head, claim.position) != (chain.head, position)
-        ):
+        stream = self._stream(job)
+        if not stream.holds(claim, job.start_position):
             problem = "its checkpoint names another chain than the relay saw"
             self._lose(turn, job, PeerError(Code.CORRUPT, problem, format_node_id(job.node)))
             return
+        if stream.checkpoint is not None and claim.chunks < stream.checkpoint.message.chunks:
+            return  # sent again after a reconnect
         self._relay.add_checkpoint(job.job, point)
         turn.emit(Wake(job.job))
 

@@ -12,6 +12,7 @@ streams go, oldest first.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 from novamesh_proto.envelope import Verified
@@ -32,9 +33,22 @@ RELAY_BYTES_MAX: Final = 256 * MIB
 _ITEM_BYTES: Final = 160  # what an item costs besides its payload
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The chain after some chunks; `item` and `at_us` are of the last of them."""
+
+    item: int
+    at_us: int
+    tokens: int
+    head: bytes
+
+
 @dataclass(slots=True)
 class Stream:
-    """One attempt as its relay sees it; `items[0]` is item number `first_item`."""
+    """One attempt as its relay sees it.
+
+    `items[0]` is item number `first_item`; `marks[n]` is the chain after n chunks.
+    """
 
     assignment: Verified[JobAssignment]
     chain: ChainFollower
@@ -44,12 +58,15 @@ class Stream:
     last_us: int = 0
     items: list[WatchResponse] = field(default_factory=list)
     first_item: int = 0
-    chunk_items: list[int] = field(default_factory=list)  # chunk index → item number
+    marks: list[Mark] = field(init=False)
     tail: list[WatchResponse] = field(default_factory=list)
     checkpoint: Verified[ChunkCheckpoint] | None = None
     ack: Verified[StreamAck] | None = None
     bytes: int = 0
     prompt_tokens_done: int = 0
+
+    def __post_init__(self) -> None:
+        self.marks = [Mark(0, 0, 0, self.chain.head)]
 
     @property
     def end(self) -> int:
@@ -60,9 +77,21 @@ class Stream:
         """Number of the first item for somebody who holds the chunks before `from_chunk`."""
         if from_chunk <= 0:
             return 0
-        if from_chunk < len(self.chunk_items):
-            return self.chunk_items[from_chunk]
+        if from_chunk < self.chain.chunks:
+            return self.marks[from_chunk + 1].item
         return self.end
+
+    def arrivals(self) -> list[tuple[int, int]]:
+        """When how many tokens came: (µs after the assignment, tokens)."""
+        pairs = pairwise(self.marks)
+        return [(mark.at_us, mark.tokens - before.tokens) for before, mark in pairs]
+
+    def holds(self, point: ChunkCheckpoint, start_position: int) -> bool:
+        """Whether a checkpoint commits to the chain that came here."""
+        if point.chunks > self.chain.chunks:
+            return False
+        mark = self.marks[point.chunks]
+        return (point.chain_head, point.position) == (mark.head, start_position + mark.tokens)
 
     def append(self, item: WatchResponse, payload_bytes: int) -> None:
         """Keep one more item."""
@@ -117,7 +146,8 @@ class Relay:
         stream.last_us = max(0, now_us - stream.sent_us)
         if chunk.index == 0:
             stream.first_us = stream.last_us
-        stream.chunk_items.append(stream.end)
+        chain = stream.chain
+        stream.marks.append(Mark(stream.end, stream.last_us, chain.tokens, chain.head))
         self.chunks_relayed += 1
         self._keep(stream, WatchResponse(chunk=chunk), len(chunk.ciphertext))
 

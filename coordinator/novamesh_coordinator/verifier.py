@@ -174,23 +174,31 @@ def check_claim(
 
 
 def rankable_speed(
-    claim: InferenceAttestation, relay: RelayReceipt, descriptor: NodeDescriptor | None
+    claim: InferenceAttestation,
+    relay: RelayReceipt,
+    burst_tokens: int,
+    descriptor: NodeDescriptor | None,
 ) -> int:
-    """Decode speed that the relay witnessed, thousandths of tokens/s; 0 where it does not count.
+    """Decode speed that counts for ranking, thousandths of tokens/s; 0 where none does.
 
-    It does not count where it cannot be told, or where the claim contradicts itself or a witness:
-    timing changes ranking, and never what is paid.
+    What the relay witnessed, but no more than the node claims: chunks that were held back and then
+    sent at once look faster than they were made. A claim is bounded by the machine it names, so
+    none counts where nothing is known of that, where it cannot be told, or where it contradicts
+    itself or a witness: timing changes ranking, and never what is paid.
     """
-    steps, took_us = relay.tokens - 1, relay.last_us - relay.first_us
-    if steps <= 0 or took_us <= 0:
+    steps, decode_us = relay.tokens - 1, claim.timing.decode_us
+    if steps <= 0 or decode_us <= 0 or attestation.is_burst(burst_tokens, relay.tokens):
         return 0
     active = 0
     if descriptor is not None:
         offers = (o for o in descriptor.models if o.model_profile == claim.model_profile)
         active = next((offer.active_bytes for offer in offers), 0)
     roofline = attestation.roofline(claim.hardware, active)
+    if roofline is None:
+        return 0
     witness = Witness(relay=relay, roofline_tokens_per_s=roofline)
     found = attestation.findings(claim, witness)
     if any(finding.severity >= Severity.INCONSISTENT for finding in found):
         return 0
+    took_us = max(relay.last_us - relay.first_us, decode_us)
     return min(steps * 1000 * SECOND_US // took_us, 10**12)

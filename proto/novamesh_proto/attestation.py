@@ -13,7 +13,7 @@ keep it from looking faster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -36,7 +36,8 @@ from novamesh_proto.messages import (
 
 SLACK_US: Final = 50_000
 SLACK_SHARE: Final = 0.02
-BURST_SHARE: Final = 0.5  # of the tokens within a tenth of the time: the speed cannot be told
+BURST_SHARE: Final = 0.5  # of the tokens in a BURST_PARTth of the time: the speed cannot be told
+BURST_PARTS: Final = 10
 ROOFLINE_FACTOR: Final = 1.25
 SECOND_US: Final = 1_000_000
 GB: Final = 10**9
@@ -167,6 +168,24 @@ def findings(attestation: InferenceAttestation, witness: Witness) -> tuple[Findi
     )
 
 
+def burst_tokens(arrivals: Sequence[tuple[int, int]], total_us: int) -> int:
+    """Most tokens that came within any tenth of the time; arrivals are (µs, tokens), in order."""
+    window_us = total_us // BURST_PARTS
+    most = inside = first = 0
+    for at_us, tokens in arrivals:
+        inside += tokens
+        while arrivals[first][0] < at_us - window_us:
+            inside -= arrivals[first][1]
+            first += 1
+        most = max(most, inside)
+    return most
+
+
+def is_burst(burst: int, tokens: int) -> bool:
+    """Whether so many of an answer's tokens came at once that its speed cannot be told."""
+    return tokens > 1 and burst > tokens * BURST_SHARE
+
+
 def witnessed_speed(receipt: ClientReceipt) -> float:
     """Tokens a second between first and last chunk at the client; 0.0 where it cannot be told.
 
@@ -246,9 +265,7 @@ def _at_the_relay(
 
 def _burst(client: ClientReceipt | None) -> Iterator[Finding]:
     """Rule 4: more than half of the tokens in a tenth of the time is BUFFERED."""
-    if client is None or client.completion_tokens < 2:
-        return
-    if client.burst_tokens > client.completion_tokens * BURST_SHARE:
+    if client is not None and is_burst(client.burst_tokens, client.completion_tokens):
         message = (
             f"BUFFERED: {client.burst_tokens} of {client.completion_tokens} tokens came within a "
             f"tenth of the time, so its speed is not ranked"

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from novamesh.received import ReceivedAttempt, most_within
+from novamesh.received import ReceivedAttempt
 from novamesh_proto.errors import NovaMeshError
 from support.answers import send_answer
 
 SENT_ANSWER = send_answer()
-ARRIVALS = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 5)), max_size=30)
-
-
-@given(arrivals=ARRIVALS, window=st.integers(0, 300))
-def test_burst_is_the_fullest_window(arrivals: list[tuple[int, int]], window: int) -> None:
-    arrivals.sort()
-    expected = max(
-        (sum(n for at, n in arrivals if start <= at <= start + window) for start, _ in arrivals),
-        default=0,
-    )
-    assert most_within(arrivals, window) == expected
 
 
 def _attempt() -> ReceivedAttempt:

@@ -133,12 +133,26 @@ def test_a_checkpoint_of_what_was_not_sent_ends_the_attempt(scene: Scene) -> Non
     assert table.view(scene.client, scene.order.id).code == "corrupt"
 
 
-def test_an_older_checkpoint_is_passed_on(scene: Scene) -> None:
+def test_an_older_checkpoint_takes_no_newer_ones_place(scene: Scene) -> None:
     table, attempt = scene.table, scene.attempt
     table.send(attempt, attempt.chunk())
-    old = {"chunks": 0, "position": 0, "chain_head": bytes(32)}
-    table.checkpoint(attempt, **old)
+    old = {"chunks": 1, "position": 1, "chain_head": attempt.sealer.head}
+    table.send(attempt, attempt.chunk())
+    stream = table.core.relay.get(scene.order.id)
+    assert stream is not None
+    for changes, kept in ((old, 1), ({}, 2), (old, 2)):
+        table.checkpoint(attempt, **changes)
+        assert stream.checkpoint is not None
+        assert stream.checkpoint.message.chunks == kept
     assert scene.state is JobState.RUNNING
+
+
+def test_an_older_checkpoint_must_be_of_the_chain_that_came(scene: Scene) -> None:
+    table, attempt = scene.table, scene.attempt
+    for _ in range(2):
+        table.send(attempt, attempt.chunk())
+    table.checkpoint(attempt, chunks=1, position=2)
+    assert table.view(scene.client, scene.order.id).code == "corrupt"
 
 
 def test_the_core_says_when_it_has_to_be_woken(scene: Scene) -> None:

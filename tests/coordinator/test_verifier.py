@@ -9,8 +9,10 @@ import pytest
 from novamesh_coordinator.verifier import Verifier, rankable_speed
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import (
+    InferenceAttestation,
     JobDecision,
     MatchQuery,
+    NodeDescriptor,
     NodesQuery,
     RelayReceipt,
 )
@@ -88,19 +90,34 @@ def test_a_hello_is_bound_to_challenge_and_certificate(verifier: Verifier) -> No
         assert refused(verifier.open_hello, hello, other[0], other[1], START_MS) is other[2]
 
 
+STORY = tell()
+CLAIM, RELAY = STORY.attestation.message, STORY.relay_receipt.message
+
+
+def speed(
+    claim: InferenceAttestation = CLAIM,
+    relay: RelayReceipt = RELAY,
+    burst_tokens: int = 10,
+    descriptor: NodeDescriptor | None = STORY.descriptor.message,
+) -> int:
+    return rankable_speed(claim, relay, burst_tokens, descriptor)
+
+
+def decoded_in(decode_us: int) -> InferenceAttestation:
+    return replace(CLAIM, timing=replace(CLAIM.timing, decode_us=decode_us))
+
+
 def test_the_witnessed_speed_counts_unless_the_claim_contradicts_it() -> None:
-    story = tell()
-    claim, relay = story.attestation.message, story.relay_receipt.message
-    described = story.descriptor.message
-    assert rankable_speed(claim, relay, described) == 99 * 1_000_000_000 // 1_990_000
-    for changes in ({"tokens": 1}, {"last_us": relay.first_us}):
-        assert rankable_speed(claim, changed(relay, **changes), described) == 0
-    too_fast = replace(claim, timing=replace(claim.timing, decode_us=1_000))
-    assert rankable_speed(too_fast, relay, described) == 0
-    assert rankable_speed(too_fast, relay, None) > 0
-    too_long = changed(relay, first_us=1, last_us=100_000)
-    assert rankable_speed(claim, too_long, described) == 0
+    assert speed() == 99 * 1_000_000_000 // CLAIM.timing.decode_us
+    assert speed(decoded_in(1_900_000)) == 99 * 1_000_000_000 // 1_990_000
+    assert speed(relay=replace(RELAY, tokens=1)) == 0
+    for too_fast in (0, 1_000):
+        assert speed(decoded_in(too_fast)) == 0
+    assert speed(descriptor=None) == 0
+    assert speed(relay=replace(RELAY, first_us=1, last_us=100_000)) == 0
 
 
-def changed(relay: RelayReceipt, **changes: int) -> RelayReceipt:
-    return replace(relay, **changes)  # type: ignore[arg-type]
+def test_chunks_that_were_held_back_make_no_node_faster() -> None:
+    sent_at_once = replace(RELAY, first_us=RELAY.last_us - 1_000)
+    assert speed(relay=sent_at_once) == speed()
+    assert speed(relay=sent_at_once, burst_tokens=51) == 0

@@ -16,6 +16,7 @@ from novamesh_proto.attestation import (
     Finding,
     Severity,
     Witness,
+    burst_tokens,
     check_attestation,
     findings,
     roofline,
@@ -170,6 +171,20 @@ def test_rule_3_nothing_took_longer_than_at_the_relay() -> None:
 def test_rule_3_an_unmeasured_round_trip_accuses_nobody_of_being_fast() -> None:
     relay = replace(STORY.relay_receipt.message, rtt_us=0, last_us=9_000 * MS)
     assert rules(HONEST, replace(WITNESS, relay=relay)) == []
+
+
+@given(
+    arrivals=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 5)), max_size=30),
+    total_us=st.integers(0, 3000),
+)
+def test_a_burst_is_the_fullest_tenth(arrivals: list[tuple[int, int]], total_us: int) -> None:
+    arrivals.sort()
+    window_us = total_us // 10
+    expected = max(
+        (sum(n for at, n in arrivals if start <= at <= start + window_us) for start, _ in arrivals),
+        default=0,
+    )
+    assert burst_tokens(arrivals, total_us) == expected
 
 
 def test_rule_4_a_burst_is_not_ranked() -> None:

@@ -208,7 +208,7 @@ class Attempt:
         self, now_ms: int, finish: FinishReason = FinishReason.STOP, **changes: Any
     ) -> Envelope:
         """An InferenceAttestation of what was made."""
-        decode_us = len(self.tokens) * 10 * MS
+        decode_us = (len(self.tokens) - 1) * 10 * MS if self.tokens else 0
         claim = InferenceAttestation(
             header=self._header(now_ms, RECORD_LIFE_MS),
             **self.ids,
