@@ -90,8 +90,6 @@ class Core:
         self.floor = Floor(*parts)
         self._handlers = self._wire()
 
-    # ---- what it does
-
     def step(self, event: Input, now: Moment, rng: random.Random) -> Outcome:
         """Handle one input.
 
@@ -109,8 +107,6 @@ class Core:
     def next_ms(self) -> int | None:
         """Ticks before which a Ticked would find nothing to end; None if there is nothing."""
         return self.dispatcher.next_ms()
-
-    # ---- what it is
 
     def apply(self, record: Record) -> None:
         """Change the state as a record says: when it is decided, and again in a replay."""

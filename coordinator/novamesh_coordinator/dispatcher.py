@@ -68,8 +68,6 @@ class Dispatcher:
         """Ticks before which no lease, deadline or tail runs out."""
         return self._timers.next_ms()
 
-    # ---- beginning
-
     def start(self, turn: Turn, job: Job, terms: Verified[JobTerms], node: NodeId) -> None:
         """The first attempt of a job that was just admitted."""
         self._terms[job.job] = terms
@@ -107,8 +105,6 @@ class Dispatcher:
         self._relay.drop(job)
         for kind in (LEASE, DEADLINE, TAIL):
             self._timers.drop((kind, job))
-
-    # ---- while it goes on
 
     def renew(self, turn: Turn, job: Job) -> None:
         """A sign of progress: the lease begins anew."""
@@ -182,8 +178,6 @@ class Dispatcher:
         expires_ms = order.message.header.expires_at_ms
         why = (Code.CANCELLED, "cancelled by its client")
         self._end(turn, job, JobState.CANCELLED, *why, order=order.id, order_expires_ms=expires_ms)
-
-    # ---- its end
 
     def complete(
         self, turn: Turn, job: Job, stream: Stream, claim: Verified[InferenceAttestation]

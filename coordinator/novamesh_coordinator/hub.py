@@ -1,14 +1,13 @@
-"""Where effects go: outboxes of attached nodes, mailboxes of watchers, sealed jobs on their way.
+"""Where effects go: outboxes of attached nodes, mailboxes of watchers.
 
 Rules: an outbox holds OUTBOX_MAX messages, and a node that does not keep up loses its session, not
-the coordinator's memory; a watcher is shown the newest state, never a queue of old ones; sealed
-jobs are cached within BODIES_BYTES_MAX and otherwise read from the store. Nothing is decided here.
+the coordinator's memory; a watcher is shown the newest state, never a queue of old ones. Nothing is
+decided here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,19 +21,16 @@ from novamesh_coordinator.effects import (
     Wake,
 )
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import MIB
 from novamesh_proto.messages import (
     AttachCancel,
     AttachGoodbye,
     AttachResponse,
     JobId,
     NodeId,
-    SealedJob,
 )
 
 OUTBOX_MAX: Final = 64
 WATCHERS_MAX: Final = 8  # of one job
-BODIES_BYTES_MAX: Final = 64 * MIB
 
 Outgoing = AttachResponse | Assign
 
@@ -83,8 +79,6 @@ class Hub:
     def __init__(self) -> None:
         self._outboxes: dict[tuple[NodeId, bytes], Outbox] = {}
         self._watchers: dict[JobId, list[Watcher]] = {}
-        self._bodies: OrderedDict[JobId, SealedJob] = OrderedDict()
-        self._bodies_bytes = 0
 
     def connect(self, node: NodeId, session: bytes) -> Outbox:
         """The outbox of a new session; an older one is closed when the core says so."""
@@ -130,8 +124,6 @@ class Hub:
                 for watcher in self._watchers.get(effect.view.job, ()):
                     watcher.seen = effect
                     watcher.bell.set()
-                if effect.view.state.terminal:
-                    self.drop_body(effect.view.job)
             case Wake():
                 for watcher in self._watchers.get(effect.job, ()):
                     watcher.bell.set()
@@ -143,24 +135,6 @@ class Hub:
                 outbox = self._outboxes.get((effect.node, effect.session))
                 if outbox is not None:
                     outbox.put(_outgoing(effect))
-
-    def keep_body(self, job: JobId, sealed: SealedJob) -> None:
-        """Keep a sealed job at hand until it is sent; the oldest make room."""
-        self.drop_body(job)
-        self._bodies[job] = sealed
-        self._bodies_bytes += len(sealed.body)
-        while self._bodies_bytes > BODIES_BYTES_MAX:
-            self.drop_body(next(iter(self._bodies)))
-
-    def body(self, job: JobId) -> SealedJob | None:
-        """A sealed job, if it is still at hand."""
-        return self._bodies.get(job)
-
-    def drop_body(self, job: JobId) -> None:
-        """Nobody will ask for it again."""
-        sealed = self._bodies.pop(job, None)
-        if sealed is not None:
-            self._bodies_bytes -= len(sealed.body)
 
 
 def _outgoing(effect: Assign | StopAttempt | PassAck) -> Outgoing:

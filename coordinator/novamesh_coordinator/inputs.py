@@ -35,8 +35,6 @@ from novamesh_proto.messages import (
     WatchQuery,
 )
 
-# ---- of members and of the owner
-
 
 @dataclass(frozen=True, slots=True)
 class JoinAsked:
@@ -122,9 +120,6 @@ class BanAsked:
     """The owner: keep somebody out, or let it in again. Reply: None."""
 
     order: Verified[BanOrder]
-
-
-# ---- of nodes; `session` must be the newest of the node
 
 
 @dataclass(frozen=True, slots=True)

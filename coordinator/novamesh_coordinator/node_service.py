@@ -216,12 +216,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         """An assignment gets the sealed job, with this node's wrap only."""
         if not isinstance(item, Assign):
             return item
-        sealed = self.door.hub.body(item.job)
-        if sealed is None:
-            data = await self.door.store.body(item.job)
-            if data is None:
-                return None  # the job ended while the assignment waited
-            sealed = wire.from_pb(SealedJob, job_pb2.SealedJob.FromString(data))
+        data = await self.door.store.body(item.job)
+        if data is None:
+            return None  # the job ended while the assignment waited
+        sealed = wire.from_pb(SealedJob, job_pb2.SealedJob.FromString(data))
         wraps = tuple(wrap for wrap in sealed.wraps if wrap.node == node)
         job = SealedJob(sealed.terms, sealed.body, wraps)
         return AttachResponse(assignment=AttachAssignment(item.assignment, job))

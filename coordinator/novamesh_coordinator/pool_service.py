@@ -92,14 +92,8 @@ class PoolService(coordinator_pb2_grpc.PoolServiceServicer):
         reservations = tuple(request.reservations[:CANDIDATES_MAX])
         asked = door.verifier.open_job(sealed, reservations, door.clock.now_ms())
         door.parties.take(asked.terms.issuer, door.clock.monotonic())
-        job = JobId(asked.terms.id)
-        door.hub.keep_body(job, sealed)
-        body = (job, request.job.SerializeToString())
-        try:
-            view = cast(JobView, await door.sequencer.submit(asked, body))
-        except NovaMeshError:
-            door.hub.drop_body(job)
-            raise
+        body = (JobId(asked.terms.id), request.job.SerializeToString())
+        view = cast(JobView, await door.sequencer.submit(asked, body))
         return pb.SubmitResponse(job=wire.to_pb(view))
 
     @guarded

@@ -153,11 +153,17 @@ def _door(
     hub, identity = Hub(), core.identity
     rng = random.SystemRandom() if seed is None else random.Random(seed)
     per_s = float(config.requests_per_s)
+    sequencer = Sequencer(core, store, clock, rng, hub.deliver)
     return Door(
         identity=identity,
         key_digest=certificate.key_digest if certificate else bytes(32),
-        verifier=Verifier(identity.key.node_id, identity.network),
-        sequencer=Sequencer(core, store, clock, rng, hub.deliver),
+        # The sequencer's core, whichever it is by then: a failed disk makes it a new one.
+        verifier=Verifier(
+            identity.key.node_id,
+            identity.network,
+            lambda party: sequencer.core.membership.require(party),
+        ),
+        sequencer=sequencer,
         hub=hub,
         store=store,
         clock=clock,

@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from novamesh_coordinator import canonical
+from novamesh_coordinator.body_cache import BodyCache
 from novamesh_coordinator.core import CoreState
 from novamesh_coordinator.events import RECORDS, AttemptSettled, JobEnded, Record
 from novamesh_proto.errors import Code, NovaMeshError
@@ -97,6 +98,7 @@ class Store:
         self._digest = _FIRST_DIGEST
         self.seq = 0  # of the last committed event
         self.snapshot_seq = 0  # of the newest snapshot
+        self._bodies = BodyCache()
 
     async def load(self) -> Loaded:
         """Read snapshot and log, and check every digest on the way.
@@ -121,16 +123,21 @@ class Store:
             NovaMeshError: STORAGE; then nothing of it was written.
         """
         rows, digest = self._rows(entries)
-        bodies = [{"job": e.body[0], "body": e.body[1]} for e in entries if e.body is not None]
+        bodies = [e.body for e in entries if e.body is not None]
         ended = [{"ended": job} for e in entries for r in e.records if (job := _ended(r))]
         async with _storage("write the log"), self._writer.begin():
             if rows:
                 await self._writer.execute(sa.insert(_EVENTS), rows)
             if bodies:
-                await self._writer.execute(sa.insert(_BODIES), bodies)
+                new = [{"job": job, "body": body} for job, body in bodies]
+                await self._writer.execute(sa.insert(_BODIES), new)
             if ended:
                 gone = sa.delete(_BODIES).where(_BODIES.c.job == sa.bindparam("ended"))
                 await self._writer.execute(gone, ended)
+        for job, body in bodies:
+            self._bodies.keep(job, body)
+        for row in ended:
+            self._bodies.drop(row["ended"])
         self.seq, self._digest = self.seq + len(rows), digest
 
     async def save_snapshot(self, seq: int, log_digest: bytes, state: bytes) -> None:
@@ -155,7 +162,9 @@ class Store:
         return self.seq, self._digest
 
     async def body(self, job: JobId) -> bytes | None:
-        """The sealed job as it was submitted, while it lives."""
+        """The sealed job as it was first submitted, while it lives."""
+        if (at_hand := self._bodies.get(job)) is not None:
+            return at_hand
         found = sa.select(_BODIES.c.body).where(_BODIES.c.job == job)
         async with _storage("read a body"), self._engine.connect() as reader:
             return (await reader.execute(found)).scalar_one_or_none()

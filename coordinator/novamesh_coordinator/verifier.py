@@ -1,21 +1,23 @@
 """Open what others signed, and judge what nodes claim. Nothing here decides what happens next.
 
-Rules: bytes become a Verified message here or nowhere; a query is addressed to us, fresh, and seen
-once; what a node says on its stream is signed by that node; an owner's order is signed with the
-coordinator's own key. Ids of queries are remembered in memory, ids of orders that changed
-something are in the log.
+Rules: bytes become a Verified message here or nowhere; a query is addressed to us, fresh, of a
+member, and seen once; what a node says on its stream is signed by that node; an owner's order is
+signed with the coordinator's own key. Ids of queries are remembered in memory, ids of orders that
+changed something are in the log.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 from novamesh_coordinator.inputs import JobSubmitted
 from novamesh_coordinator.relay import Stream
+from novamesh_coordinator.seen_queries import SeenQueries
 from novamesh_proto import attestation, envelope
 from novamesh_proto.attestation import Severity, Witness
-from novamesh_proto.envelope import ReplayWindow, Signable, Verified
+from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.errors import Code, NovaMeshError, PeerError
 from novamesh_proto.identity import format_node_id
 from novamesh_proto.messages import (
@@ -31,25 +33,28 @@ from novamesh_proto.messages import (
 
 T = TypeVar("T", bound=Signable)
 SECOND_US: Final = 1_000_000
-QUERIES_MAX: Final = 262_144  # ids remembered, about 40 MB; 1 400 queries a second for 3 minutes
 
 
 class Verifier:
-    """The door: one a coordinator."""
+    """The door: one a coordinator. `require` raises for whoever may not ask here."""
 
-    def __init__(self, coordinator: NodeId, network: str) -> None:
+    def __init__(
+        self, coordinator: NodeId, network: str, require: Callable[[NodeId], None]
+    ) -> None:
         self._coordinator = coordinator
         self._network = network
-        self._seen = ReplayWindow(QUERIES_MAX)
+        self._require = require
+        self._seen = SeenQueries()
 
     def open_query(self, sealed: Envelope, cls: type[T], now_ms: int) -> Verified[T]:
-        """A query: addressed to us, fresh, and never seen before.
+        """A query of a member: addressed to us, fresh, and never seen before.
 
         Raises:
-            NovaMeshError: whatever `envelope.open` refuses, REPLAYED.
+            NovaMeshError: whatever `envelope.open` refuses, NOT_A_MEMBER, BANNED, REPLAYED.
         """
         query = self.open(sealed, cls, now_ms)
-        self._seen.admit(query.id, query.message.header.expires_at_ms, now_ms)
+        self._require(query.issuer)
+        self._seen.admit(query, now_ms)
         return query
 
     def open_order(self, sealed: Envelope, cls: type[T], now_ms: int) -> Verified[T]:
@@ -58,13 +63,14 @@ class Verifier:
         Raises:
             NovaMeshError: FORBIDDEN if it is not signed with the coordinator's own key.
         """
-        order = self.open_query(sealed, cls, now_ms)
+        order = self.open(sealed, cls, now_ms)
         if order.issuer != self._coordinator:
             raise NovaMeshError(
                 Code.FORBIDDEN,
                 "only the pool's owner may ask this",
                 "run it where the coordinator's key is",
             )
+        self._seen.admit(order, now_ms)
         return order
 
     def open(self, sealed: Envelope, cls: type[T], now_ms: int) -> Verified[T]:

@@ -245,11 +245,11 @@ class ReplayWindow:
     messages; records are deduplicated where they are logged.
     """
 
-    def __init__(self, entries_max: int = REPLAYS_MAX) -> None:
+    def __init__(self, entries_max: int = REPLAYS_MAX, forgotten_ms: int = -1) -> None:
         self._entries_max = entries_max
         self._ids: set[MessageId] = set()
         self._by_expiry: list[tuple[int, MessageId]] = []  # heap
-        self._forgotten_ms = -1  # the latest expiry that was forgotten
+        self.forgotten_ms = forgotten_ms  # the latest expiry that was forgotten
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -263,8 +263,8 @@ class ReplayWindow:
         """
         if message_id in self._ids:
             raise NovaMeshError(Code.REPLAYED, "this message was already acted upon")
-        self._forget(now_ms)
-        if expires_at_ms <= self._forgotten_ms:
+        self.forget(now_ms)
+        if expires_at_ms <= self.forgotten_ms:
             raise NovaMeshError(Code.NOT_FRESH, "this message has expired", "sign a new one")
         if len(self._ids) >= self._entries_max:
             raise NovaMeshError(
@@ -275,20 +275,21 @@ class ReplayWindow:
 
     def snapshot(self) -> tuple[tuple[int, MessageId], ...]:
         """All (expires_at_ms, id), sorted, the forgotten horizon first with an empty id."""
-        return ((self._forgotten_ms, MessageId(b"")), *sorted(self._by_expiry))
+        return ((self.forgotten_ms, MessageId(b"")), *sorted(self._by_expiry))
 
     @classmethod
     def restore(
         cls, snapshot: Iterable[tuple[int, MessageId]], entries_max: int = REPLAYS_MAX
     ) -> ReplayWindow:
         """The window that `snapshot` described."""
-        window = cls(entries_max)
-        (window._forgotten_ms, _), *entries = snapshot
+        (forgotten_ms, _), *entries = snapshot
+        window = cls(entries_max, forgotten_ms)
         window._by_expiry = sorted(entries)
         window._ids = {message_id for _, message_id in entries}
         return window
 
-    def _forget(self, now_ms: int) -> None:
+    def forget(self, now_ms: int) -> None:
+        """Drop the ids that nobody would take any more."""
         while self._by_expiry and self._by_expiry[0][0] + CLOCK_SKEW_MS < now_ms:
-            self._forgotten_ms, forgotten = heapq.heappop(self._by_expiry)
+            self.forgotten_ms, forgotten = heapq.heappop(self._by_expiry)
             self._ids.discard(forgotten)

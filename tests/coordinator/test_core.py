@@ -54,8 +54,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.clients = [self.table.client(name) for name in ("alice", "bob")]
         self.nodes = [self.table.node(name, slots=2) for name in NODES]
 
-    # ---- clients
-
     @rule(target=orders, who=st.integers(0, 1), first=st.integers(0, 2), count=st.integers(1, 3))
     def submit(self, who: int, first: int, count: int) -> Any:
         nodes = [self.nodes[(first + step) % 3] for step in range(count)]
@@ -77,8 +75,6 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(order=orders)
     def cancel(self, order: tuple[ClientActor, Any]) -> None:
         assert self.table.cancel(order[0], order[1].id).state.terminal
-
-    # ---- nodes
 
     @rule(target=attempts, index=st.integers(0, 2))
     def take(self, index: int) -> Any:
@@ -180,8 +176,6 @@ class PoolMachine(RuleBasedStateMachine):
     def come_back(self, attempt: Attempt) -> None:
         self.table.attach(attempt.node, (attempt.running,))
 
-    # ---- the world
-
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 16.0]))
     def wait(self, seconds: float) -> None:
         self.table.pass_time(seconds)
@@ -189,8 +183,6 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.table.restart()
-
-    # ---- what must hold
 
     @invariant()
     def the_log_gives_the_same_bytes(self) -> None:

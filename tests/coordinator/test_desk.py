@@ -132,9 +132,6 @@ def test_a_client_has_so_many_jobs_at_once(table: Table, monkeypatch: pytest.Mon
         table.order(client, node, key="job-3")
 
 
-# ---- continued answers
-
-
 def failed_half_way(table: Table) -> tuple[object, object, JobId]:
     client, one = table.client(), table.node("one", slots=4)
     order = table.order(client, one)
@@ -205,9 +202,6 @@ def test_another_model_continues_nothing(table: Table) -> None:
             model_profile=ProfileDigest(bytes(32)),
         )
     assert code_of(refused) is Code.BAD_REQUEST
-
-
-# ---- acks and receipts
 
 
 def test_an_ack_goes_to_the_node_at_work(table: Table) -> None:

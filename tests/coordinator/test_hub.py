@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from novamesh_coordinator import hub as hub_module
 from novamesh_coordinator.effects import Assign, EndSession, PassAck, Publish, StopAttempt, Wake
 from novamesh_coordinator.hub import OUTBOX_MAX, WATCHERS_MAX, Hub
 from novamesh_proto.errors import Code, NovaMeshError
@@ -82,22 +81,6 @@ def test_a_job_has_so_many_watchers() -> None:
     for watcher in watchers:
         hub.unwatch(watcher)
     hub.unwatch(hub.watch(JOB))
-
-
-def test_sealed_jobs_are_at_hand_until_the_job_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Hub()
-    hub.keep_body(JOB, SEALED)
-    hub.keep_body(JOB, SEALED)
-    assert hub.body(JOB) is SEALED
-    hub.deliver(Publish(view(JobState.RUNNING)))
-    assert hub.body(JOB) is SEALED
-    hub.deliver(Publish(view(JobState.FAILED)))
-    assert hub.body(JOB) is None
-    monkeypatch.setattr(hub_module, "BODIES_BYTES_MAX", len(SEALED.body))
-    hub.keep_body(JOB, SEALED)
-    hub.keep_body(JobId(b"\1" * 32), SEALED)
-    assert hub.body(JOB) is None
-    assert hub.body(JobId(b"\1" * 32)) is SEALED
 
 
 async def test_everybody_is_told_goodbye() -> None:

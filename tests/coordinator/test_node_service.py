@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from novamesh_coordinator import node_service
+from novamesh_coordinator.body_cache import BodyCache
 from novamesh_coordinator.buckets import Buckets
 from novamesh_coordinator.server import Running
 from novamesh_coordinator.service import Limits
@@ -169,10 +170,8 @@ async def test_the_sealed_job_comes_from_the_store_if_it_is_not_at_hand(pool: Po
     await caller.join(client.claim(now_ms()))
     adverts = [one.node.advert for one in (call, other)]
     order = client.seal([advert for advert in adverts if advert], now_ms())
-    keep = door.hub.keep_body
-    door.hub.keep_body = lambda job, sealed: None  # type: ignore[method-assign]
+    door.store._bodies = BodyCache(bytes_max=0)
     await caller.submit(order)
-    door.hub.keep_body = keep  # type: ignore[method-assign]
     assignment = (await call.read()).assignment
     assert assignment is not None
     assert [wrap.node for wrap in assignment.job.wraps] == [call.node.id]

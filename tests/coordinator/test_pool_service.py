@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import pytest
 from novamesh_coordinator import pool_service
 from novamesh_coordinator.hub import WATCHERS_MAX
 from novamesh_coordinator.server import Running
-from novamesh_proto import envelope, wire
+from novamesh_proto import envelope, sealing, wire
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.messages import Envelope, JobId, JobState, PoolCard
+from novamesh_proto.messages import Envelope, JobId, JobState, NodeDescriptor, PoolCard
 from novamesh_proto.v1 import coordinator_pb2 as pb
 from support.actors import Attempt, ClientActor, NodeActor, Order
 from support.memory_channel import AttachCall, Caller, call, serve_in_memory
@@ -150,5 +151,18 @@ async def test_a_refused_job_leaves_no_body_at_hand(scene: Scene) -> None:
     order = stranger.seal([scene.node.advert], now_ms())
     with pytest.raises(NovaMeshError):
         await scene.caller.submit(order)
-    assert scene.running.door.hub.body(order.id) is None
-    assert scene.running.door.hub.body(scene.order.id) is not None
+    store = scene.running.door.store
+    assert await store.body(order.id) is None
+    assert await store.body(scene.order.id) is not None
+
+
+async def test_a_job_that_is_handed_in_again_keeps_the_wraps_it_came_with(scene: Scene) -> None:
+    store = scene.running.door.store
+    before = await store.body(scene.order.id)
+    other = NodeActor("other", COORDINATOR.node_id)
+    advert = other.descriptor(now_ms())
+    stranger = envelope.open(advert, NodeDescriptor, network=NETWORK)
+    wrapped = sealing.wrap_key(bytes(32), scene.order.id, stranger)
+    again = replace(scene.order.job, wraps=(wrapped,))
+    await scene.caller.submit(replace(scene.order, job=again))
+    assert await store.body(scene.order.id) == before

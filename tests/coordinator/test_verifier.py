@@ -13,6 +13,7 @@ from novamesh_proto.messages import (
     JobDecision,
     MatchQuery,
     NodeDescriptor,
+    NodeId,
     NodesQuery,
     RelayReceipt,
 )
@@ -26,7 +27,11 @@ HOUR_MS = 3_600_000
 
 @pytest.fixture
 def verifier() -> Verifier:
-    return Verifier(COORDINATOR.node_id, NETWORK)
+    def require(party: NodeId) -> None:
+        if party != CLIENT.id:
+            raise NovaMeshError(Code.NOT_A_MEMBER, "a stranger")
+
+    return Verifier(COORDINATOR.node_id, NETWORK, require)
 
 
 CLIENT = ClientActor("client", COORDINATOR.node_id)
@@ -44,6 +49,20 @@ def test_a_query_acts_once(verifier: Verifier) -> None:
     assert verifier.open_query(query, MatchQuery, START_MS).issuer == CLIENT.id
     assert refused(verifier.open_query, query, MatchQuery, START_MS) is Code.REPLAYED
     assert verifier.open(query, MatchQuery, START_MS).issuer == CLIENT.id
+
+
+def test_a_stranger_leaves_no_trace(verifier: Verifier) -> None:
+    query = ClientActor("stranger", COORDINATOR.node_id).match(START_MS)
+    for _ in range(2):
+        assert refused(verifier.open_query, query, MatchQuery, START_MS) is Code.NOT_A_MEMBER
+    assert len(verifier._seen) == 0
+
+
+def test_an_order_acts_once(verifier: Verifier) -> None:
+    owner = ClientActor("coordinator", COORDINATOR.node_id)
+    order = owner.sign(NodesQuery(owner.header(START_MS)))
+    verifier.open_order(order, NodesQuery, START_MS)
+    assert refused(verifier.open_order, order, NodesQuery, START_MS) is Code.REPLAYED
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Table:
     def __init__(self, seed: int = 0, open_pool: bool = False) -> None:
         self.identity = PoolIdentity(COORDINATOR, NETWORK, open_pool)
         self.core = Core(self.identity)
-        self.verifier = Verifier(COORDINATOR.node_id, NETWORK)
+        self.verifier = Verifier(COORDINATOR.node_id, NETWORK, self.core.membership.require)
         self.clock = ManualClock()
         self.rng = random.Random(seed)
         self.log: list[Record] = []
@@ -63,8 +63,6 @@ class Table:
         self.jobs: dict[JobId, SealedJob] = {}
         self.sessions: dict[NodeId, bytes] = {}
         self.owner = ClientActor("coordinator", COORDINATOR.node_id)
-
-    # ---- the core
 
     @property
     def now(self) -> Moment:
@@ -106,8 +104,6 @@ class Table:
         self.core.recover(self.now)
         self.sessions.clear()
         self.effects.clear()
-
-    # ---- members
 
     def invite(self, uses: int = 10, days: float = 1.0, name: bytes = b"invite-1") -> bytes:
         """An invite's token."""
@@ -199,8 +195,6 @@ class Table:
         owner = self.owner
         query = owner.sign(NodesQuery(owner.header(self.now_ms)))
         return self.do(inputs.NodesAsked(self.verifier.open_order(query, NodesQuery, self.now_ms)))
-
-    # ---- nodes
 
     def attach(
         self,
