@@ -55,7 +55,10 @@ class Table:
     def __init__(self, seed: int = 0, open_pool: bool = False) -> None:
         self.identity = PoolIdentity(COORDINATOR, NETWORK, open_pool)
         self.core = Core(self.identity)
-        self.verifier = Verifier(COORDINATOR.node_id, NETWORK, self.core.membership.require)
+        # Whichever core is the present one: a restart makes a new one.
+        self.verifier = Verifier(
+            COORDINATOR.node_id, NETWORK, lambda party: self.core.membership.require(party)
+        )
         self.clock = ManualClock()
         self.rng = random.Random(seed)
         self.log: list[Record] = []
