@@ -2,8 +2,10 @@
 
 Rules: filter first, then expect a time for every node left, then draw with weights, so that clients
 do not all pick the same node. A witnessed speed counts before a claimed one, and a claim counts no
-more than the best speed that anybody witnessed. Nodes without a record share a fixed part of the
-draw, so that they can earn one. Every node given is either chosen or refused, with a sentence.
+more than the best speed that anybody witnessed. Nobody witnesses how fast a prompt is read: that
+claim counts no more than a fixed multiple of the speed believed so far. Nodes without a record
+share a fixed part of the draw, so that they can earn one. Every node given is either chosen or
+refused, with a sentence.
 
 It asks no clock and owns no state: `rng` decides, and the order of the nodes given does not.
 Banned and absent nodes are not the caller's to pass.
@@ -29,6 +31,9 @@ EXPLORATION_SHARE: Final = 0.1  # of the draw, for all new nodes together
 UNKNOWN_TOKENS_PER_S: Final = 1.0  # where neither a witness nor a claim says anything
 TOKENS_PER_S_MIN: Final = 0.001  # keeps every expected time finite
 SECONDS_MIN: Final = 0.001
+# Decoding reads every active weight for one token, a prompt shares one reading among its tokens,
+# until arithmetic is the limit: on today's devices after some hundred tokens at most.
+PREFILL_PER_DECODE_MAX: Final = 128.0
 
 
 class Cause(StrEnum):
@@ -218,7 +223,7 @@ def _weigh(request: Request, passed: Sequence[tuple[NodeState, ModelOffer]]) -> 
 def _fit(request: Request, state: NodeState, offer: ModelOffer, ceiling: float) -> _Fit:
     decode, speed = _decode_speed(state, offer, ceiling)
     prompt_tokens = request.prompt_bytes / BYTES_PER_TOKEN
-    prefill = max(offer.prefill_tokens_per_s, decode)
+    prefill = min(max(offer.prefill_tokens_per_s, decode), decode * PREFILL_PER_DECODE_MAX)
     seconds = state.queue_ms / 1000 + prompt_tokens / prefill + request.max_tokens / decode
     seconds = max(seconds, SECONDS_MIN)
     return _Fit(state, seconds, speed, state.reliability / seconds**SPEED_EXPONENT)

@@ -143,6 +143,24 @@ def test_a_claim_counts_no_more_than_the_best_witnessed_speed() -> None:
     assert boast < 0.5 < honest
 
 
+def test_a_claimed_prefill_counts_no_more_than_the_believed_speed_allows() -> None:
+    long = Request(PROFILE, prompt_bytes=4 * 6_400, max_tokens=50)
+    offer = replace(OFFER, context_max=8_192, prefill_tokens_per_s=1e9)
+    # 6400 tokens at 128 times 50 tokens/s, then 50 tokens at 50 tokens/s.
+    (boaster,) = draw(state(models=(offer,)), request=long).chosen
+    assert boaster.reason.startswith("about 2 s: 50 tokens/s witnessed")
+    slower = replace(offer, prefill_tokens_per_s=3_200.0)
+    assert draw(state(models=(slower,)), request=long).chosen[0].reason.startswith("about 3 s")
+
+
+def test_a_boasted_prefill_does_not_make_a_slow_node_the_first() -> None:
+    request = Request(PROFILE, prompt_bytes=4 * 400, max_tokens=1)
+    offer = replace(OFFER, context_max=8_192, prefill_tokens_per_s=1e9, decode_tokens_per_s=0.0)
+    mute = state(0, models=(offer,), witnessed_tokens_per_s=0.0)
+    (chosen,) = draw(mute, request=request).chosen
+    assert chosen.reason.startswith("about 4.1 s: speed unknown")
+
+
 def test_all_new_nodes_together_get_the_exploration_share() -> None:
     wave = [state(number, **offering(1e6)) for number in range(1, 8)]
     old, *new = shares(state(0), *wave).values()
@@ -157,12 +175,12 @@ def test_new_nodes_among_themselves_are_weighed_by_their_claims() -> None:
 
 def test_a_slow_claim_is_taken_as_it_is() -> None:
     reason = draw(state(0, **offering(0.5))).chosen[0].reason
-    assert reason.startswith("about 200 s: 0.5 tokens/s claimed")
+    assert reason.startswith("about 202 s: 0.5 tokens/s claimed")
 
 
 def test_a_node_whose_speed_nobody_knows_is_slow() -> None:
     ranking = draw(state(0, **offering(0.0)))
-    assert ranking.chosen[0].reason.startswith("about 100 s: speed unknown")
+    assert ranking.chosen[0].reason.startswith("about 101 s: speed unknown")
     assert "new here" in ranking.chosen[0].reason
 
 

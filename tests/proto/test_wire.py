@@ -24,6 +24,7 @@ from novamesh_proto.messages import (
     JobState,
     JobTerms,
     JobView,
+    ModelOffer,
     NodeLoad,
     PoolModel,
     Sampling,
@@ -173,6 +174,16 @@ def test_a_refusal_names_the_field_and_never_the_value() -> None:
     text = refused(Code.TOO_LARGE, replace(BODY, stop=(MARKER * 30,)))
     assert "JobBody.stop" in text
     assert MARKER not in text
+
+
+@pytest.mark.parametrize("speed", [float("nan"), float("inf"), -1.0, 1e10])
+def test_a_speed_that_is_none_is_not_taken_in(speed: float) -> None:
+    for field in ("decode_tokens_per_s", "prefill_tokens_per_s"):
+        pb = wire.to_pb(parties.OFFER)
+        setattr(pb, field, speed)
+        with pytest.raises(NovaMeshError, match=field) as caught:
+            wire.from_pb(ModelOffer, pb)
+        assert caught.value.code is Code.BAD_REQUEST
 
 
 def test_an_unknown_value_of_an_enum_is_refused() -> None:
