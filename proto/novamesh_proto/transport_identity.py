@@ -37,6 +37,7 @@ from novamesh_proto.messages import NodeId
 LIBP2P_EXTENSION: Final = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
 CERTIFICATE_BYTES_MAX: Final = 16_384
 
+_PEM_BLOCK: Final = b"-----BEGIN"
 _SIGNED_PREFIX: Final = b"libp2p-tls-handshake:"
 # DER has one form of SignedKey { publicKey OCTET STRING, signature OCTET STRING } for Ed25519, so
 # three constants parse it: SEQUENCE and OCTET STRING of 36, PublicKey header, OCTET STRING of 64.
@@ -104,7 +105,7 @@ def check_certificate(data: bytes, expected: NodeId | None) -> CertifiedPeer:
     """Whose certificate this is (PEM or DER).
 
     Args:
-        data: The certificate that a server showed, at most CERTIFICATE_BYTES_MAX.
+        data: The certificate that a server showed, at most CERTIFICATE_BYTES_MAX; nothing else.
         expected: Who it must be; None only where any peer is welcome.
 
     Raises:
@@ -163,7 +164,8 @@ def _parse(data: bytes) -> x509.Certificate:
     if len(data) > CERTIFICATE_BYTES_MAX:
         raise NovaMeshError(Code.BAD_KEY, f"this certificate has {len(data)} bytes")
     try:
-        if data.lstrip().startswith(b"-----BEGIN"):
+        if data.lstrip().startswith(_PEM_BLOCK):
+            _check_one_block(data)
             certificate = x509.load_pem_x509_certificate(data)
         else:
             certificate = x509.load_der_x509_certificate(data)
@@ -175,6 +177,17 @@ def _parse(data: bytes) -> x509.Certificate:
     return certificate
 
 
+def _check_one_block(pem: bytes) -> None:
+    """Only the first block would be checked, but whoever takes the PEM for a root trusts all."""
+    blocks = pem.count(_PEM_BLOCK)
+    if blocks != 1:
+        raise NovaMeshError(
+            Code.BAD_KEY,
+            f"this PEM has {blocks} blocks, and must be one certificate",
+            "pass the server's certificate alone, without a chain and without its key",
+        )
+
+
 def _signed_key(certificate: x509.Certificate) -> bytes:
     """The content of the libp2p extension; a critical extension we do not know refuses all."""
     try:
@@ -182,14 +195,19 @@ def _signed_key(certificate: x509.Certificate) -> bytes:
         unknown = [one for one in extensions if one.critical and one.oid not in _UNDERSTOOD]
         found = extensions.get_extension_for_oid(LIBP2P_EXTENSION).value
     except (ValueError, x509.DuplicateExtension, x509.ExtensionNotFound):
-        raise NovaMeshError(
-            Code.BAD_KEY,
-            "this certificate names no peer",
-            "is this the address of a novamesh coordinator?",
-        ) from None
+        raise _no_peer() from None
     if unknown:
         raise NovaMeshError(
             Code.BAD_KEY, "this certificate has a critical extension that nobody here knows"
         )
-    assert isinstance(found, x509.UnrecognizedExtension)
+    if not isinstance(found, x509.UnrecognizedExtension):  # a parser that came to know it
+        raise _no_peer()
     return found.value
+
+
+def _no_peer() -> NovaMeshError:
+    return NovaMeshError(
+        Code.BAD_KEY,
+        "this certificate names no peer",
+        "is this the address of a novamesh coordinator?",
+    )

@@ -58,6 +58,27 @@ def test_another_identity_is_a_pin_mismatch_that_names_both() -> None:
     assert "join code" in caught.value.hint
 
 
+@pytest.mark.parametrize("second", ["another certificate", "its key"])
+def test_a_pem_with_more_than_one_block_is_refused(second: str) -> None:
+    """Whoever trusts the file as a root would trust the part that nobody checked."""
+    made = transport_identity.make_certificate(COORDINATOR, NOW)
+    other = transport_identity.make_certificate(NODE, NOW)
+    added = other.certificate_pem if second == "another certificate" else made.private_key_pem
+    with pytest.raises(NovaMeshError, match="2 blocks") as caught:
+        transport_identity.check_certificate(made.certificate_pem + added, COORDINATOR.node_id)
+    assert caught.value.code is Code.BAD_KEY
+    assert caught.value.hint
+
+
+def test_a_parser_that_knows_the_extension_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = transport_identity.make_certificate(COORDINATOR, NOW)
+    known = x509.SubjectAlternativeName.oid
+    monkeypatch.setattr(transport_identity, "LIBP2P_EXTENSION", known)
+    with pytest.raises(NovaMeshError, match="names no peer") as caught:
+        transport_identity.check_certificate(made.certificate_pem, COORDINATOR.node_id)
+    assert caught.value.code is Code.BAD_KEY
+
+
 def test_a_wrong_clock_does_not_break_tls() -> None:
     """It must get as far as a signed message, which names the offset."""
     made = transport_identity.make_certificate(COORDINATOR, NOW)
