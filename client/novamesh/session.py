@@ -101,7 +101,7 @@ class JobSession:
             await self._stop()
             raise
 
-    def _may_run_again(self, error: Exception) -> bool | float:
+    def _may_run_again(self, error: NovaMeshError) -> bool | float:
         """A new job is safe once the old one has ended without delivering anything."""
         reader = self._reader
         if reader is None or reader.delivered or not reader.ended:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import stamina
 
+from novamesh import retries
 from novamesh.cli import demo, doctor, main
 from novamesh.config import find_places, save_pool
 from novamesh.private_file import write_private
@@ -152,9 +152,8 @@ class Stage:
 
 
 @pytest.fixture(autouse=True)
-def _no_pauses() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=3, cap=True):
-        yield
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "sleep", lambda _: asyncio.sleep(0))
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.txt")), ids=lambda path: path.stem)

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import stamina
 
-from novamesh import Client, Code, NovaMeshError
+from novamesh import Client, Code, NovaMeshError, retries
 from novamesh.client import parse_job
 from novamesh.config import find_places, save_pool
 from novamesh.receipts import verify_file
@@ -23,9 +22,8 @@ ANSWER = "Two plus three is five."
 
 
 @pytest.fixture(autouse=True)
-def _no_pauses() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=12, cap=True):
-        yield
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "sleep", lambda _: asyncio.sleep(0))
 
 
 @contextlib.contextmanager

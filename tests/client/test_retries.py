@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
 
 import pytest
-import stamina
 
+from novamesh import retries
 from novamesh.retries import WAIT_MAX_S, ask, pause
 from novamesh_proto.errors import MEANINGS, Code, NovaMeshError
 
 
 @pytest.fixture(autouse=True)
-def _no_pauses() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=9, cap=True):
-        yield
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "sleep", lambda _: asyncio.sleep(0))
 
 
 class _Asked:
@@ -64,6 +63,27 @@ def test_named_pause_is_kept_within_bounds() -> None:
     assert pause(NovaMeshError(Code.BUSY, "full", retry_after_ms=10**9)) == WAIT_MAX_S
     assert pause(NovaMeshError(Code.BUSY, "full")) is True
     assert pause(NovaMeshError(Code.POLICY, "no", retry_after_ms=5)) is False
+
+
+async def test_no_try_begins_after_the_time_given() -> None:
+    asked = _Asked(NovaMeshError(Code.BUSY, "full", retry_after_ms=1_000))
+    with pytest.raises(NovaMeshError, match="full"):
+        await ask(asked, 3, 0.5)
+    assert asked.times == 1
+
+
+async def test_pauses_grow_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(retries, "sleep", wait)
+    asked = _Asked(*(NovaMeshError(Code.BUSY, "full") for _ in range(9)))
+    assert await ask(asked, 10, 600) == "answer"
+    usual = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0)
+    assert all(least <= got <= least + 0.2 for least, got in zip(usual, waited, strict=True))
+    assert max(waited) == WAIT_MAX_S
 
 
 async def test_caller_may_decide_itself() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
 from pathlib import Path
 
 import pytest
-import stamina
 
-from novamesh import Client, Code, NovaMeshError
+from novamesh import Client, Code, NovaMeshError, retries
 from novamesh.config import find_places, save_pool
 from novamesh.job_records import JobRecords
 from support.fake_answer import Script
@@ -16,9 +15,8 @@ from support.fake_pool import FakePool
 
 
 @pytest.fixture(autouse=True)
-def _no_pauses() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=3, cap=True):
-        yield
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "sleep", lambda _: asyncio.sleep(0))
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
 from cyclopts import Parameter
-from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
+from novamesh import retries
 from novamesh.cli.output import say
 from novamesh.client import Client
 from novamesh.config import Config, Places, find_places, load_config
@@ -41,16 +42,30 @@ class Scope:
 
     def client(self, **flags: object) -> Client:
         """A client that is not open yet."""
-        # By itself stamina would log to stdout, where the data goes.
-        set_on_retry_hooks((_tell_of_retry,))
+        _hear_of_retries()
         return Client(config=self.config(**flags))
 
 
 HERE: Final = Scope()
 
 
-def _tell_of_retry(details: RetryDetails) -> None:
-    say(f"{details.caused_by}; trying again in {details.wait_for:.1f} s")
+class _Talk(logging.Handler):
+    """Log records as lines of talk."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        say(record.getMessage())
+
+
+_TALK: Final = _Talk()
+
+
+def _hear_of_retries() -> None:
+    """Whoever waits at a terminal is told why; the SDK alone is silent."""
+    log = logging.getLogger(retries.__name__)
+    log.setLevel(logging.INFO)
+    log.addHandler(_TALK)  # the same handler is never added twice
+    log.propagate = False
 
 
 async def find_job(client: Client, text: str) -> JobView:
