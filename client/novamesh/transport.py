@@ -131,18 +131,33 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> NovaMeshError:
                 detail = wire.decode(ErrorDetail, value)
                 code = parse_code(detail.code)
                 return NovaMeshError(code, detail.message, detail.hint, detail.retry_after_ms)
+    details = error.details() or "no details"
     code = _CODE_OF_STATUS.get(error.code().name, Code.INTERNAL)
-    hint = _UNREACHABLE_HINT if code is Code.UNAVAILABLE else ""
-    return NovaMeshError(code, f"{_SENTENCES[code]}: {error.details() or 'no details'}", hint)
+    # gRPC has one status for a queue that is full, which heals, and a message that never will fit.
+    if code is Code.BUSY and any(words in details for words in _TOO_LARGE):
+        code = Code.TOO_LARGE
+    return NovaMeshError(code, f"{_SENTENCES[code]}: {details}", _HINTS.get(code, ""))
 
 
+_TOO_LARGE: Final = ("message larger than max", "metadata size exceeds")
 _SENTENCES: Final[dict[Code, str]] = {
     **dict.fromkeys(MEANINGS, "the coordinator refused"),
+    Code.TOO_LARGE: "a message of this call is too large",
     Code.UNAVAILABLE: "the coordinator cannot be reached",
     Code.EXPIRED: "the coordinator did not answer in time",
     Code.CANCELLED: "the call was cancelled",
     Code.UNSUPPORTED: "the coordinator does not know this call",
     Code.INTERNAL: "the coordinator failed",
+}
+_VERSIONS_HINT: Final = "do both sides run the same version?  novamesh pool show"
+_HINTS: Final[dict[Code, str]] = {
+    Code.UNAVAILABLE: _UNREACHABLE_HINT,
+    Code.EXPIRED: "is the pool overloaded?  try again, or allow more time",
+    Code.BUSY: "try again in a moment",
+    Code.TOO_LARGE: "shorten the prompt or ask for fewer tokens",
+    Code.BAD_REQUEST: _VERSIONS_HINT,
+    Code.UNSUPPORTED: _VERSIONS_HINT,
+    Code.INTERNAL: "try again; if it fails the same way, tell the pool's owner",
 }
 
 

@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 
 from novamesh.transport import error_from_rpc, open_channel, split_address
-from novamesh_proto import wire
+from novamesh_proto import limits, wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey
 from novamesh_proto.messages import ErrorDetail
@@ -28,7 +28,7 @@ REFUSAL = ErrorDetail(Code.BUSY, "the pool is full", "try again in a moment", 15
 
 
 class _Refusing(rpc.PoolServiceServicer):
-    """Refuses Hello with detail and Join without."""
+    """Refuses Hello with detail and Join without; GetJob answers with more than may be said."""
 
     async def Hello(self, request: object, context: Any) -> pb.HelloResponse:
         await context.abort(
@@ -36,6 +36,9 @@ class _Refusing(rpc.PoolServiceServicer):
             REFUSAL.message,
             ((ERROR_METADATA, wire.encode(REFUSAL)),),
         )
+
+    async def GetJob(self, request: object, context: Any) -> pb.GetJobResponse:
+        return pb.GetJobResponse(job=pb.JobView(node=bytes(limits.MESSAGE_BYTES_MAX)))
 
 
 @asynccontextmanager
@@ -175,11 +178,47 @@ def _failure(status: grpc.StatusCode, *metadata: tuple[str, bytes]) -> grpc.aio.
         (grpc.StatusCode.DEADLINE_EXCEEDED, Code.EXPIRED),
         (grpc.StatusCode.CANCELLED, Code.CANCELLED),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Code.BUSY),
+        (grpc.StatusCode.INVALID_ARGUMENT, Code.BAD_REQUEST),
+        (grpc.StatusCode.UNIMPLEMENTED, Code.UNSUPPORTED),
+        (grpc.StatusCode.INTERNAL, Code.INTERNAL),
         (grpc.StatusCode.UNKNOWN, Code.INTERNAL),
     ],
 )
 def test_bare_status_is_mapped(status: grpc.StatusCode, code: Code) -> None:
-    assert error_from_rpc(_failure(status)).code is code
+    error = error_from_rpc(_failure(status))
+    assert error.code is code
+    assert error.message.endswith(": gone")
+    assert error.hint or code is Code.CANCELLED  # whoever cancelled needs no advice
+
+
+async def _call_refused(method: str, request: bytes, **options: Any) -> NovaMeshError:
+    """How a real server refuses raw bytes before any of our code sees them."""
+    async with _coordinator(KEY) as address:
+        opened = await open_channel(address, KEY.node_id, 5)
+        call = opened.channel.unary_unary(f"/novamesh.v1.PoolService/{method}")
+        try:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(request, timeout=5, **options)
+        finally:
+            await opened.close()
+    return error_from_rpc(caught.value)
+
+
+async def test_message_that_is_too_large_is_no_busy_pool() -> None:
+    """Busy pools are asked again; what never fits must not be."""
+    ours = await _call_refused("Join", bytes(limits.MESSAGE_BYTES_MAX + 1))
+    many = await _call_refused("Join", b"", metadata=(("x-more", "y" * 20_000),))
+    theirs = await _call_refused("GetJob", b"")
+    for error in (ours, many, theirs):
+        assert (error.code, error.meaning.retryable) == (Code.TOO_LARGE, False), error.message
+        assert error.hint
+
+
+async def test_server_that_cannot_read_a_call_is_named() -> None:
+    error = await _call_refused("Join", b"\xff\xff\xff")
+    assert error.code is Code.INTERNAL
+    assert error.message.startswith("the coordinator failed: ")
+    assert "pool's owner" in error.hint
 
 
 def test_damaged_detail_falls_back_to_the_status() -> None:
