@@ -13,6 +13,7 @@ test: $(VENV)/.run
 lint: $(VENV)/.dev check-proto check-compose
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 	$(BIN)/lint-imports && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code
+	$(BIN)/buf breaking --against proto/v1.binpb   # docs/protocol.md, section 8
 fix: $(VENV)/.dev
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format . && $(BIN)/buf format -w
 proto: $(VENV)/.run
