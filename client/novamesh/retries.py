@@ -16,7 +16,14 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from novamesh.clock import Clock
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
+)
+
 from novamesh_proto.errors import NovaMeshError
 
 T = TypeVar("T")
@@ -26,7 +33,6 @@ _WAIT_INITIAL_S: Final = 0.1
 _JITTER_S: Final = 0.2
 
 sleep = asyncio.sleep  # tests wait for nothing
-_clock: Final = Clock.system()
 _log: Final = logging.getLogger(__name__)
 
 
@@ -43,19 +49,21 @@ async def ask(
     Raises:
         NovaMeshError: what the last try was refused with.
     """
-    began_s, tried = _clock.monotonic(), 0
-    while True:
-        try:
+    verdict = again or pause
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(
+            lambda e: isinstance(e, NovaMeshError) and verdict(e) is not False
+        ),
+        wait=lambda state: _wait_s(verdict(_refusal(state)), state.attempt_number),
+        stop=stop_after_attempt(attempts) | stop_before_delay(timeout_s),
+        sleep=lambda seconds: sleep(seconds),
+        before_sleep=_tell,
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt:
             return await call()
-        except NovaMeshError as error:
-            tried += 1
-            named = (again or pause)(error)
-            wait_s = _usual_wait_s(tried) if named is True else named
-            ends_s = _clock.monotonic() - began_s + wait_s
-            if named is False or tried >= attempts or ends_s >= timeout_s:
-                raise
-            _log.info("%s; trying again in %.1f s", error, wait_s)
-        await sleep(wait_s)
+    raise AssertionError("a retry loop ends with a result or an error")
 
 
 def pause(error: NovaMeshError) -> bool | float:
@@ -67,6 +75,19 @@ def pause(error: NovaMeshError) -> bool | float:
     return True
 
 
-def _usual_wait_s(tried: int) -> float:
+def _wait_s(named: bool | float, tried: int) -> float:
+    if named is not True:
+        return named
     growing = _WAIT_INITIAL_S * 2.0 ** min(tried - 1, 10)
     return min(WAIT_MAX_S, growing + random.uniform(0, _JITTER_S))
+
+
+def _refusal(state: RetryCallState) -> NovaMeshError:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert isinstance(error, NovaMeshError)
+    return error
+
+
+def _tell(state: RetryCallState) -> None:
+    _log.info("%s; trying again in %.1f s", _refusal(state), state.upcoming_sleep)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,7 @@ from novamesh_coordinator.core import Core
 from novamesh_coordinator.effects import UNORDERED, Effect, Outcome
 from novamesh_coordinator.events import Moment
 from novamesh_coordinator.inputs import Input, Ticked
+from novamesh_coordinator.log_chain import Mark
 from novamesh_coordinator.store import Entry, Loaded, Store
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId
@@ -94,7 +95,7 @@ class Sequencer:
         self._ready = asyncio.Event()  # the core is what the disk says, and no other
         self._ready.set()
         self._poisoned = False
-        self._snapshot: tuple[int, bytes, bytes] | None = None  # encoded, not yet written
+        self._snapshot: tuple[Mark, bytes] | None = None  # encoded, not yet written
         self.commits = 0
 
     @property
@@ -140,6 +141,10 @@ class Sequencer:
                     raise
             await asyncio.sleep(TICK_S)
 
+    def loops(self) -> tuple[Callable[[], Coroutine[object, object, None]], ...]:
+        """What must run, each in a task of its own, for as long as inputs come."""
+        return self.run_writer, self.run_timer, self.run_probe, self.run_snapshots
+
     async def run_writer(self) -> None:
         """Commit what waits, for ever."""
         while True:
@@ -182,18 +187,17 @@ class Sequencer:
         """Encode the state now and then, beside the work; the writer then writes it."""
         while True:
             await asyncio.sleep(TICK_S)
-            due = self._store.seq - self._store.snapshot_seq >= SNAPSHOT_EVERY
+            due = self._store.mark.seq - self._store.snapshot_seq >= SNAPSHOT_EVERY
             if due and self._settled and self._snapshot is None:
-                mark, state = self._store.mark(), self.core.state()
-                body = await asyncio.to_thread(canonical.encode, state)
-                self._snapshot = (*mark, body)
+                mark, state = self._store.mark, self.core.state()
+                self._snapshot = mark, await asyncio.to_thread(canonical.encode, state)
                 self._work.set()
 
     async def save(self) -> None:
         """Write a snapshot at the end, so that the next start is quick; after the loops ended."""
-        seq, digest = self._store.mark()
-        if self._settled and self.healthy and seq != self._store.snapshot_seq:
-            await self._store.save_snapshot(seq, digest, self.core.dump())
+        mark = self._store.mark
+        if self._settled and self.healthy and mark.seq != self._store.snapshot_seq:
+            await self._store.save_snapshot(mark, self.core.dump())
 
     @property
     def _settled(self) -> bool:
@@ -276,9 +280,9 @@ class Sequencer:
     async def _write_snapshot(self) -> None:
         if self._snapshot is None:
             return
-        (seq, digest, body), self._snapshot = self._snapshot, None
+        (mark, state), self._snapshot = self._snapshot, None
         try:
-            await self._store.save_snapshot(seq, digest, body)
+            await self._store.save_snapshot(mark, state)
         except NovaMeshError as error:
             _log.warning("no snapshot", error=error.message)
 

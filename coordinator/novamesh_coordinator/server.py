@@ -88,21 +88,15 @@ async def run_coordinator(
         NovaMeshError: CORRUPT, STORAGE, CONFLICT if a port is taken.
     """
     clock = clock or wall_clock()
-    core = await _load(identity, store, clock)
+    core = await load_core(identity, store, clock)
     certificate = None if bind else make_certificate(identity.key, datetime.now(UTC))
-    door = _door(core, store, config, clock, seed, certificate)
+    door = make_door(core, store, config, clock, seed, certificate)
     server, health_servicer = _grpc_server(door, config)
     port = _bind(server, config.listen if bind is None else bind, certificate)
     async with _ungrouped(), contextlib.AsyncExitStack() as stack:
         http_port = await _serve_http(stack, config, door)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        sequencer = door.sequencer
-        loops = [
-            tasks.create_task(sequencer.run_writer(), name="log-writer"),
-            tasks.create_task(sequencer.run_timer(), name="timer"),
-            tasks.create_task(sequencer.run_probe(), name="storage-probe"),
-            tasks.create_task(sequencer.run_snapshots(), name="snapshots"),
-        ]
+        loops = [tasks.create_task(loop(), name=loop.__name__) for loop in door.sequencer.loops()]
         await server.start()
         for service in SERVICES:
             await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -126,7 +120,12 @@ async def _ungrouped() -> AsyncIterator[None]:
         raise alone from None
 
 
-async def _load(identity: PoolIdentity, store: Store, clock: Clock) -> Core:
+async def load_core(identity: PoolIdentity, store: Store, clock: Clock) -> Core:
+    """The core as the log says, its live attempts with new leases.
+
+    Raises:
+        NovaMeshError: CORRUPT, STORAGE.
+    """
     began_s = time.monotonic()
     loaded = await store.load()
     core = Core(identity, loaded.state)
@@ -134,7 +133,7 @@ async def _load(identity: PoolIdentity, store: Store, clock: Clock) -> Core:
     core.recover(clock.now())
     _log.info(
         "log read",
-        events=store.seq,
+        events=store.mark.seq,
         replayed=len(loaded.records),
         jobs=len(core.jobs),
         took_ms=int((time.monotonic() - began_s) * 1000),
@@ -142,14 +141,15 @@ async def _load(identity: PoolIdentity, store: Store, clock: Clock) -> Core:
     return core
 
 
-def _door(
+def make_door(
     core: Core,
     store: Store,
     config: CoordinatorConfig,
     clock: Clock,
-    seed: int | None,
-    certificate: ServerCertificate | None,
+    seed: int | None = None,
+    certificate: ServerCertificate | None = None,
 ) -> Door:
+    """What every service needs, joined; arguments as `run_coordinator`."""
     hub, identity = Hub(), core.identity
     rng = random.SystemRandom() if seed is None else random.Random(seed)
     per_s = float(config.requests_per_s)

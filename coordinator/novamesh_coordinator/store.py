@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -25,20 +24,23 @@ from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from novamesh_coordinator import canonical
 from novamesh_coordinator.body_cache import BodyCache
 from novamesh_coordinator.core import CoreState
-from novamesh_coordinator.events import RECORDS, AttemptSettled, JobEnded, Record
+from novamesh_coordinator.events import AttemptSettled, JobEnded, Record
+from novamesh_coordinator.log_chain import (
+    Mark,
+    check_rows,
+    check_snapshot,
+    corrupt,
+    make_rows,
+    read_row,
+    snapshot_digest,
+)
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId, JobState
 
 SNAPSHOTS_KEPT: Final = 2
 BUSY_TIMEOUT_MS: Final = 5_000
-_FIRST_DIGEST: Final = hashlib.sha256(b"novamesh/v1/log\0").digest()
-_CORRUPT_HINT: Final = (
-    "nothing was changed. Restore the coordinator's folder from a backup, and keep a copy of the "
-    "damaged one to find out what happened"
-)
 
 _META: Final = sa.MetaData()
 _EVENTS: Final = sa.Table(
@@ -95,8 +97,7 @@ class Store:
         self._engine = engine
         self._writer = writer
         self._lock = lock
-        self._digest = _FIRST_DIGEST
-        self.seq = 0  # of the last committed event
+        self.mark = Mark()  # of the last committed event
         self.snapshot_seq = 0  # of the newest snapshot
         self._bodies = BodyCache()
 
@@ -114,7 +115,9 @@ class Store:
             log = log.where(_EVENTS.c.seq >= snapshot.seq) if snapshot else log
             rows = (await reader.execute(log)).all()
         # Digests and JSON of a long log take a while; the loop must go on meanwhile.
-        return await asyncio.to_thread(self._check, snapshot, rows)
+        loaded, self.mark = await asyncio.to_thread(_check, snapshot, rows)
+        self.snapshot_seq = snapshot.seq if snapshot else 0
+        return loaded
 
     async def commit(self, entries: Sequence[Entry]) -> None:
         """Write what some steps decided, in order, in one transaction, durably.
@@ -122,12 +125,12 @@ class Store:
         Raises:
             NovaMeshError: STORAGE; then nothing of it was written.
         """
-        rows, digest = self._rows(entries)
+        rows, mark = make_rows((r for entry in entries for r in entry.records), self.mark)
         bodies = [e.body for e in entries if e.body is not None]
         ended = [{"ended": job} for e in entries for r in e.records if (job := _ended(r))]
         async with _storage("write the log"), self._writer.begin():
             if rows:
-                await self._writer.execute(sa.insert(_EVENTS), rows)
+                await self._writer.execute(sa.insert(_EVENTS), [asdict(row) for row in rows])
             if bodies:
                 new = [{"job": job, "body": body} for job, body in bodies]
                 await self._writer.execute(sa.insert(_BODIES), new)
@@ -138,28 +141,24 @@ class Store:
             self._bodies.keep(job, body)
         for row in ended:
             self._bodies.drop(row["ended"])
-        self.seq, self._digest = self.seq + len(rows), digest
+        self.mark = mark
 
-    async def save_snapshot(self, seq: int, log_digest: bytes, state: bytes) -> None:
-        """Keep the state as it was after event `seq`; older snapshots go, but one.
+    async def save_snapshot(self, at: Mark, state: bytes) -> None:
+        """Keep the state as it was at a place in the log; older snapshots go, but one.
 
         Raises:
             NovaMeshError: STORAGE.
         """
-        digest = _sha256(log_digest, state)
-        row = {"seq": seq, "log_digest": log_digest, "body": state, "digest": digest}
+        digest = snapshot_digest(at, state)
+        row = {"seq": at.seq, "log_digest": at.digest, "body": state, "digest": digest}
         kept = sa.select(_SNAPSHOTS.c.seq).order_by(_SNAPSHOTS.c.seq.desc()).limit(SNAPSHOTS_KEPT)
         async with _storage("write a snapshot"), self._writer.begin():
-            await self._writer.execute(sa.delete(_SNAPSHOTS).where(_SNAPSHOTS.c.seq == seq))
+            await self._writer.execute(sa.delete(_SNAPSHOTS).where(_SNAPSHOTS.c.seq == at.seq))
             await self._writer.execute(sa.insert(_SNAPSHOTS), row)
             await self._writer.execute(
                 sa.delete(_SNAPSHOTS).where(_SNAPSHOTS.c.seq.not_in(kept.scalar_subquery()))
             )
-        self.snapshot_seq = seq
-
-    def mark(self) -> tuple[int, bytes]:
-        """Number and digest of the last committed event: where a snapshot would stand."""
-        return self.seq, self._digest
+        self.snapshot_seq = at.seq
 
     async def body(self, job: JobId) -> bytes | None:
         """The sealed job as it was first submitted, while it lives."""
@@ -178,7 +177,7 @@ class Store:
         log = sa.select(_EVENTS).where(_EVENTS.c.job == job).order_by(_EVENTS.c.seq).limit(64)
         async with _storage("read the log"), self._engine.connect() as reader:
             rows = (await reader.execute(log)).all()
-        return tuple(_read(row) for row in rows)
+        return tuple(map(read_row, rows))
 
     async def probe(self, now_ms: int) -> None:
         """Write a trifle, to see whether the disk takes it again.
@@ -196,42 +195,14 @@ class Store:
         await self._engine.dispose()
         self._lock.close()
 
-    def _rows(self, entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], bytes]:
-        digest, seq, rows = self._digest, self.seq, []
-        for entry in entries:
-            for record in entry.records:
-                seq += 1
-                kind, body = type(record).__name__, canonical.encode(record)
-                digest = _link(digest, seq, kind, body)
-                job = getattr(record, "job", None)
-                row = {"seq": seq, "kind": kind, "job": job, "body": body, "digest": digest}
-                rows.append(row)
-        return rows, digest
 
-    def _check(self, snapshot: Any, rows: Sequence[Any]) -> Loaded:
-        state, seq, digest = None, 0, _FIRST_DIGEST
-        if snapshot is not None:
-            seq, digest = snapshot.seq, snapshot.log_digest
-            self.snapshot_seq = seq
-            if _sha256(digest, snapshot.body) != snapshot.digest:
-                raise _corrupt(f"the snapshot at event {seq} was changed")
-            if not rows or rows[0].seq != seq or rows[0].digest != digest:
-                raise _corrupt(f"the log does not hold event {seq} as the snapshot knew it")
-            rows = rows[1:]
-            state = canonical.decode(CoreState, snapshot.body)
-        records = []
-        for row in rows:
-            seq += 1
-            if row.seq != seq:
-                raise _corrupt(f"event {seq} is missing from the log")
-            # SQLite keeps whatever type was written, so the type is checked like the value.
-            as_written = isinstance(row.kind, str) and isinstance(row.body, bytes)
-            if not as_written or _link(digest, seq, row.kind, row.body) != row.digest:
-                raise _corrupt(f"event {seq} of the log was changed")
-            digest = row.digest
-            records.append(_read(row))
-        self.seq, self._digest = seq, digest
-        return Loaded(state, tuple(records))
+def _check(snapshot: Any, rows: Sequence[Any]) -> tuple[Loaded, Mark]:
+    if snapshot is None:
+        records, mark = check_rows(rows, Mark())
+        return Loaded(None, records), mark
+    state, place = check_snapshot(snapshot, rows[0] if rows else None)
+    records, mark = check_rows(rows[1:], place)
+    return Loaded(state, records), mark
 
 
 async def open_store(path: Path) -> Store:
@@ -320,7 +291,7 @@ class _storage:  # noqa: N801  reads as a statement: async with _storage("write 
         if isinstance(error, SQLAlchemyError):
             said = str(error.orig if isinstance(error, DBAPIError) else error)
             if "malformed" in said or "not a database" in said:
-                raise _corrupt(f"the database says: {said}") from error
+                raise corrupt(f"the database says: {said}") from error
             raise NovaMeshError(
                 Code.STORAGE,
                 f"cannot {self._doing}: {said}",
@@ -336,26 +307,3 @@ def _ended(record: Record) -> JobId | None:
     if isinstance(record, AttemptSettled) and record.outcome is JobState.SETTLED:
         return record.job
     return None
-
-
-def _read(row: Any) -> Record:
-    cls = RECORDS.get(row.kind)
-    if cls is None:
-        raise NovaMeshError(
-            Code.CORRUPT,
-            f"event {row.seq} is a {row.kind}, which this version does not know",
-            "run the version of novamesh that wrote it, or a newer one",
-        )
-    return canonical.decode(cls, row.body)
-
-
-def _link(digest: bytes, seq: int, kind: str, body: bytes) -> bytes:
-    return hashlib.sha256(b"%b%d %b\0%b" % (digest, seq, kind.encode(), body)).digest()
-
-
-def _sha256(*parts: bytes) -> bytes:
-    return hashlib.sha256(b"".join(parts)).digest()
-
-
-def _corrupt(problem: str) -> NovaMeshError:
-    return NovaMeshError(Code.CORRUPT, problem, _CORRUPT_HINT)

@@ -51,7 +51,7 @@ async def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
     core = Core(table.identity, loaded.state)
     core.replay(loaded.records)
     assert core.dump() == table.core.dump()
-    assert store.seq == len(table.log)
+    assert store.mark.seq == len(table.log)
     await store.close()
 
 
@@ -60,9 +60,9 @@ async def test_a_snapshot_shortens_the_replay(tmp_path: Path) -> None:
     store = await open_store(tmp_path / "c.db")
     await store.load()
     for _ in range(3):
-        await store.save_snapshot(*store.mark(), table.core.dump())
+        await store.save_snapshot(store.mark, table.core.dump())
     await store.commit([Entry((joined(1),))])
-    await store.save_snapshot(*store.mark(), table.core.dump())
+    await store.save_snapshot(store.mark, table.core.dump())
     await store.commit([Entry((joined(2), joined(3)))])
     await store.close()
     store = await open_store(tmp_path / "c.db")
@@ -123,7 +123,7 @@ async def test_damage_is_found_and_named(tmp_path: Path, damage: str, said: str)
     if "snapshots" in damage:
         store = await open_store(path)
         await store.load()
-        await store.save_snapshot(*store.mark(), table.core.dump())
+        await store.save_snapshot(store.mark, table.core.dump())
         await store.close()
     with sqlite3.connect(path) as database:
         database.execute(damage)
@@ -162,7 +162,7 @@ async def test_a_commit_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(NovaMeshError) as refused:
         await store.commit([Entry((joined(2),), (JobId(bytes(32)), b"same job again"))])
     assert refused.value.code is Code.STORAGE
-    assert store.seq == 1
+    assert store.mark.seq == 1
     await store.probe(5)
     await store.commit([Entry((joined(2),))])
     assert (await store.load()).records == (joined(1), joined(2))
@@ -178,7 +178,7 @@ from novamesh_coordinator.store import Entry, open_store
 async def main():
     store = await open_store(Path(sys.argv[1]))
     await store.load()
-    for number in range(store.seq + 1, 10**9):
+    for number in range(store.mark.seq + 1, 10**9):
         who = number.to_bytes(38, "big")
         claim = number.to_bytes(32, "big")
         await store.commit([Entry((MemberJoined(who, number, b"", 0, claim, 0),))])

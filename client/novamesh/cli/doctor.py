@@ -34,7 +34,7 @@ DISK_BYTES_MIN: Final = 1 << 30
 _CLOCK_WARN_MS: Final = 2_000
 _PACKAGES: Final = (
     "cryptography", "cyclopts", "grpcio", "httpx", "numpy",
-    "platformdirs", "protobuf", "pydantic", "rich", "structlog",
+    "platformdirs", "protobuf", "pydantic", "rich", "structlog", "tenacity",
 )  # fmt: skip
 # Checks of the parts: module, what must be importable for it, which extra brings that.
 _PARTS: Final = (
