@@ -69,8 +69,12 @@ def write_json(document: object) -> None:
 
 def write_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns under a header line; numbers stand right."""
-    table = [[clean(str(cell)) for cell in row] for row in rows]
-    right = [bool(table) and all(_is_number(row[n]) for row in table) for n in range(len(header))]
+    values = [tuple(row) for row in rows]
+    table = [[clean(str(cell)) for cell in row] for row in values]
+    right = [
+        bool(values) and all(isinstance(row[n], int | float) for row in values)
+        for n in range(len(header))
+    ]
     lines = [list(header), *table]
     widths = [max(len(line[n]) for line in lines) for n in range(len(header))]
     for line in lines:
@@ -114,7 +118,3 @@ def plural(count: int, word: str) -> str:
 
 def _console(stream: TextIO) -> Console:
     return Console(file=stream, soft_wrap=True, highlight=False, markup=False, emoji=False)
-
-
-def _is_number(cell: str) -> bool:
-    return cell.replace(".", "", 1).isdecimal() or cell == "-"
