@@ -184,9 +184,9 @@ class AnswerReader:
         return Step(ack=envelope.seal(ack, self._key))
 
     def _take_attestation(self, sealed: Envelope, now_ms: int) -> Step:
-        attempt = self._require_attempt("an attestation")
-        if self._attestation is not None:
-            return Step()
+        attempt = self._attempt
+        if attempt is None or self._attestation is not None:
+            return Step()  # told again, or all that the pool still holds of the answer
         opened = self._open(sealed, InferenceAttestation, attempt.node)
         attestation.check_attestation(opened, self._record.terms, attempt.assignment)
         self._attestation = opened
@@ -221,16 +221,15 @@ class AnswerReader:
         if view.state is not JobState.SETTLED:
             raise _failure(view)
         attempt = self._attempt
-        if attempt is None or self._attestation is None or self._client_receipt is None:
+        if attempt is None:
+            raise _lost()
+        if self._attestation is None or self._client_receipt is None:
             raise NovaMeshError(Code.CORRUPT, "the job was settled without an attestation")
         verdict = self._client_receipt.message.verdict
+        if verdict is ReceiptVerdict.INCOMPLETE:
+            raise _lost()
         if verdict is not ReceiptVerdict.OK:
-            problem = (
-                "attests an answer whose end never came"
-                if verdict is ReceiptVerdict.INCOMPLETE
-                else "attests another answer than the one it sent"
-            )
-            raise attempt.accuse(Code.CORRUPT, problem)
+            raise attempt.accuse(Code.CORRUPT, "attests another answer than the one it sent")
         return Conclusion(
             assignment=attempt.assignment,
             attestation=self._attestation,
@@ -318,6 +317,15 @@ def _failure(view: JobView) -> NovaMeshError:
     }
     message = view.message or f"the job ended {view.state.name.lower()}"
     return NovaMeshError(code, message, hints.get(code, ""))
+
+
+def _lost() -> NovaMeshError:
+    """The pool relayed the answer, and does not hold it any more: nobody is accused of that."""
+    return NovaMeshError(
+        Code.STALE,
+        "the answer was given, but the pool holds no more of it than its proof",
+        "run it again",
+    )
 
 
 def _envelope(part: Verified[T] | None) -> Envelope | None:

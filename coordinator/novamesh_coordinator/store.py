@@ -115,7 +115,7 @@ class Store:
             log = log.where(_EVENTS.c.seq >= snapshot.seq) if snapshot else log
             rows = (await reader.execute(log)).all()
         # Digests and JSON of a long log take a while; the loop must go on meanwhile.
-        loaded, self.mark = await asyncio.to_thread(_check, snapshot, rows)
+        loaded, self.mark = await asyncio.to_thread(check_log, snapshot, rows)
         self.snapshot_seq = snapshot.seq if snapshot else 0
         return loaded
 
@@ -196,7 +196,12 @@ class Store:
         self._lock.close()
 
 
-def _check(snapshot: Any, rows: Sequence[Any]) -> tuple[Loaded, Mark]:
+def check_log(snapshot: Any, rows: Sequence[Any]) -> tuple[Loaded, Mark]:
+    """What a snapshot and the rows from its own event on say, and the place where they end.
+
+    Raises:
+        NovaMeshError: CORRUPT, saying where.
+    """
     if snapshot is None:
         records, mark = check_rows(rows, Mark())
         return Loaded(None, records), mark

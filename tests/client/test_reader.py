@@ -135,11 +135,22 @@ def test_other_coordinator_is_refused() -> None:
     assert caught.value.code is Code.FORBIDDEN
 
 
-@pytest.mark.parametrize("kind", ["chunk", "checkpoint", "attestation"])
+@pytest.mark.parametrize("kind", ["chunk", "checkpoint"])
 def test_nothing_is_believed_before_an_assignment(kind: str) -> None:
     event = next(event for event in SENT.events if getattr(event, kind) is not None)
     with pytest.raises(NovaMeshError, match="before any assignment"):
         _take(SENT.reader(), event)
+
+
+def test_an_answer_of_which_only_the_proof_is_left_is_lost_and_nobody_is_accused() -> None:
+    reader = SENT.reader()
+    for event in SENT.events:
+        if event.assignment is None and event.chunk is None and event.checkpoint is None:
+            _take(reader, event)
+    with pytest.raises(NovaMeshError) as lost:
+        reader.conclude()
+    assert lost.value.code is Code.STALE
+    assert not isinstance(lost.value, PeerError)
 
 
 def test_evidence_of_another_job_is_refused() -> None:
@@ -195,7 +206,7 @@ def test_verdict_is_in_the_countersignature(tampered: str) -> None:
     (sealed,) = [receipt for receipt in receipts if receipt is not None]
     verdict = _open(sealed).verdict
     assert verdict is (ReceiptVerdict.INCOMPLETE if tampered == "cut" else ReceiptVerdict.MISMATCH)
-    with pytest.raises(PeerError, match="attests"):
+    with pytest.raises(NovaMeshError, match="attests another" if tampered != "cut" else "proof"):
         reader.conclude()
 
 
