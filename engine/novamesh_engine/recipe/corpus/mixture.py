@@ -15,7 +15,7 @@ from novamesh_engine.recipe.corpus.arithmetic import make_sum
 from novamesh_engine.recipe.corpus.chat import make_chat
 from novamesh_engine.recipe.corpus.facts import make_fact
 from novamesh_engine.recipe.corpus.item import Item
-from novamesh_engine.recipe.corpus.noise import add_noise
+from novamesh_engine.recipe.corpus.noise import LOUD_SHARE, add_noise
 from novamesh_engine.recipe.corpus.problems import make_problem
 from novamesh_engine.recipe.corpus.split import Axes, is_held_item, normalise
 from novamesh_engine.recipe.corpus.unknown import make_unknown
@@ -41,15 +41,21 @@ _WEIGHTS: Final = [share for share, _ in _SHARES]
 _MAKERS: Final = [make for _, make in _SHARES]
 
 
-def _noisy(rng: Random, item: Item) -> Item:
-    return Item(item.row, add_noise(rng, item.prompt, polite=item.row != "chat"), item.answer)
+# Capitals split into other tokens, so that little is learned of them at the rate people use them.
+_LOUD_SHARE_TRAINED: Final = 0.25
+
+
+def _noisy(rng: Random, item: Item, loud_share: float = LOUD_SHARE) -> Item:
+    prompt = add_noise(rng, item.prompt, item.row != "chat", loud_share)
+    return Item(item.row, prompt, item.answer)
 
 
 def training_items(seed: str) -> Iterator[Item]:
     """An endless stream of items to train on; the same seed gives the same stream."""
     rng = Random(seed)
     while True:
-        item = _noisy(rng, rng.choices(_MAKERS, _WEIGHTS)[0](rng, TRAINED))
+        made = rng.choices(_MAKERS, _WEIGHTS)[0](rng, TRAINED)
+        item = _noisy(rng, made, _LOUD_SHARE_TRAINED)
         if not is_held_item(item.prompt):
             yield item
 

@@ -29,9 +29,10 @@ _AFTER: Final = (
     " Just the answer.",
 )
 NOISE_SHARE: Final = 0.4
+LOUD_SHARE: Final = 0.08  # of the prompts without their casing: in capitals
 
 
-def add_noise(rng: Random, prompt: str, polite: bool = True) -> str:
+def add_noise(rng: Random, prompt: str, polite: bool = True, loud_share: float = LOUD_SHARE) -> str:
     """The prompt as somebody might type it; most prompts stay as they are."""
     if rng.random() >= NOISE_SHARE:
         return prompt
@@ -41,7 +42,7 @@ def add_noise(rng: Random, prompt: str, polite: bool = True) -> str:
     elif roll < 0.45 and polite:
         prompt = prompt + rng.choice(_AFTER)
     if rng.random() < 0.45:
-        prompt = prompt.lower() if rng.random() < 0.92 else prompt.upper()
+        prompt = prompt.lower() if rng.random() >= loud_share else prompt.upper()
     if rng.random() < 0.35:
         prompt = prompt.rstrip("?.! ") or prompt
     if rng.random() < 0.08:
