@@ -42,7 +42,7 @@ def add_noise(rng: Random, prompt: str, polite: bool = True, loud_share: float =
     elif roll < 0.45 and polite:
         prompt = prompt + rng.choice(_AFTER)
     if rng.random() < 0.45:
-        prompt = prompt.lower() if rng.random() >= loud_share else prompt.upper()
+        prompt = prompt.lower() if rng.random() < 1 - loud_share else prompt.upper()
     if rng.random() < 0.35:
         prompt = prompt.rstrip("?.! ") or prompt
     if rng.random() < 0.08:
