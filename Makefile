@@ -4,12 +4,15 @@ BIN  := $(VENV)/bin
 PY   := $(BIN)/python
 PROTOS := $(wildcard proto/novamesh_proto/v1/*.proto)
 EXTRAS := node,coordinator,test
-.PHONY: demo test lint fix proto check-proto check-compose docs bench train clean
+SEEDS ?= 10000
+.PHONY: demo test sim lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.run
 	$(BIN)/novamesh demo
 test: $(VENV)/.run
 	$(PY) -m pytest
+sim: $(VENV)/.run
+	cd tests && ../$(PY) -m support.sim.campaign --seeds $(SEEDS)
 lint: $(VENV)/.dev check-proto check-compose
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 	$(BIN)/lint-imports && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code

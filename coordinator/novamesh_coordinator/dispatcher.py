@@ -85,7 +85,8 @@ class Dispatcher:
         if job.assignment is not None and not self._relay.take_up(job.job, job.fence):
             assignment = envelope.open(job.assignment, JobAssignment, network=network)
             since_us = max(0, now.wall_ms - job.assigned_ms) * 1000
-            self._relay.open(assignment, now.ticks_us - since_us, 0)
+            taken = job.state is JobState.RUNNING
+            self._relay.open(assignment, now.ticks_us - since_us, 0, resumed=taken)
 
     def adopt(self, older: Dispatcher, now: Moment, network: str) -> None:
         """Go on from an older dispatcher whose last decisions were never committed."""
@@ -136,7 +137,7 @@ class Dispatcher:
         that the node itself is as good a candidate as any; `claim` is what it attests of its part.
         """
         stream = self._relay.get(job.job)
-        started = stream is not None and stream.chain.chunks > 0
+        started = stream is not None and stream.started
         successor = None if started else self._successor(turn, job, same_node=same_node)
         turn.log(
             AttemptEnded(
@@ -167,7 +168,7 @@ class Dispatcher:
         """A node vanished: what it had not begun goes to others, the rest waits for its lease."""
         for job in self._jobs.on_node(node):
             stream = self._relay.get(job.job)
-            started = stream is not None and stream.chain.chunks > 0
+            started = stream is not None and stream.started
             if not started and self._successor(turn, job) is not None:
                 message = "the node vanished before its first token"
                 self.end_attempt(turn, job, Code.NODE_LOST, message, lost=True, told=True)

@@ -64,9 +64,15 @@ class Stream:
     ack: Verified[StreamAck] | None = None
     bytes: int = 0
     prompt_tokens_done: int = 0
+    resumed: bool = False  # begun before this process, which cannot know what was passed on
 
     def __post_init__(self) -> None:
         self.marks = [Mark(0, 0, 0, self.chain.head)]
+
+    @property
+    def started(self) -> bool:
+        """Whether the client may hold a part of the answer already."""
+        return self.resumed or self.chain.chunks > 0
 
     @property
     def end(self) -> int:
@@ -116,12 +122,18 @@ class Relay:
         """The stream of a job's newest attempt."""
         return self._streams.get(job)
 
-    def open(self, assignment: Verified[JobAssignment], sent_us: int, rtt_us: int) -> Stream:
-        """An attempt begins; what an earlier one left is gone."""
+    def open(
+        self,
+        assignment: Verified[JobAssignment],
+        sent_us: int,
+        rtt_us: int,
+        resumed: bool = False,
+    ) -> Stream:
+        """An attempt begins, or goes on after a restart; what an earlier one left is gone."""
         given = assignment.message
         self.drop(given.job)
         chain = ChainFollower(given.job, given.attempt, given.fence, given.node)
-        stream = Stream(assignment, chain, sent_us, rtt_us)
+        stream = Stream(assignment, chain, sent_us, rtt_us, resumed=resumed)
         self._streams[given.job] = stream
         self._keep(stream, WatchResponse(assignment=assignment.envelope), 512)
         return stream

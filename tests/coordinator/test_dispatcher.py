@@ -89,6 +89,20 @@ def test_without_another_candidate_a_vanished_node_has_its_lease_to_come_back(
     assert table.view(client, order.id).state is JobState.SETTLED
 
 
+def test_after_a_restart_an_attempt_that_was_taken_is_not_begun_again(table: Table) -> None:
+    """Its first tokens may have reached the client before: it would get them twice."""
+    client, one, two = table.client(), table.node("one"), table.node("two")
+    order = table.order(client, one, two)
+    attempt = table.assigned(one)
+    table.decide(attempt)
+    table.send(attempt, attempt.chunk())
+    table.restart()
+    table.attach(two)
+    table.pass_time(60)
+    view = table.view(client, order.id)
+    assert (view.state, view.code, view.attempt) == (JobState.FAILED, "node_lost", 1)
+
+
 def test_a_lease_that_nobody_renews_ends_the_attempt(table: Table) -> None:
     client, node = table.client(), table.node()
     order = table.order(client, node)

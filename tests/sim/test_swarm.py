@@ -1,0 +1,58 @@
+"""Whole worlds from seeds: production code under faults and liars, and no promise of it breaks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.sim.campaign import run_seed
+from support.sim.sabotage import BUGS, Bug
+
+SEEDS = 300
+BLOCK = 30
+TESTS = Path(__file__).parent.parent
+
+# Seeds that failed once, and what they found.
+REGRESSIONS = {
+    255: "after a restart an attempt that had delivered tokens was begun again",
+}
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+def test_nothing_breaks(first: int) -> None:
+    failed = {
+        seed: verdict.problems
+        for seed in range(first, first + BLOCK)
+        if (verdict := run_seed(seed)).problems
+    }
+    assert not failed, f"replay: python -m support.sim.campaign --seed {min(failed)}"
+
+
+@pytest.mark.parametrize("seed", REGRESSIONS, ids=str)
+def test_what_was_mended_stays_mended(seed: int) -> None:
+    assert not run_seed(seed).problems
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
+def test_the_simulator_finds_it(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+    assert any(run_seed(seed).problems for seed in range(SEEDS))
+
+
+@pytest.mark.parametrize("seed", [3, 18])
+def test_a_seed_gives_the_same_run_in_another_process(seed: int) -> None:
+    here = run_seed(seed).digest
+    for hash_seed in ("1", "2"):
+        shown = subprocess.run(
+            [sys.executable, "-m", "support.sim.campaign", "--seed", str(seed)],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            cwd=TESTS,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert f"digest {here}" in shown

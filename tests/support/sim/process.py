@@ -1,0 +1,63 @@
+"""A process of the simulated world: its tasks, its clocks, and its sudden death.
+
+Whatever a dead process still does on its way out (its tasks run their `finally`) must reach nobody:
+network and disks ask `alive` before they take anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from support.clock import START_MS
+from support.sim.loop import HERE, START_S
+
+
+class Process:
+    """One life of one party; `skew_ms` is how wrong its wall clock is."""
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.name = name
+        self.loop = loop
+        self.alive = True
+        self.skew_ms = 0
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any], label: str = "") -> asyncio.Task[Any]:
+        """Run something in this process."""
+        token = HERE.set(self)
+        try:
+            task = self.loop.create_task(work, name=f"{self.name}/{label}")
+        finally:
+            HERE.reset(token)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def kill(self) -> None:
+        """SIGKILL: nothing that it does from now on counts."""
+        self.alive = False
+        while dying := sorted(self._all(), key=hash):
+            for task in dying:
+                task.cancel()
+            await asyncio.wait(dying, timeout=0.001)  # some shield themselves: again
+
+    def _all(self) -> list[asyncio.Task[Any]]:
+        """Its tasks, and all that they started."""
+        tasks = asyncio.all_tasks(self.loop)
+        return [task for task in tasks if getattr(task, "process", None) is self]
+
+    def monotonic(self) -> float:
+        """Its monotonic clock, seconds."""
+        return self.loop.time()
+
+    def now_ms(self) -> int:
+        """Its wall clock, milliseconds since 1970."""
+        return START_MS + round((self.loop.time() - START_S) * 1000) + self.skew_ms
+
+
+def check_alive() -> None:
+    """Stop a task of a process that was killed."""
+    if not HERE.get().alive:
+        raise asyncio.CancelledError
