@@ -10,23 +10,66 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from novamesh.client import Client
+    from novamesh.client import Client, Run
     from novamesh.completion import Completion, Piece
-    from novamesh_proto.errors import Code, NovaMeshError
+    from novamesh.config import ClientSettings, Config, Pool, load_config
+    from novamesh.order import Asked
+    from novamesh.receipts import verify_file
+    from novamesh_proto.attestation import Finding
+    from novamesh_proto.errors import Code, NovaMeshError, PeerError
+    from novamesh_proto.evidence import VerifiedReceipt
+    from novamesh_proto.messages import ChatMessage, FinishReason, JobState, JobView, PoolModel
 
-__all__ = ["Client", "Code", "Completion", "NovaMeshError", "Piece"]
+__all__ = [
+    "Asked",
+    "ChatMessage",
+    "Client",
+    "ClientSettings",
+    "Code",
+    "Completion",
+    "Config",
+    "Finding",
+    "FinishReason",
+    "JobState",
+    "JobView",
+    "NovaMeshError",
+    "PeerError",
+    "Piece",
+    "Pool",
+    "PoolModel",
+    "Run",
+    "VerifiedReceipt",
+    "load_config",
+    "verify_file",
+]
 
 _HOMES: Final = {
-    "Client": "novamesh.client",
-    "Code": "novamesh_proto.errors",
-    "Completion": "novamesh.completion",
-    "NovaMeshError": "novamesh_proto.errors",
-    "Piece": "novamesh.completion",
+    "novamesh.client": ("Client", "Run"),
+    "novamesh.completion": ("Completion", "Piece"),
+    "novamesh.config": ("ClientSettings", "Config", "Pool", "load_config"),
+    "novamesh.order": ("Asked",),
+    "novamesh.receipts": ("verify_file",),
+    "novamesh_proto.attestation": ("Finding",),
+    "novamesh_proto.errors": ("Code", "NovaMeshError", "PeerError"),
+    "novamesh_proto.evidence": ("VerifiedReceipt",),
+    "novamesh_proto.messages": (
+        "ChatMessage",
+        "FinishReason",
+        "JobState",
+        "JobView",
+        "PoolModel",
+    ),
 }
 
 
 def __getattr__(name: str) -> object:
     """One of the public names, PEP 562."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'novamesh' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'novamesh' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted({*globals(), *__all__})
