@@ -33,8 +33,8 @@ from novamesh_proto.limits import CLOCK_SKEW_MS
 DISK_BYTES_MIN: Final = 1 << 30
 _CLOCK_WARN_MS: Final = 2_000
 _PACKAGES: Final = (
-    "cryptography", "cyclopts", "grpcio", "httpx", "numpy",
-    "platformdirs", "protobuf", "pydantic", "rich", "structlog", "tenacity",
+    "cryptography", "cyclopts", "grpcio", "numpy", "platformdirs",
+    "protobuf", "pynacl", "rich", "structlog", "tenacity",
 )  # fmt: skip
 # Checks of the parts: module, what must be importable for it, which extra brings that.
 _PARTS: Final = (
