@@ -20,7 +20,7 @@ from novamesh_proto.messages import JobId
 
 FIRST_DIGEST: Final = hashlib.sha256(b"novamesh/v1/log\0").digest()
 _HINT: Final = (
-    "nothing was changed. Restore the coordinator's folder from a backup, and keep a copy of the "
+    "nothing was repaired. Restore the coordinator's folder from a backup, and keep a copy of the "
     "damaged one to find out what happened"
 )
 
@@ -55,6 +55,11 @@ class RowLike(Protocol):
     @property
     def kind(self) -> str:
         """Name of the record's class."""
+        ...
+
+    @property
+    def job(self) -> JobId | None:
+        """The job it is filed under."""
         ...
 
     @property
@@ -109,7 +114,17 @@ def check_rows(rows: Sequence[RowLike], after: Mark) -> tuple[tuple[Record, ...]
     Raises:
         NovaMeshError: CORRUPT, saying which event.
     """
-    records, seq, digest = [], after.seq, after.digest
+    mark = check_links(rows, after)
+    return tuple(map(read_row, rows)), mark
+
+
+def check_links(rows: Sequence[RowLike], after: Mark) -> Mark:
+    """The place after rows that follow a place in the log; what they mean is not looked at.
+
+    Raises:
+        NovaMeshError: CORRUPT, saying which event.
+    """
+    seq, digest = after.seq, after.digest
     for row in rows:
         seq += 1
         if row.seq != seq:
@@ -119,8 +134,7 @@ def check_rows(rows: Sequence[RowLike], after: Mark) -> tuple[tuple[Record, ...]
         if not as_written or _link(digest, seq, row.kind, row.body) != row.digest:
             raise corrupt(f"event {seq} of the log was changed")
         digest = row.digest
-        records.append(read_row(row))
-    return tuple(records), Mark(seq, digest)
+    return Mark(seq, digest)
 
 
 def check_snapshot(snapshot: SnapshotLike, at: RowLike | None) -> tuple[CoreState, Mark]:
@@ -155,7 +169,15 @@ def read_row(row: RowLike) -> Record:
             f"event {row.seq} is a {row.kind}, which this version does not know",
             "run the version of novamesh that wrote it, or a newer one",
         )
-    return canonical.decode(cls, row.body)
+    record = canonical.decode(cls, row.body)
+    if getattr(record, "job", None) != row.job:
+        raise corrupt(f"event {row.seq} of the log is filed under another job")
+    return record
+
+
+def body_digest(job: JobId, body: bytes) -> bytes:
+    """What a sealed body is bound to its job by."""
+    return hashlib.sha256(b"novamesh/v1/body\0" + job + body).digest()
 
 
 def corrupt(problem: str) -> NovaMeshError:

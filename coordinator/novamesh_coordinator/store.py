@@ -27,8 +27,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from novamesh_coordinator.body_cache import BodyCache
 from novamesh_coordinator.core import CoreState
 from novamesh_coordinator.events import AttemptSettled, JobEnded, Record
+from novamesh_coordinator.high_water import HighWater
 from novamesh_coordinator.log_chain import (
     Mark,
+    body_digest,
+    check_links,
     check_rows,
     check_snapshot,
     corrupt,
@@ -40,6 +43,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId, JobState
 
 SNAPSHOTS_KEPT: Final = 2
+OLDER_ROWS: Final = 20_000  # checked at a time
 BUSY_TIMEOUT_MS: Final = 5_000
 
 _META: Final = sa.MetaData()
@@ -65,6 +69,7 @@ _BODIES: Final = sa.Table(
     _META,
     sa.Column("job", sa.LargeBinary, primary_key=True),
     sa.Column("body", sa.LargeBinary),
+    sa.Column("digest", sa.LargeBinary),
 )
 _PROBES: Final = sa.Table(
     "probes",
@@ -93,10 +98,17 @@ class Loaded:
 class Store:
     """One open database; made by `open_store`."""
 
-    def __init__(self, engine: AsyncEngine, writer: AsyncConnection, lock: IO[str]) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        writer: AsyncConnection,
+        lock: IO[str],
+        high_water: HighWater,
+    ) -> None:
         self._engine = engine
         self._writer = writer
         self._lock = lock
+        self._high_water = high_water
         self.mark = Mark()  # of the last committed event
         self.snapshot_seq = 0  # of the newest snapshot
         self._bodies = BodyCache()
@@ -107,6 +119,7 @@ class Store:
         Raises:
             NovaMeshError: CORRUPT, saying where; STORAGE.
         """
+        acknowledged = self._high_water.read()
         async with _storage("read the log"), self._engine.connect() as reader:
             newest = sa.select(_SNAPSHOTS).order_by(_SNAPSHOTS.c.seq.desc()).limit(1)
             snapshot = (await reader.execute(newest)).one_or_none()
@@ -114,9 +127,19 @@ class Store:
             log = sa.select(_EVENTS).order_by(_EVENTS.c.seq)
             log = log.where(_EVENTS.c.seq >= snapshot.seq) if snapshot else log
             rows = (await reader.execute(log)).all()
+            await _check_older(reader, snapshot, acknowledged)
+            for body in (await reader.execute(sa.select(_BODIES))).all():
+                if body_digest(body.job, body.body) != body.digest:
+                    raise corrupt(f"the sealed body of job {body.job.hex()[:12]} was changed")
         # Digests and JSON of a long log take a while; the loop must go on meanwhile.
         loaded, self.mark = await asyncio.to_thread(check_log, snapshot, rows)
         self.snapshot_seq = snapshot.seq if snapshot else 0
+        _check_same(rows, acknowledged)
+        if acknowledged.seq > self.mark.seq:
+            raise corrupt(
+                f"the log ends at event {self.mark.seq}, and event {acknowledged.seq} was "
+                "acknowledged"
+            )
         return loaded
 
     async def commit(self, entries: Sequence[Entry]) -> None:
@@ -132,7 +155,10 @@ class Store:
             if rows:
                 await self._writer.execute(sa.insert(_EVENTS), [asdict(row) for row in rows])
             if bodies:
-                new = [{"job": job, "body": body} for job, body in bodies]
+                new = [
+                    {"job": job, "body": body, "digest": body_digest(job, body)}
+                    for job, body in bodies
+                ]
                 await self._writer.execute(sa.insert(_BODIES), new)
             if ended:
                 gone = sa.delete(_BODIES).where(_BODIES.c.job == sa.bindparam("ended"))
@@ -142,6 +168,7 @@ class Store:
         for row in ended:
             self._bodies.drop(row["ended"])
         self.mark = mark
+        self._high_water.write(mark)
 
     async def save_snapshot(self, at: Mark, state: bytes) -> None:
         """Keep the state as it was at a place in the log; older snapshots go, but one.
@@ -193,7 +220,27 @@ class Store:
         """Close the database and let another process have it."""
         await self._writer.close()
         await self._engine.dispose()
+        self._high_water.close()
         self._lock.close()
+
+
+async def _check_older(reader: AsyncConnection, snapshot: Any, acknowledged: Mark) -> None:
+    """What the snapshot stands for was not changed either; nothing of it is replayed."""
+    mark, last = Mark(), snapshot.seq if snapshot else 0
+    while mark.seq < last:
+        part = sa.select(_EVENTS).where(_EVENTS.c.seq > mark.seq, _EVENTS.c.seq <= last)
+        rows = (await reader.execute(part.order_by(_EVENTS.c.seq).limit(OLDER_ROWS))).all()
+        if not rows:
+            raise corrupt(f"event {mark.seq + 1} is missing from the log")
+        mark = await asyncio.to_thread(check_links, rows, mark)
+        _check_same(rows, acknowledged)
+
+
+def _check_same(rows: Sequence[Any], acknowledged: Mark) -> None:
+    """The last event that somebody was told of is the one in the log."""
+    at = next((row for row in rows if row.seq == acknowledged.seq), None)
+    if at is not None and at.digest != acknowledged.digest:
+        raise corrupt(f"event {at.seq} of the log is not the one that was acknowledged")
 
 
 def check_log(snapshot: Any, rows: Sequence[Any]) -> tuple[Loaded, Mark]:
@@ -224,12 +271,13 @@ async def open_store(path: Path) -> Store:
             async with engine.begin() as connection:
                 await connection.run_sync(_migrate)
             writer = await engine.connect()
+        high_water = HighWater(path.with_name(path.name + ".mark"))
     except BaseException:
         # Whatever went wrong: neither a thread nor the lock is left behind.
         await engine.dispose()
         lock.close()
         raise
-    return Store(engine, writer, lock)
+    return Store(engine, writer, lock, high_water)
 
 
 def _take_lock(path: Path) -> IO[str]:
@@ -283,6 +331,10 @@ def _migrate(connection: sa.Connection) -> None:
         ) from error
 
 
+# What SQLite says of a file that is not as it was written; whatever else it says may heal.
+_DAMAGED: Final = ("malformed", "not a database", "already exists", "no such", "unsupported file")
+
+
 class _storage:  # noqa: N801  reads as a statement: async with _storage("write the log")
     """Turn what the database raises into our errors."""
 
@@ -295,7 +347,7 @@ class _storage:  # noqa: N801  reads as a statement: async with _storage("write 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, SQLAlchemyError):
             said = str(error.orig if isinstance(error, DBAPIError) else error)
-            if "malformed" in said or "not a database" in said:
+            if any(sign in said for sign in _DAMAGED):
                 raise corrupt(f"the database says: {said}") from error
             raise NovaMeshError(
                 Code.STORAGE,

@@ -42,7 +42,7 @@ class DiskStore(Store):
     """A store on such a disk."""
 
     def __init__(self, disk: Disk) -> None:
-        super().__init__(None, None, None)  # type: ignore[arg-type]  # nothing of SQLite is used
+        super().__init__(None, None, None, None)  # type: ignore[arg-type]  # no SQLite
         self._disk = disk
 
     async def load(self) -> Loaded:

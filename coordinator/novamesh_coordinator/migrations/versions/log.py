@@ -29,6 +29,7 @@ def upgrade() -> None:
         "bodies",
         sa.Column("job", sa.LargeBinary, primary_key=True),
         sa.Column("body", sa.LargeBinary, nullable=False),
+        sa.Column("digest", sa.LargeBinary, nullable=False),
     )
     op.create_table(
         "probes",

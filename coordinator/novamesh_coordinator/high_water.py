@@ -1,0 +1,62 @@
+"""How far the log had come when it was last acknowledged, in a small file beside the database.
+
+SQLite takes a damaged end of its write-ahead log for one that was never finished, and forgets it
+without a word. Whoever was told that a write is durable was told so after it was, so a log that
+ends before this mark has lost what was promised. Rules: written after each commit, without waiting
+for the disk: the commit was waited for, so the mark is never ahead of it; one line of fixed length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from novamesh_coordinator.log_chain import Mark, corrupt
+from novamesh_proto.errors import Code, NovaMeshError
+
+_LINE: Final = re.compile(rb"([0-9]{20}) ([0-9a-f]{64})\n")
+
+
+class HighWater:
+    """The file of one open database."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create it.
+
+        Raises:
+            NovaMeshError: STORAGE.
+        """
+        self._path = path
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise NovaMeshError(
+                Code.STORAGE, f"cannot write {path}: {error.strerror}", "check owner and free space"
+            ) from error
+
+    def read(self) -> Mark:
+        """The last place that was acknowledged; the log's beginning where none was yet.
+
+        Raises:
+            NovaMeshError: CORRUPT if the file is not as it was written.
+        """
+        line = os.pread(self._file, 256, 0)
+        if not line:
+            return Mark()
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise corrupt(f"{self._path} is damaged")
+        return Mark(int(found[1]), bytes.fromhex(found[2].decode()))
+
+    def write(self, mark: Mark) -> None:
+        """Everything up to here was acknowledged."""
+        # The commit stands whatever happens here; an older mark only finds less.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._file, b"%020d %b\n" % (mark.seq, mark.digest.hex().encode()), 0)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._file)
