@@ -27,13 +27,14 @@ from novamesh_coordinator.registry import Registry
 from novamesh_coordinator.relay import Relay
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.matching import Request, unservable
+from novamesh_proto.matching import Cause, Request, unservable
 from novamesh_proto.messages import JobId, JobTerms, JobView, NodeId
 
 CLIENT_JOBS_MAX: Final = 256  # of one client, at the same time
 LIVE_JOBS_MAX: Final = 16_384
 JOBS_KEPT_MAX: Final = 131_072
 RETRY_MS: Final = 2_000
+MOVED_MS: Final = 100  # ask for other candidates
 
 
 class Desk:
@@ -69,8 +70,7 @@ class Desk:
         root = self._root(asked.terms)
         node = self._choose(turn, asked)
         job = self._admit(turn, asked, root)
-        for reservation in asked.reservations:
-            self._registry.reservations.release(reservation, client)
+        self._registry.reservations.release(asked.reservations, client)
         self._dispatcher.start(turn, job, asked.terms, node)
         return self.view(self._job(job.job))
 
@@ -229,6 +229,16 @@ class Desk:
         if node is not None:
             return node
         refusal = unservable(ranking, "this model")
+        if refusal is not None and refusal.code is Code.BUSY:
+            raise refusal
+        if any(refused.cause is Cause.NOT_ACCEPTING for refused in ranking.refused):
+            # They took work when they were matched; others may take it now.
+            raise NovaMeshError(
+                Code.BUSY,
+                "the nodes the job is sealed for take no work any more",
+                "ask for new candidates and seal the job again",
+                MOVED_MS,
+            )
         if refusal is None or refusal.code is Code.MODEL_NOT_FOUND:
             refusal = NovaMeshError(
                 Code.NO_CAPACITY,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from novamesh_coordinator.effects import EndSession, Turn
 from novamesh_coordinator.events import DescriptorTaken, Moment
 from novamesh_coordinator.ledger import Ledger
-from novamesh_coordinator.sessions import Reservations, Session, Sessions
+from novamesh_coordinator.reservations import Reservations
+from novamesh_coordinator.sessions import Session, Sessions
 from novamesh_proto import wire
 from novamesh_proto.envelope import Verified, message_id
 from novamesh_proto.errors import Code, NovaMeshError
@@ -121,7 +122,7 @@ class Registry:
             turn.emit(EndSession(node, old.session, code, message))
 
     def match(self, turn: Turn, client: NodeId, query: MatchQuery) -> tuple[Candidate, ...]:
-        """Candidates for a job, each with a slot held.
+        """Candidates for a job, with a slot held at as many of them as is this client's share.
 
         Raises:
             NovaMeshError: MODEL_NOT_FOUND, NO_CAPACITY, or BUSY with a retry time.
@@ -133,13 +134,18 @@ class Registry:
         refusal = unservable(ranking, f"model {query.model_profile.hex()[:12]}")
         if refusal is not None:
             raise refusal
-        candidates = []
-        for ranked in ranking.chosen:
-            reservation = turn.nonce()
-            self.reservations.hold(reservation, ranked.node, client, turn.now)
-            descriptor = self._adverts[ranked.node].descriptor
-            candidates.append(Candidate(descriptor, ranked.reason[:500], reservation))
-        return tuple(candidates)
+        free = {
+            state.node: state.free_slots
+            for state in states
+            if state.accepting and state.offer(query.model_profile) is not None
+        }
+        slots = [(turn.nonce(), ranked.node) for ranked in ranking.chosen]
+        room = self.reservations.room(client, free, turn.now)
+        self.reservations.hold(client, slots[:room], turn.now)
+        return tuple(
+            Candidate(self._adverts[node].descriptor, ranked.reason[:500], reservation)
+            for ranked, (reservation, node) in zip(ranking.chosen, slots, strict=True)
+        )
 
     def rank_among(
         self,
@@ -209,12 +215,14 @@ class Registry:
                 continue
             expired = descriptor.header.expires_at_ms + CLOCK_SKEW_MS < now.wall_ms
             standing = self._ledger.standing(session.node)
+            held, held_ms = self.reservations.at(session.node, now)
             states.append(
                 NodeState(
                     descriptor=descriptor,
                     node=session.node,
                     free_slots=self._free(session, descriptor),
-                    reserved=self.reservations.count(session.node, now) - own.get(session.node, 0),
+                    reserved=held - own.get(session.node, 0),
+                    reserved_ms=held_ms,
                     accepting=session.accepting and not expired,
                     refusal="its descriptor has expired" if expired else session.refusal,
                     witnessed_tokens_per_s=standing.speed(profile),

@@ -1,24 +1,18 @@
 """Who is attached now: the newest stream of each node, its load, and why it got no work.
 
-Presence is not logged: after a restart nobody is attached until it dials again. Reservations live
-here too; they are promises of two seconds and die with the process.
+Presence is not logged: after a restart nobody is attached until it dials again.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from novamesh_coordinator.events import Moment
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import RESERVATION_MS
 from novamesh_proto.matching import Cause, Ranking
 from novamesh_proto.messages import IdleReason, IdleReport, JobId, NodeId, NodeLoad
 
-RESERVATIONS_MAX: Final = 16_384
-CLIENT_RESERVATIONS_MAX: Final = 192  # 64 matches of three candidates within two seconds
 STOPS_KEPT: Final = 256  # attempts a session remembers having been told to stop
 
 
@@ -53,16 +47,6 @@ class Session:
         counted = sorted(self.causes.items(), key=lambda item: (-item[1][0], item[0]))
         reasons = tuple(IdleReason(reason, count) for _, (count, reason) in counted)
         return IdleReport(self.considered, self.chosen, reasons)
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """A slot held for a client."""
-
-    id: bytes
-    node: NodeId
-    client: NodeId
-    until_ms: int
 
 
 class Sessions:
@@ -139,65 +123,3 @@ class Sessions:
                 session.considered += 1
                 count, _ = session.causes.get(refused.cause, (0, ""))
                 session.causes[refused.cause] = (count + 1, refused.reason[:500])
-
-
-class Reservations:
-    """Slots held between a match and its submission."""
-
-    def __init__(self) -> None:
-        self._held: dict[bytes, Reservation] = {}
-        self._queue: deque[Reservation] = deque()
-        self._by_node: Counter[NodeId] = Counter()
-        self._by_client: Counter[NodeId] = Counter()
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def hold(self, reservation_id: bytes, node: NodeId, client: NodeId, now: Moment) -> None:
-        """Hold a slot for RESERVATION_MS.
-
-        Raises:
-            NovaMeshError: BUSY where too many are held.
-        """
-        self._expire(now)
-        mine = self._by_client[client] >= CLIENT_RESERVATIONS_MAX
-        if mine or len(self._held) >= RESERVATIONS_MAX:
-            raise NovaMeshError(Code.BUSY, "too many matches at once", "try again", RESERVATION_MS)
-        until_ms = now.ticks_ms + RESERVATION_MS
-        held = Reservation(reservation_id, node, client, until_ms)
-        self._held[reservation_id] = held
-        self._queue.append(held)
-        self._by_node[node] += 1
-        self._by_client[client] += 1
-
-    def release(self, reservation_id: bytes, client: NodeId) -> None:
-        """Give a slot back; what is not this client's stays."""
-        held = self._held.get(reservation_id)
-        if held is not None and held.client == client:
-            self._drop(held)
-
-    def count(self, node: NodeId, now: Moment) -> int:
-        """Slots of a node that are held."""
-        self._expire(now)
-        return self._by_node[node]
-
-    def own(self, names: Iterable[bytes], client: NodeId, now: Moment) -> Counter[NodeId]:
-        """How many of these reservations are this client's, by node."""
-        self._expire(now)
-        held = (self._held.get(name) for name in set(names))
-        return Counter(one.node for one in held if one is not None and one.client == client)
-
-    def _expire(self, now: Moment) -> None:
-        while self._queue and (
-            self._queue[0].until_ms <= now.ticks_ms or self._queue[0].id not in self._held
-        ):
-            held = self._queue.popleft()
-            if self._held.get(held.id) is held:
-                self._drop(held)
-
-    def _drop(self, held: Reservation) -> None:
-        del self._held[held.id]
-        for counter, name in ((self._by_node, held.node), (self._by_client, held.client)):
-            counter[name] -= 1
-            if not counter[name]:
-                del counter[name]

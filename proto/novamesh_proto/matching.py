@@ -21,7 +21,6 @@ from enum import StrEnum
 from typing import Final
 
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import RESERVATION_MS
 from novamesh_proto.messages import ModelOffer, NodeDescriptor, NodeId, ProfileDigest
 
 BYTES_PER_TOKEN: Final = 4  # of ordinary prompts; the node that renders the prompt counts exactly
@@ -48,7 +47,8 @@ class Cause(StrEnum):
     OUTDRAWN = "outdrawn"
 
 
-PASSING: Final = frozenset({Cause.NOT_ACCEPTING, Cause.FULL, Cause.RESERVED})  # heal by waiting
+PASSING: Final = frozenset({Cause.FULL, Cause.RESERVED})  # heal by waiting for seconds
+FULL_RETRY_MS: Final = 2_000  # nobody knows when a job at work will end: look again
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,17 @@ class Request:
 class NodeState:
     """An attached node as whoever ranks it knows it.
 
-    `free_slots` is what the node last said, `reserved` how many of them are promised to others,
-    `refusal` the reason a node that is not `accepting` states, `queue_ms` how long work waits
-    there, `witnessed_tokens_per_s` what clients saw of this model (0 before the first job).
+    `free_slots` is what the node last said, `reserved` how many of them are held for jobs about to
+    be submitted, the first of them for `reserved_ms` more, `refusal` the reason a node that is not
+    `accepting` states, `queue_ms` how long work waits there, `witnessed_tokens_per_s` what clients
+    saw of this model (0 before the first job).
     """
 
     descriptor: NodeDescriptor
     node: NodeId
     free_slots: int
     reserved: int = 0
+    reserved_ms: int = 0
     accepting: bool = True
     refusal: str = ""
     queue_ms: int = 0
@@ -107,11 +109,12 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A node that was not chosen, and why not."""
+    """A node that was not chosen, and why not; `retry_ms` where waiting so long helps."""
 
     node: NodeId
     cause: Cause
     reason: str
+    retry_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +163,8 @@ def rank(request: Request, nodes: Iterable[NodeState], rng: random.Random, count
 def unservable(ranking: Ranking, model: str = "this model") -> NovaMeshError | None:
     """The error for a ranking that chose nobody, or None where it chose somebody.
 
-    MODEL_NOT_FOUND where nobody offers the model, BUSY with a retry time where waiting helps, else
-    NO_CAPACITY with the reasons.
+    MODEL_NOT_FOUND where nobody offers the model, BUSY with a retry time where waiting for seconds
+    helps, else NO_CAPACITY with the reasons.
     """
     if ranking.chosen:
         return None
@@ -173,14 +176,18 @@ def unservable(ranking: Ranking, model: str = "this model") -> NovaMeshError | N
             "list what the pool serves: novamesh pool models",
         )
     reasons = _summary(offering)
-    if any(refused.cause in PASSING for refused in offering):
-        return NovaMeshError(
-            Code.BUSY, f"no node is free: {reasons}", "try again shortly", RESERVATION_MS
-        )
+    waits = [refused.retry_ms for refused in offering if refused.cause in PASSING]
+    if waits:
+        retry_ms = max(1, min(waits))
+        hint = f"try again in {_seconds(retry_ms / 1000)}"
+        return NovaMeshError(Code.BUSY, f"no node is free: {reasons}", hint, retry_ms)
+    away = any(refused.cause is Cause.NOT_ACCEPTING for refused in offering)
     return NovaMeshError(
         Code.NO_CAPACITY,
         f"no node can take the job: {reasons}",
-        "shorten the prompt, ask for fewer tokens or exclude fewer nodes",
+        "try again when one of them takes work again: novamesh pool models"
+        if away
+        else "shorten the prompt, ask for fewer tokens or exclude fewer nodes",
     )
 
 
@@ -200,10 +207,10 @@ def _refuse(request: Request, state: NodeState, offer: ModelOffer | None) -> Ref
         return Refused(state.node, Cause.NOT_ACCEPTING, reason)
     if free <= 0:
         slots = state.descriptor.slots
-        return Refused(state.node, Cause.FULL, f"all {slots} slots are busy")
+        return Refused(state.node, Cause.FULL, f"all {slots} slots are busy", FULL_RETRY_MS)
     if free <= state.reserved:
-        reason = f"its free slots ({free}) are reserved for other clients"
-        return Refused(state.node, Cause.RESERVED, reason)
+        reason = f"its free slots ({free}) are reserved for jobs about to be submitted"
+        return Refused(state.node, Cause.RESERVED, reason, state.reserved_ms)
     return None
 
 

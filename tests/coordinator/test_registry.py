@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -210,26 +211,62 @@ def test_the_advert_not_renewed_for_longest_makes_room(
     assert table.replayed().dump() == table.core.dump()
 
 
-def test_too_many_reservations_are_refused(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("novamesh_coordinator.sessions.RESERVATIONS_MAX", 1)
-    client = table.client()
-    table.node(slots=4)
-    table.match(client)
-    assert refused_match(table, client).code is Code.BUSY
+def test_whoever_never_submits_starves_nobody(table: Table) -> None:
+    spammer, client = table.client("spammer"), table.client("client")
+    nodes = [table.node("a", slots=2), table.node("b", slots=2)]
+    served = 0
+    for step in range(300):
+        with contextlib.suppress(NovaMeshError):
+            table.match(spammer)
+        if step % 50 == 25:
+            candidates = table.match(client)
+            descriptors = [one.descriptor for one in candidates]
+            order = client.seal(descriptors, table.now_ms, key=f"k{step}")
+            view = table.submit(order, tuple(one.reservation for one in candidates))
+            table.answer(table.assigned(next(node for node in nodes if node.id == view.node)))
+            served += 1
+        table.clock.advance(0.1)
+    assert served == 6
 
 
-def test_one_client_cannot_hold_the_whole_pool(
+def test_one_slot_is_shared_with_whoever_never_submits(table: Table) -> None:
+    spammer, client, node = table.client("spammer"), table.client("client"), table.node(slots=1)
+    held = table.match(spammer)
+    assert len(held) == 1
+    table.clock.advance(0.5)
+    error = refused_match(table, client)
+    assert (error.code, error.retry_after_ms) == (Code.BUSY, 1_500)
+    assert "reserved for jobs about to be submitted" in error.message
+    table.clock.advance(1.5)
+    (unheld,) = table.match(spammer)  # a candidate, but no slot with it
+    (candidate,) = table.match(client)
+    with pytest.raises(NovaMeshError) as refused:
+        table.submit(spammer.seal([unheld.descriptor], table.now_ms), (unheld.reservation,))
+    assert refused.value.code is Code.BUSY
+    table.submit(client.seal([candidate.descriptor], table.now_ms), (candidate.reservation,))
+    table.answer(table.assigned(node))
+
+
+def test_a_full_table_of_reservations_holds_no_more(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("novamesh_coordinator.sessions.CLIENT_RESERVATIONS_MAX", 2)
-    greedy, other = table.client("greedy"), table.client("other")
-    table.node(slots=9)
-    for _ in range(2):
-        table.match(greedy)
-    assert refused_match(table, greedy).code is Code.BUSY
-    assert len(table.match(other)) == 1
-    table.clock.advance(2.1)
-    assert len(table.match(greedy)) == 1
+    monkeypatch.setattr("novamesh_coordinator.reservations.RESERVATIONS_MAX", 1)
+    one, two = table.client("one"), table.client("two")
+    table.node(slots=4)
+    assert [len(table.match(client)) for client in (one, two)] == [1, 1]
+    assert len(table.core.registry.reservations) == 1
+
+
+def test_a_paused_pool_is_not_a_busy_one(table: Table) -> None:
+    client, node = table.client(), table.node()
+    (candidate,) = table.match(client)
+    table.load(node, 0, accepting=False, reason="the owner paused this node until 18:00")
+    error = refused_match(table, client)
+    assert (error.code, error.retry_after_ms) == (Code.NO_CAPACITY, 0)
+    assert "until 18:00" in error.message
+    with pytest.raises(NovaMeshError, match="no work any more") as refused:
+        table.submit(client.seal([candidate.descriptor], table.now_ms), (candidate.reservation,))
+    assert refused.value.code is Code.BUSY  # others may take it: the client asks again
 
 
 def test_a_node_that_declines_as_busy_is_full_until_it_says_otherwise(table: Table) -> None:

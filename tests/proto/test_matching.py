@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from novamesh_proto.errors import Code
-from novamesh_proto.limits import RESERVATION_MS
 from novamesh_proto.matching import (
     EXPLORATION_SHARE,
     EXPLORED_JOBS,
+    FULL_RETRY_MS,
     Cause,
     NodeState,
     Ranking,
@@ -83,7 +83,7 @@ def test_one_fitting_node_is_chosen_with_a_reason() -> None:
         (
             {"free_slots": 2, "reserved": 2},
             Cause.RESERVED,
-            "its free slots (2) are reserved for other clients",
+            "its free slots (2) are reserved for jobs about to be submitted",
         ),
         (
             {"accepting": False, "refusal": "its owner is at the keyboard"},
@@ -210,8 +210,26 @@ def test_a_pool_without_the_model_says_model_not_found() -> None:
 def test_a_full_pool_says_when_to_come_back() -> None:
     error = unservable(draw(state(0, free_slots=0), state(1, free_slots=0), state(2, models=())))
     assert error is not None
-    assert (error.code, error.retry_after_ms) == (Code.BUSY, RESERVATION_MS)
+    assert (error.code, error.retry_after_ms) == (Code.BUSY, FULL_RETRY_MS)
     assert error.message == "no node is free: all 4 slots are busy (2)"
+
+
+def test_a_reserved_pool_is_worth_asking_when_the_first_slot_is_let_go() -> None:
+    held = {"free_slots": 1, "reserved": 1}
+    error = unservable(draw(*(state(n, **held, reserved_ms=ms) for n, ms in ((0, 1700), (1, 300)))))
+    assert error is not None
+    assert (error.code, error.retry_after_ms, error.hint) == (Code.BUSY, 300, "try again in 0.3 s")
+
+
+def test_paused_nodes_are_not_busy_ones() -> None:
+    paused = {"accepting": False, "refusal": "the owner paused this node until 18:00"}
+    error = unservable(draw(state(0, **paused)))
+    assert error is not None
+    assert (error.code, error.retry_after_ms) == (Code.NO_CAPACITY, 0)
+    assert "until 18:00" in error.message
+    mixed = unservable(draw(state(0, **paused), state(1, free_slots=0)))
+    assert mixed is not None
+    assert mixed.code is Code.BUSY
 
 
 def test_a_job_that_fits_nowhere_is_refused_for_good() -> None:
