@@ -34,7 +34,9 @@ _POLL_S: Final = 0.1
 def start(
     *,
     home: Home = None,
-    join: Annotated[str | None, Parameter(help="Join the pool of this code first.")] = None,
+    join: Annotated[
+        str | None, Parameter(help="Join the pool of this code first; NOVAMESH_JOIN.")
+    ] = None,
     model: Annotated[
         list[str] | None,
         Parameter(help="Model to serve, by name or folder; repeat it.", negative=()),

@@ -1,7 +1,8 @@
 """What a node is set to: one frozen value from flags, environment, file and defaults.
 
 Rules: flag > NOVAMESH_NODE_* > `[node]` of config.toml > default; unknown keys are errors. The pool
-comes from a join code or from `[pool]`, which client and node share. Nothing is written here.
+comes from a join code (--join, else NOVAMESH_JOIN) or from `[pool]`, which client and node share.
+Nothing is written here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from novamesh import settings
 from novamesh.config import Places, Pool, find_places, load_pool, read_tables
@@ -22,7 +24,8 @@ from novamesh_proto.identity import parse_node_id
 from novamesh_proto.join_code import parse_join_code
 from novamesh_proto.limits import CONTEXT_TOKENS_MAX, MODELS_MAX
 
-LOG_FORMATS = ("text", "json")
+LOG_FORMATS: Final = ("text", "json")
+JOIN_VARIABLE: Final = "NOVAMESH_JOIN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,11 @@ def load_node_config(
 ) -> NodeConfig:
     """The configuration of `node start`; `flags` are keys of `NodeSettings`.
 
+    A join code stays good for every start: membership is asked for only where it is lacking.
+
     Raises:
-        NovaMeshError: BAD_CONFIG naming file and key, or saying how to join a pool; BAD_REQUEST
-            for a bad flag or join code.
+        NovaMeshError: BAD_CONFIG naming file, variable and key, or saying how to join a pool;
+            BAD_REQUEST for a bad flag or join code.
     """
     env = os.environ if env is None else env
     places = find_places(home, env)
@@ -88,7 +93,7 @@ def load_node_config(
         raise NovaMeshError(
             Code.BAD_CONFIG, f"node.models names {len(models)} models", f"name 1 to {MODELS_MAX}"
         )
-    joined = None if join is None else Pool.from_join_code(parse_join_code(join))
+    joined = _pool_to_join(join, env)
     return NodeConfig(
         places=places,
         pool=joined or _require(load_pool(places, env, tables)),
@@ -103,6 +108,20 @@ def load_node_config(
             frozenset(parse_node_id(text) for text in _split(chosen.refused_clients)),
         ),
     )
+
+
+def _pool_to_join(join: str | None, env: Mapping[str, str]) -> Pool | None:
+    """The pool of the flag's join code, else of the environment's, where an empty one is none."""
+    if join is not None:
+        return Pool.from_join_code(parse_join_code(join))
+    text = env.get(JOIN_VARIABLE, "")
+    if not text.strip():
+        return None
+    try:
+        return Pool.from_join_code(parse_join_code(text))
+    except NovaMeshError as error:
+        message = f"{JOIN_VARIABLE}: {error.message}"
+        raise NovaMeshError(Code.BAD_CONFIG, message, error.hint) from None
 
 
 def _processors() -> int:

@@ -142,8 +142,8 @@ def test_a_bad_span_of_time_is_a_usage_error(
 def test_start_without_a_pool_says_how_to_join(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("ADDRESS", "COORDINATOR", "NETWORK"):
-        monkeypatch.delenv(f"NOVAMESH_POOL_{name}", raising=False)
+    for name in ("JOIN", "POOL_ADDRESS", "POOL_COORDINATOR", "POOL_NETWORK"):
+        monkeypatch.delenv(f"NOVAMESH_{name}", raising=False)
     assert novamesh("node", "start", "--home", tmp_path) == 78
     assert "novamesh node start --join CODE" in capsys.readouterr().err
     assert novamesh("node", "start", "--slots", "0", "--home", tmp_path) == 2

@@ -71,6 +71,22 @@ def test_a_join_code_wins_over_the_file(tmp_path: Path) -> None:
     assert refused(tmp_path, join="nm1xyz").code is Code.BAD_REQUEST
 
 
+def test_the_environment_may_hold_the_join_code_and_the_flag_wins(tmp_path: Path) -> None:
+    other = format_join_code(JoinCode("10.0.0.1:7", COORDINATOR.node_id, NETWORK, b"other"))
+    config = load(tmp_path, "", env={"NOVAMESH_JOIN": CODE})
+    assert (config.joining, config.pool.invite_bytes) == (True, b"invite")
+    assert load(tmp_path, env={"NOVAMESH_JOIN": CODE}).pool == config.pool
+    assert load(tmp_path, env={"NOVAMESH_JOIN": CODE}, join=other).pool.address == "10.0.0.1:7"
+
+
+def test_an_empty_join_code_in_the_environment_is_none(tmp_path: Path) -> None:
+    config = load(tmp_path, env={"NOVAMESH_JOIN": " "})
+    assert (config.joining, config.pool.address) == (False, "pool.example.org:7700")
+    error = refused(tmp_path, env={"NOVAMESH_JOIN": "nm1xyz"})
+    assert error.code is Code.BAD_CONFIG
+    assert error.message.startswith("NOVAMESH_JOIN: ")
+
+
 def test_without_a_pool_it_says_how_to_join(tmp_path: Path) -> None:
     error = refused(tmp_path, "")
     assert error.code is Code.BAD_CONFIG
