@@ -154,7 +154,10 @@ class ClientSettings:
         256, "completion tokens at most where a call does not say", least=1, greatest=1_048_576
     )
     retries: int = option(
-        3, "tries at a job whose refusal can heal, the first included", least=1, greatest=10
+        3,
+        "tries where something failed that can heal; a full pool is asked until the deadline",
+        least=1,
+        greatest=10,
     )
 
 

@@ -1,8 +1,10 @@
 """Ask again where asking again can help: the codes that the one table calls retryable.
 
-Rules: a refusal that names a time is asked again after that time, anything else with growing,
-jittered pauses; tries and total time are bounded; the last error is what the caller sees. Whoever
-calls makes sure that asking twice is harmless.
+Rules: a refusal that names a time is asked again after that time, anything else with growing
+pauses, all of them jittered, so that those who were refused together do not come back together.
+Total time is always bounded. Tries are too, except where nobody took what was asked: a full pool is
+asked until the time is over. The last error is what the caller sees. Whoever calls makes sure that
+asking twice is harmless.
 
 A library prints nothing: each pause is an INFO record of the standard logger `novamesh.retries`,
 which nobody sees who did not ask for it.
@@ -20,17 +22,17 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception,
-    stop_after_attempt,
     stop_before_delay,
 )
 
-from novamesh_proto.errors import NovaMeshError
+from novamesh_proto.errors import Code, NovaMeshError
 
 T = TypeVar("T")
 
 WAIT_MAX_S: Final = 5.0
 _WAIT_INITIAL_S: Final = 0.1
 _JITTER_S: Final = 0.2
+_NAMED_JITTER: Final = 0.5  # share of a named pause; it is never cut short
 
 sleep = asyncio.sleep  # tests wait for nothing
 _log: Final = logging.getLogger(__name__)
@@ -44,18 +46,27 @@ async def ask(
 ) -> T:
     """The result of `call`, tried again while it is refused for a reason that can heal.
 
-    `again` decides on an error in the place of `pause`.
+    `again` decides on an error in the place of `pause`; `attempts` are tries that were refused for
+    another reason than BUSY, the first included.
 
     Raises:
         NovaMeshError: what the last try was refused with.
     """
     verdict = again or pause
+    too_late = stop_before_delay(timeout_s)
+    failed = 0
+
+    def used_up(state: RetryCallState) -> bool:
+        nonlocal failed
+        failed += _refusal(state).code is not Code.BUSY
+        return failed >= attempts
+
     retrying = AsyncRetrying(
         retry=retry_if_exception(
             lambda e: isinstance(e, NovaMeshError) and verdict(e) is not False
         ),
         wait=lambda state: _wait_s(verdict(_refusal(state)), state.attempt_number),
-        stop=stop_after_attempt(attempts) | stop_before_delay(timeout_s),
+        stop=lambda state: used_up(state) or too_late(state),
         sleep=lambda seconds: sleep(seconds),
         before_sleep=_tell,
         reraise=True,
@@ -77,7 +88,7 @@ def pause(error: NovaMeshError) -> bool | float:
 
 def _wait_s(named: bool | float, tried: int) -> float:
     if named is not True:
-        return named
+        return named * (1 + random.uniform(0, _NAMED_JITTER))
     growing = _WAIT_INITIAL_S * 2.0 ** min(tried - 1, 10)
     return min(WAIT_MAX_S, growing + random.uniform(0, _JITTER_S))
 

@@ -35,8 +35,8 @@ SCRIPTS = {
     "full": Script(
         refusals={
             "Match": [
-                NovaMeshError(Code.BUSY, "no node is free: all 4 slots are busy", "try again", 1)
-                for _ in range(9)
+                NovaMeshError(Code.BUSY, "no node is free: all 4 slots are busy", "try again", ms)
+                for ms in (1, 1, 60_000)
             ]
         }
     ),

@@ -140,10 +140,21 @@ async def test_what_can_heal_is_asked_again_as_the_same_job(tmp_path: Path) -> N
     assert len(pool.jobs) == 1
 
 
+async def test_burst_waits_for_its_turn(tmp_path: Path) -> None:
+    """More jobs than slots: whoever finds the pool full asks again until its own deadline."""
+    busy = [NovaMeshError(Code.BUSY, "no node is free", retry_after_ms=1) for _ in range(40)]
+    with _pool(tmp_path, Script(refusals={"Match": busy})) as pool:
+        async with Client(home=tmp_path) as client:
+            asked = [client.complete("nova-pico", f"question {n}") for n in range(4)]
+            answers = await asyncio.gather(*asked)
+    assert {done.text for done in answers} == {ANSWER}
+    assert pool.calls["Match"] == 44
+
+
 @pytest.mark.parametrize("code", [Code.BUSY, Code.FORBIDDEN])
 async def test_job_that_was_not_taken_leaves_no_record(tmp_path: Path, code: Code) -> None:
-    refusals = [NovaMeshError(code, "not you") for _ in range(9)]
-    error = await _refusal(tmp_path, Script(refusals={"Submit": refusals}))
+    refusals = [NovaMeshError(code, "not you", retry_after_ms=60_000) for _ in range(9)]
+    error = await _refusal(tmp_path, Script(refusals={"Submit": refusals}), deadline_s=4)
     assert error.code is code
     assert _left_over(tmp_path) == []
 

@@ -11,7 +11,13 @@ import pytest
 
 import novamesh
 
-PACKAGES = ("novamesh", "novamesh_proto", "novamesh_engine", "novamesh_node", "novamesh_coordinator")
+PACKAGES = (
+    "novamesh",
+    "novamesh_proto",
+    "novamesh_engine",
+    "novamesh_node",
+    "novamesh_coordinator",
+)
 HEAVY = ("torch", "sqlalchemy", "starlette", "novamesh_node", "novamesh_coordinator", "psutil")
 
 

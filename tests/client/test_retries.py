@@ -35,10 +35,36 @@ async def test_what_heals_is_asked_again() -> None:
 
 
 async def test_tries_are_bounded_and_the_last_error_is_seen() -> None:
-    asked = _Asked(*(NovaMeshError(Code.BUSY, f"full {n}") for n in range(9)))
-    with pytest.raises(NovaMeshError, match="full 2"):
+    asked = _Asked(*(NovaMeshError(Code.UNAVAILABLE, f"away {n}") for n in range(9)))
+    with pytest.raises(NovaMeshError, match="away 2"):
         await ask(asked, 3, 10)
     assert asked.times == 3
+
+
+async def test_full_pool_is_asked_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = [NovaMeshError(Code.BUSY, "full", retry_after_ms=1) for _ in range(50)]
+    asked = _Asked(*full, NovaMeshError(Code.STORAGE, "slow disk"), *full)
+    assert await ask(asked, 2, 60) == "answer"
+    monkeypatch.setattr(retries, "sleep", asyncio.sleep)
+    asked = _Asked(*(NovaMeshError(Code.BUSY, "full", retry_after_ms=20) for _ in range(999)))
+    with pytest.raises(NovaMeshError, match="full"):
+        await ask(asked, 3, 0.2)
+    assert 5 <= asked.times <= 10
+
+
+async def test_those_refused_together_do_not_come_back_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(retries, "sleep", wait)
+    for _ in range(20):
+        await ask(_Asked(NovaMeshError(Code.BUSY, "full", retry_after_ms=1000)), 3, 60)
+    assert len(set(waited)) == 20
+    assert all(1 <= seconds <= 1.5 for seconds in waited)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -16,6 +17,7 @@ from novamesh.config import Config, Places, find_places, load_config
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId, JobView
 
+REPEAT_S: Final = 15.0  # between two lines about the same refusal
 _PREFIX_CHARS_MIN: Final = 4
 
 Json = Annotated[bool, Parameter(negative="", show_default=False, help="Print JSON on stdout.")]
@@ -50,10 +52,22 @@ HERE: Final = Scope()
 
 
 class _Talk(logging.Handler):
-    """Log records as lines of talk."""
+    """Log records as lines of talk; what goes on for long is not said again at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        """A new command: nothing was told yet."""
+        self._about, self._said_s = "", float("-inf")
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it."""
+        """Say it, unless the same refusal was told a moment ago."""
+        about = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
+        if about == self._about and time.monotonic() - self._said_s < REPEAT_S:
+            return
+        self._about, self._said_s = about, time.monotonic()
         say(record.getMessage())
 
 
@@ -64,6 +78,7 @@ def _hear_of_retries() -> None:
     """Whoever waits at a terminal is told why; the SDK alone is silent."""
     log = logging.getLogger(retries.__name__)
     log.setLevel(logging.INFO)
+    _TALK.forget()
     log.addHandler(_TALK)  # the same handler is never added twice
     log.propagate = False
 
