@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -30,6 +30,8 @@ from novamesh_coordinator.events import AttemptSettled, JobEnded, Record
 from novamesh_coordinator.high_water import HighWater
 from novamesh_coordinator.log_chain import (
     Mark,
+    Row,
+    SnapshotLike,
     body_digest,
     check_links,
     check_rows,
@@ -205,6 +207,25 @@ class Store:
         async with _storage("read the log"), self._engine.connect() as reader:
             rows = (await reader.execute(log)).all()
         return tuple(map(read_row, rows))
+
+    async def rows(self) -> AsyncIterator[Row]:
+        """Every event from the first on, unchecked, read a part at a time."""
+        seq = 0
+        while True:
+            part = sa.select(_EVENTS).where(_EVENTS.c.seq > seq).order_by(_EVENTS.c.seq)
+            async with _storage("read the log"), self._engine.connect() as reader:
+                rows = (await reader.execute(part.limit(OLDER_ROWS))).all()
+            if not rows:
+                return
+            for row in rows:
+                yield Row(row.seq, row.kind, row.job, row.body, row.digest)
+            seq = rows[-1].seq
+
+    async def snapshots(self) -> tuple[SnapshotLike, ...]:
+        """The snapshots that are kept, unchecked, oldest first."""
+        kept = sa.select(_SNAPSHOTS).order_by(_SNAPSHOTS.c.seq)
+        async with _storage("read the snapshots"), self._engine.connect() as reader:
+            return tuple((await reader.execute(kept)).all())
 
     async def probe(self, now_ms: int) -> None:
         """Write a trifle, to see whether the disk takes it again.

@@ -1,0 +1,96 @@
+"""Look a coordinator's whole database over while it does not run: `novamesh coordinator check`.
+
+Every event from the first on is bound to the next, what it means is replayed, each snapshot is
+compared with the state that it stands for, and the audit looks at jobs, payments and signatures.
+Rules: nothing is mended; a damaged log ends the check there, everything else is told to its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from novamesh_coordinator import log_chain
+from novamesh_coordinator.audit import Auditor
+from novamesh_coordinator.core import Core, PoolIdentity
+from novamesh_coordinator.log_chain import Mark, SnapshotLike, check_rows, corrupt
+from novamesh_coordinator.store import Store
+from novamesh_proto.errors import NovaMeshError
+
+PROBLEMS_MAX: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was looked at, and what is wrong, in sentences."""
+
+    events: int
+    snapshots: int
+    jobs: int
+    live_jobs: int
+    settlements: int
+    problems: tuple[str, ...]
+
+
+class _Reading:
+    """One pass over the log."""
+
+    def __init__(self, identity: PoolIdentity, snapshots: tuple[SnapshotLike, ...]) -> None:
+        self.core = Core(identity)
+        self.auditor = Auditor(identity.key.node_id, identity.network)
+        self.problems: list[str] = []
+        self.mark = Mark()
+        self._snapshots = {snapshot.seq: snapshot for snapshot in snapshots}
+
+    def tell(self, problem: str) -> None:
+        """One more; the first PROBLEMS_MAX are kept."""
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(problem)
+
+    def take(self, row: log_chain.RowLike) -> None:
+        """The next event.
+
+        Raises:
+            NovaMeshError: CORRUPT; nothing after it can be judged.
+        """
+        (record,), self.mark = check_rows([row], self.mark)
+        for problem in self.auditor.take(record):
+            self.tell(f"event {row.seq}: {problem}")
+        try:
+            self.core.apply(record)
+        except (AssertionError, KeyError) as error:
+            raise corrupt(f"event {row.seq} does not follow from those before it") from error
+        snapshot = self._snapshots.pop(row.seq, None)
+        if snapshot is not None and snapshot.body != self.core.dump():
+            self.tell(f"the snapshot at event {row.seq} is not the state that the log gives")
+
+    def end(self) -> None:
+        """Snapshots that are left stand for nothing."""
+        for seq in self._snapshots:
+            self.tell(f"there is a snapshot at event {seq}, and no such event")
+
+
+async def check(identity: PoolIdentity, store: Store) -> Report:
+    """All that a database holds, looked at once.
+
+    Raises:
+        NovaMeshError: STORAGE if it cannot be read.
+    """
+    snapshots = await store.snapshots()
+    reading = _Reading(identity, snapshots)
+    try:
+        await store.load()
+        async for row in store.rows():
+            reading.take(row)
+        reading.end()
+    except NovaMeshError as error:
+        reading.tell(error.message)
+    auditor = reading.auditor
+    return Report(
+        events=reading.mark.seq,
+        snapshots=len(snapshots),
+        jobs=auditor.jobs,
+        live_jobs=len(auditor.live()),
+        settlements=auditor.settlements,
+        problems=tuple(reading.problems),
+    )
