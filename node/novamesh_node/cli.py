@@ -75,8 +75,10 @@ def stop(
 @app.command
 def finish(*, home: Home = None) -> None:
     """Take no more work; the node stops by itself when what it has is done."""
+    from novamesh_node.notices import jobs
+
     reply = _ask(home, "finish")
-    _tell(f"the node ends {_jobs(reply['running'])} and stops")
+    _tell(f"the node ends {jobs(reply['running'])} and stops")
 
 
 @app.command
@@ -156,11 +158,12 @@ def doctor_checks() -> list[Any]:
 async def _stop(socket: Path, now: bool) -> None:
     """Ask, then wait until nobody answers any more."""
     from novamesh_node import control
+    from novamesh_node.notices import jobs
 
     for _ in range(1 + now):
         reply = await control.ask(socket, "stop")
     if reply["running"]:
-        _tell(f"waiting for {_jobs(reply['running'])} to end")
+        _tell(f"waiting for {jobs(reply['running'])} to end")
     try:
         async with asyncio.timeout(STOP_S):
             while True:
@@ -186,10 +189,6 @@ def _socket(home: Path | None) -> Path:
     from novamesh.config import find_places
 
     return find_places(home).node_socket
-
-
-def _jobs(count: int) -> str:
-    return "1 job" if count == 1 else f"{count} jobs"
 
 
 def _json(value: object) -> str:

@@ -33,6 +33,7 @@ from novamesh_node.failures import first_error
 from novamesh_node.keeper import Hands, Keeper
 from novamesh_node.link import Link
 from novamesh_node.loading import LoadedModel
+from novamesh_node.notices import Notice, farewell, notice
 from novamesh_node.orders import Nameplate, Orders
 from novamesh_node.replays import ReplayJournal
 from novamesh_node.request import Shape
@@ -95,7 +96,10 @@ class _Daemon:
         self._clock = Clock()
         paused, until_ms = state.pause()
         self._keeper = Keeper(
-            config.slots, self._clock, lifecycle.State(paused=paused, resumes_at_ms=until_ms)
+            config.slots,
+            self._clock,
+            lifecycle.State(paused=paused, resumes_at_ms=until_ms),
+            watch=self._notice,
         )
 
     async def run(self) -> None:
@@ -114,9 +118,11 @@ class _Daemon:
         self._voice.say("pool", f"{config.pool.network} at {config.pool.address}")
         orders = Orders(self._keeper, plate, self._state.save_pause, self._clock)
         async with control.listen(config.places.node_socket, orders.handle):
+            self._notice(lifecycle.State(), self._keeper.state)
             prepared = await self._prepare()
             if prepared is not None:
                 await self._serve(key, prepared, orders, plate)
+        self._tell(farewell(self._keeper.taken))
 
     async def _serve(
         self, key: PrivateKey, prepared: Prepared, orders: Orders, plate: Nameplate
@@ -182,6 +188,16 @@ class _Daemon:
         await asyncio.wait({attached}, timeout=2 * FAREWELL_S)
         for task in (attached, *watchers):
             task.cancel()
+
+    def _notice(self, before: lifecycle.State, after: lifecycle.State) -> None:
+        """Tell whoever sits at the terminal of a turn that was taken."""
+        found = notice(before, after, self._clock.wall_ms())
+        if found is not None:
+            self._tell(found)
+
+    def _tell(self, found: Notice) -> None:
+        with contextlib.suppress(OSError):  # a terminal that went away must not keep us from a stop
+            self._voice.say(*found)
 
     def _load_key(self) -> PrivateKey:
         path = self._config.places.node_key

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 
 import structlog
 
@@ -29,20 +30,30 @@ class Hands:
     abandon: Callable[[], None] = lambda: None
 
 
-class Keeper:
-    """Where the node is, and what follows from it."""
+Watch = Callable[[lifecycle.State, lifecycle.State], None]
 
-    def __init__(self, slots: int, clock: Clock, state: lifecycle.State) -> None:
+
+def _unwatched(before: lifecycle.State, after: lifecycle.State) -> None:
+    """Nobody sits at this node's terminal."""
+
+
+class Keeper:
+    """Where the node is, and what follows from it. `watch` hears of every change, after it."""
+
+    def __init__(
+        self, slots: int, clock: Clock, state: lifecycle.State, watch: Watch = _unwatched
+    ) -> None:
         self._slots = slots
         self._clock = clock
+        self._watch = watch
         self.state = state
         self.hands = Hands()
         self.halted = asyncio.Event()
         self.taken = 0  # attempts admitted in this process's life
 
-    def ruling(self) -> Ruling:
-        """What may come in now."""
-        return allow(self._clock.wall_ms(), Readings(self.state, self._slots))
+    def ruling(self, zone: tzinfo | None = UTC) -> Ruling:
+        """What may come in now; `zone` None for the owner's own screen."""
+        return allow(self._clock.wall_ms(), Readings(self.state, self._slots), zone)
 
     def load(self) -> NodeLoad:
         """The ruling as the pool is told it."""
@@ -60,10 +71,10 @@ class Keeper:
 
     def apply(self, event: lifecycle.Event) -> None:
         """Let something happen."""
-        before = self.state.phase
-        self.state, effects = lifecycle.step(self.state, event, self._clock.wall_ms())
-        if self.state.phase is not before:
-            _log.debug("phase", now=self.state.phase.value, before=before.value)
+        before = self.state
+        self.state, effects = lifecycle.step(before, event, self._clock.wall_ms())
+        if self.state.phase is not before.phase:
+            _log.debug("phase", now=self.state.phase.value, before=before.phase.value)
         for effect in effects:
             match effect:
                 case lifecycle.Announce():
@@ -72,3 +83,5 @@ class Keeper:
                     self.hands.abandon()
                 case lifecycle.Halt():
                     self.halted.set()
+        if self.state != before:
+            self._watch(before, self.state)

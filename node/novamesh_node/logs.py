@@ -1,24 +1,32 @@
 """Logs of a node: to stderr, key=value for people or JSON for programs.
 
 Rules: what is logged are codes, ids and counts; prompts and answers are never passed to a logger.
-Lines of libraries come out in the same form.
+Colour is for a terminal whose owner did not set NO_COLOR. Lines of libraries come out in the same
+form.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Mapping
 
 import structlog
 
 
-def configure(log_format: str, level: int = logging.INFO) -> None:
+def configure(
+    log_format: str, level: int = logging.INFO, env: Mapping[str, str] | None = None
+) -> None:
     """Set up logging for this process."""
+    env = os.environ if env is None else env
     renderer: structlog.typing.Processor
     if log_format == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        # no-color.org: set and not empty, whatever it says
+        colors = sys.stderr.isatty() and not env.get("NO_COLOR")
+        renderer = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0)
     structlog.configure(
         processors=[
             _without_nothing,

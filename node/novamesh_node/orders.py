@@ -1,7 +1,8 @@
 """What an owner may ask of a running node over its control socket, and what it answers.
 
 status, stop, finish, pause, resume, why. Rules: an unknown order and an unknown argument are
-refused; nothing answered here tells anything of a job's content.
+refused; nothing answered here tells anything of a job's content; times are this machine's, because
+only its owner asks here.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class Orders:
 
     def status(self) -> Reply:
         """Where the node is now."""
-        state, ruling, plate = self._keeper.state, self._keeper.ruling(), self._nameplate
-        session = self._session
+        state, plate, session = self._keeper.state, self._nameplate, self._session
+        ruling = self._keeper.ruling(zone=None)
         trouble = session.trouble if session else None
         return {
             "node": plate.node,
@@ -109,7 +110,7 @@ class Orders:
         }
 
     async def _why(self) -> Reply:
-        ruling = self._keeper.ruling()
+        ruling = self._keeper.ruling(zone=None)
         if self._session is None:
             raise NovaMeshError(Code.UNAVAILABLE, ruling.reason, "ask again in a moment")
         report = await self._session.ask_idle()

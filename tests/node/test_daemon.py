@@ -253,6 +253,7 @@ async def test_finish_ends_the_work_at_hand_and_takes_no_more(tmp_path: Path, mo
         loads = [m.load.accepting for m in messages if m.load is not None]
         assert loads[-1] is False
         await made.over()
+        assert [head for head, _ in made.heard.lines[-2:]] == ["finish", "end"]
 
 
 async def test_a_paused_node_stays_paused_after_a_restart(tmp_path: Path, model: Path) -> None:
@@ -270,9 +271,13 @@ async def test_a_paused_node_stays_paused_after_a_restart(tmp_path: Path, model:
             assert load is not None
             assert not load.accepting
             assert "paused" in load.reason
+            assert load.reason.endswith(" UTC")
+            assert "UTC" not in (await made.ask("status"))["reason"]
             assert (await made.ask("resume"))["phase"] == "idle"
             await made.ask("stop")
             await made.over()
+            told = [head for head, _ in made.heard.lines if head in {"pause", "resume", "end"}]
+            assert told == ["pause", "resume", "end"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -289,6 +294,27 @@ async def test_a_signal_drains_and_a_second_one_ends_it(
         await made.over()
         messages = await at.until("failure") if at.heard.qsize() else []
         assert messages or at.over.is_set()
+        assert made.heard.lines[-3:] == [
+            ("stop", "1 job left, 60 s at most; again to stop at once"),
+            ("stop", "gives up 1 job"),
+            ("end", "the node has stopped; it took 1 job"),
+        ]
+
+
+async def test_a_terminal_that_went_away_does_not_keep_the_node_from_stopping(
+    tmp_path: Path, model: Path
+) -> None:
+    def say(headline: str, text: str) -> None:
+        if headline in {"stop", "end"}:
+            raise OSError
+
+    async with coordinator() as pool:
+        heard = Heard()
+        config = configure(tmp_path, pool, model)
+        task = asyncio.create_task(serve(config, Voice(say, heard.note)), name="node")
+        await asyncio.wait_for(heard.is_ready.wait(), 20)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.wait_for(task, 20)
 
 
 async def test_a_coordinator_that_comes_back_finds_the_node_again(

@@ -39,3 +39,20 @@ async def test_a_second_stop_abandons_and_halts() -> None:
     assert done[-1] == "abandon"
     made.ended()
     assert done[-1] == "abandon"
+
+
+async def test_whoever_watches_hears_of_changes_alone_and_after_them() -> None:
+    heard: list[tuple[lifecycle.Phase, lifecycle.Phase]] = []
+    made = Keeper(
+        1,
+        Clock(lambda: START_MS),
+        lifecycle.State(ready=True),
+        watch=lambda before, after: heard.append((before.phase, made.state.phase)),
+    )
+    made.apply(lifecycle.Resume())
+    made.apply(lifecycle.Pause())
+    made.apply(lifecycle.Stop())
+    assert heard == [
+        (lifecycle.Phase.IDLE, lifecycle.Phase.PAUSED),
+        (lifecycle.Phase.PAUSED, lifecycle.Phase.STOPPED),
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -49,3 +50,18 @@ def test_debug_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("text")
     structlog.get_logger().debug("detail")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("env", "coloured"), [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False)]
+)
+def test_colour_is_for_a_terminal_without_no_color(
+    env: dict[str, str],
+    coloured: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    logs.configure("text", env=env)
+    structlog.get_logger().info("attached")
+    assert ("\x1b[" in capsys.readouterr().err) is coloured
