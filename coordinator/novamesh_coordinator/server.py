@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import random
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -186,17 +189,45 @@ def _grpc_server(
 
 
 def _bind(server: grpc.aio.Server, address: str, certificate: ServerCertificate | None) -> int:
+    if certificate is None:
+        return server.add_insecure_port(address)
+    pair = (certificate.private_key_pem, certificate.certificate_pem)
     try:
-        if certificate is None:
-            return server.add_insecure_port(address)
-        pair = (certificate.private_key_pem, certificate.certificate_pem)
+        # Asked first, because gRPC tells its own log why it cannot listen, and us nothing.
+        _probe(address)
         return server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    except OSError as error:
+        raise _deaf(address, "--listen", error) from error
     except RuntimeError as error:
-        raise NovaMeshError(
-            Code.CONFLICT,
-            f"cannot listen on {address}; is another program using the port?",
-            "stop it, or choose another with --listen HOST:PORT (port 0 = any free one)",
-        ) from error
+        taken = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        raise _deaf(address, "--listen", taken) from error
+
+
+def _probe(address: str) -> None:
+    """Listen for a moment. Raises OSError where that is refused."""
+    host, port = split_address(address, "listen")
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    family, kind, protocol, _, where = found[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(where)
+        probe.listen(1)
+
+
+def _deaf(address: str, flag: str, error: OSError) -> NovaMeshError:
+    """Why nobody can be heard at an address, and what to do about it."""
+    host, port = split_address(address, flag)
+    other_port = f"choose another with {flag} HOST:PORT (port 0 = any free one)"
+    if error.errno == errno.EADDRINUSE:
+        problem, hint = f"another program uses port {port}", f"stop it, or {other_port}"
+    elif error.errno == errno.EACCES:
+        problem, hint = f"port {port} is for the system's own services", other_port
+    elif error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        problem = f"{host} is no address of this machine"
+        hint = f"name one of its own, or all of them: {flag} 0.0.0.0:{port}"
+    else:
+        problem, hint = error.strerror or str(error), other_port
+    return NovaMeshError(Code.CONFLICT, f"cannot listen on {address}: {problem}", hint)
 
 
 async def _serve_http(
@@ -208,11 +239,7 @@ async def _serve_http(
     try:
         return await stack.enter_async_context(serve_pages(host, port, _pages(door)))
     except OSError as error:
-        raise NovaMeshError(
-            Code.CONFLICT,
-            f"cannot listen on {config.http}: {error.strerror}",
-            "choose another address with --http HOST:PORT (port 0 = any free one)",
-        ) from error
+        raise _deaf(config.http, "--http", error) from error
 
 
 def _pages(door: Door) -> dict[str, Page]:

@@ -270,8 +270,26 @@ async def test_health_is_the_standard_service(tmp_path: Path) -> None:
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.parametrize("flag", ["listen", "http"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+async def test_an_address_of_another_machine_is_named(
+    tmp_path: Path, flag: str, host: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    addresses = {"listen": "127.0.0.1:0", "http": "", flag: f"{host}:7700"}
+    config = CoordinatorConfig(network=NETWORK, **addresses)
+    store = await open_store(tmp_path / "coordinator.db")
+    with pytest.raises(NovaMeshError, match=f"{host} is no address of this machine") as refused:
+        async with run_coordinator(PoolIdentity(COORDINATOR, NETWORK), store, config):
+            pass
+    assert f"--{flag} 0.0.0.0:7700" in refused.value.hint
+    assert capfd.readouterr().err == ""
+    await store.close()
+
+
 @pytest.mark.parametrize("taken", ["listen", "http"])
-async def test_a_port_that_is_taken_is_named(tmp_path: Path, taken: str) -> None:
+async def test_a_port_that_is_taken_is_named(
+    tmp_path: Path, taken: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     other = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     port = other.sockets[0].getsockname()[1]
     addresses = {"listen": "127.0.0.1:0", "http": "", taken: f"127.0.0.1:{port}"}
@@ -281,7 +299,9 @@ async def test_a_port_that_is_taken_is_named(tmp_path: Path, taken: str) -> None
         async with run_coordinator(PoolIdentity(COORDINATOR, NETWORK), store, config):
             pass
     assert refused.value.code is Code.CONFLICT
+    assert f"another program uses port {port}" in refused.value.message
     assert f"--{taken}" in refused.value.hint
+    assert capfd.readouterr().err == ""  # gRPC would say it first, in its own words
     await store.close()
     other.close()
     await other.wait_closed()
