@@ -196,6 +196,12 @@ class Core:
 
     def _ban(self, turn: Turn, event: BanAsked) -> None:
         """A banned node loses its stream and its attempts at once."""
+        if event.order.message.member == self.identity.key.node_id:
+            raise NovaMeshError(
+                Code.BAD_REQUEST,
+                "this is the coordinator's own PeerId; a pool without it is none",
+                "list the nodes with: novamesh coordinator nodes",
+            )
         self.membership.ban(turn, event.order)
         wanted = event.order.message
         reason = self.membership.ban_reason(wanted.member)

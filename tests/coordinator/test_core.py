@@ -146,7 +146,7 @@ class PoolMachine(RuleBasedStateMachine):
         try:
             candidates = self.table.match(self.clients[who])
         except NovaMeshError as error:
-            if error.code not in (Code.BUSY, Code.MODEL_NOT_FOUND):
+            if error.code not in (Code.BUSY, Code.MODEL_NOT_FOUND, Code.NO_CAPACITY):
                 raise
         else:
             assert 1 <= len(candidates) <= 3

@@ -93,6 +93,13 @@ def test_a_ban_is_told_with_its_reason_and_can_be_lifted(table: Table) -> None:
     assert refused.value.code is Code.MODEL_NOT_FOUND
 
 
+def test_the_coordinator_bans_anybody_but_itself(table: Table) -> None:
+    with pytest.raises(NovaMeshError, match="own PeerId") as refused:
+        table.ban(COORDINATOR.node_id)
+    assert refused.value.code is Code.BAD_REQUEST
+    assert table.log == []
+
+
 def test_somebody_can_be_banned_before_it_joins(table: Table) -> None:
     table.ban(actor("stranger").id, "")
     assert "by the pool's owner" in refusal(table, "stranger", table.invite())[1]
