@@ -20,12 +20,21 @@ from cyclopts import App, Parameter
 from novamesh_coordinator.config import (
     CoordinatorConfig,
     Folder,
+    check_dialled,
     find_folder,
+    is_wildcard,
     load_config,
     split_address,
     write_config,
 )
-from novamesh_coordinator.invite import ID_BYTES, USES_MAX, Invite, invite_secret, write_invite
+from novamesh_coordinator.invite import (
+    ID_BYTES,
+    USES_MAX,
+    Invite,
+    invite_secret,
+    plural,
+    write_invite,
+)
 from novamesh_coordinator.key_file import create_key, load_key, write_text
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id, parse_node_id, short
@@ -42,6 +51,7 @@ app = App(name="coordinator", help="Run the table that a pool meets at.")
 _LOOPBACK: Final = ("127.", "[::1]", "localhost:")
 EXTRA_HINT: Final = "pip install 'novamesh[coordinator]'"
 DAY_MS: Final = 86_400_000
+DAYS_MAX: Final = 3650
 
 Home = Annotated[Path | None, Parameter(help="Folder of all files, instead of NOVAMESH_HOME.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
@@ -58,7 +68,7 @@ def init(
 ) -> None:
     """Make a new pool: its key and its configuration."""
     folder = find_folder(home)
-    flags = {"network": name, "open": open, "address": address, "listen": listen}
+    flags = {"network": name, "open": open, "address": address or None, "listen": listen}
     if not name:
         raise NovaMeshError(Code.BAD_REQUEST, "a pool needs a name", "--name NAME")
     config = load_config(folder, flags)
@@ -74,12 +84,13 @@ def serve(
     *,
     listen: Annotated[str | None, Parameter(help="HOST:PORT of the gRPC service.")] = None,
     http: Annotated[str | None, Parameter(help="HOST:PORT of /metrics and /healthz.")] = None,
+    log_format: Annotated[str | None, Parameter(help="text or json.")] = None,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
     """Serve the pool until Ctrl-C or SIGTERM."""
     folder = find_folder(home)
-    config = _config(folder, {"listen": listen, "http": http})
+    config = _config(folder, {"listen": listen, "http": http, "log_format": log_format})
     try:
         import asyncio
 
@@ -87,7 +98,7 @@ def serve(
         from novamesh_coordinator.server import serve as serve_folder
     except ImportError as error:
         raise _missing(error) from error
-    configure_logs()
+    configure_logs(config.log_format)
     asyncio.run(serve_folder(folder, config, lambda running: _ready(config, running, json)))
 
 
@@ -104,12 +115,14 @@ def invite(
     folder = find_folder(home)
     config = _config(folder, {})
     key = load_key(folder.key)
-    if not 1 <= uses <= USES_MAX or not 0 < days <= 3650:
-        raise NovaMeshError(
-            Code.BAD_REQUEST, "an invite has 1 or more uses and at most 3650 days", "--uses 100"
-        )
+    if not 1 <= uses <= USES_MAX:
+        problem = f"an invite is good for 1 to {USES_MAX} members, not for {uses}"
+        raise NovaMeshError(Code.BAD_REQUEST, problem, "--uses 100")
+    if not 0 < days <= DAYS_MAX:
+        problem = f"an invite is good for more than 0 and at most {DAYS_MAX} days, not for {days:g}"
+        raise NovaMeshError(Code.BAD_REQUEST, problem, "--days 7")
     dialled = address or _public_address(folder, config)
-    split_address(dialled, "address")
+    check_dialled(dialled, "address")
     expires_ms = time.time_ns() // 1_000_000 + int(days * DAY_MS)
     token = write_invite(invite_secret(key), Invite(os.urandom(ID_BYTES), expires_ms, uses))
     code = format_join_code(JoinCode(dialled, key.node_id, config.network, token))
@@ -124,7 +137,8 @@ def invite(
             }
         )
         return
-    _say(f"good for {uses} members and {days:g} days; they run: novamesh pool join CODE")
+    good_for = f"{uses} {plural('member', uses)} and {days:g} {plural('day', days)}"
+    _say(f"good for {good_for}; to join: novamesh pool join CODE")
     if dialled.startswith(_LOOPBACK):
         _say("it works on this machine only; for others: --address HOST:PORT")
     _out(code)
@@ -150,7 +164,10 @@ def ban(
     home: Home = None,
 ) -> None:
     """Keep a member out, or let it in again."""
-    node = parse_node_id(member)
+    try:
+        node = parse_node_id(member)
+    except NovaMeshError as error:
+        raise NovaMeshError(Code.BAD_REQUEST, error.message, error.hint) from None
     with _owner_link(home) as link:
         link.ban(node, reason, lift)
     _say(f"{short(node)} {'may come in again' if lift else 'is banned'}")
@@ -199,23 +216,36 @@ def _owner_link(home: Path | None) -> AbstractContextManager[OwnerLink]:
     return open_owner_link(_local_address(folder, config), key, config.network)
 
 
+def _listening(folder: Folder, config: CoordinatorConfig) -> str:
+    """Where the coordinator listens: since its last start, else as it is set to."""
+    try:
+        return folder.address.read_text().strip()
+    except OSError:
+        return config.listen
+
+
 def _local_address(folder: Folder, config: CoordinatorConfig) -> str:
     """Where the running coordinator listens, as seen from this machine."""
-    try:
-        address = folder.address.read_text().strip()
-    except OSError:
-        address = config.listen
+    address = _listening(folder, config)
     host, port = split_address(address, "address")
-    loopback = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  read, not bound
-    return f"{loopback.get(host, host)}:{port}"
+    if is_wildcard(address):
+        host = "[::1]" if host.startswith("[") else "127.0.0.1"
+    return f"{host}:{port}"
 
 
 def _public_address(folder: Folder, config: CoordinatorConfig) -> str:
     """What members dial: as configured, else where it listens."""
     if config.address:
         return config.address
-    address = _local_address(folder, config)
-    if split_address(address, "address")[1] == 0:
+    address = _listening(folder, config)
+    _, port = split_address(address, "address")
+    if is_wildcard(address):
+        raise NovaMeshError(
+            Code.BAD_CONFIG,
+            f"it listens on every address ({address}); by which one do members reach it?",
+            f"say so: --address HOST:{port or 'PORT'}",
+        )
+    if port == 0:
         raise NovaMeshError(
             Code.BAD_CONFIG,
             "the port is not known before the first start",

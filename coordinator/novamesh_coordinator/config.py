@@ -7,6 +7,7 @@ data folder.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -23,6 +24,8 @@ HOME_VARIABLE: Final = "NOVAMESH_HOME"
 PREFIX: Final = "NOVAMESH_COORDINATOR_"
 DEFAULT_LISTEN: Final = "127.0.0.1:7700"
 DEFAULT_HTTP: Final = "127.0.0.1:7701"
+LOG_FORMATS: Final = ("text", "json")
+NETWORK_BYTES_MAX: Final = 64
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
 
@@ -37,6 +40,7 @@ class CoordinatorConfig:
     open: bool = False  # whether anybody may join without an invite
     rpcs_max: int = 4096  # calls at the same time, 16 to 65536; each attached node is one
     requests_per_s: int = 100  # of one member in the long run, 1 to 100000
+    log_format: str = "text"  # text for people, json for programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,8 @@ def write_config(config: CoordinatorConfig) -> str:
     for field in fields(CoordinatorConfig):
         value = getattr(config, field.name)
         if value != field.default:
-            text = str(value).lower() if isinstance(value, bool) else repr(value)
-            lines.append(f"{field.name} = {text}\n".replace("'", '"'))
+            # Strings that _check lets pass, numbers and truths are written alike in JSON and TOML.
+            lines.append(f"{field.name} = {json.dumps(value, ensure_ascii=False)}\n")
     return "".join(lines)
 
 
@@ -127,9 +131,30 @@ def split_address(text: str, name: str) -> tuple[str, int]:
     return found["host"], int(found["port"])
 
 
+def is_wildcard(address: str) -> bool:
+    """Whether HOST:PORT means every address of a machine: to listen on, but not to dial."""
+    host, _ = split_address(address, "address")
+    return not host.strip("[]0.:")
+
+
+def check_dialled(address: str, name: str) -> None:
+    """Refuse what nobody can dial.
+
+    Raises:
+        NovaMeshError: BAD_CONFIG.
+    """
+    _, port = split_address(address, name)
+    if is_wildcard(address) or port == 0:
+        raise NovaMeshError(
+            Code.BAD_CONFIG,
+            f"{name} is {address!r}, which nobody can dial",
+            "name the machine as members reach it, such as pool.example.org:7700",
+        )
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -159,16 +184,35 @@ def _convert(name: str, value: object, source: str) -> object:
 
 
 def _check(config: CoordinatorConfig) -> None:
-    if len(config.network.encode()) > 64:
-        raise NovaMeshError(Code.BAD_CONFIG, "network has more than 64 bytes", "shorten it")
+    _check_name(config.network)
     split_address(config.listen, "listen")
     if config.http:
         split_address(config.http, "http")
     if config.address:
-        split_address(config.address, "address")
+        check_dialled(config.address, "address")
+    if config.log_format not in LOG_FORMATS:
+        raise NovaMeshError(
+            Code.BAD_CONFIG, f"log_format is {config.log_format!r}", "choose text or json"
+        )
     for name, least, most in (("rpcs_max", 16, 65_536), ("requests_per_s", 1, 100_000)):
         value = getattr(config, name)
         if not least <= value <= most:
             raise NovaMeshError(
                 Code.BAD_CONFIG, f"{name} is {value}, allowed is {least} to {most}", "mend it"
             )
+
+
+def _check_name(network: str) -> None:
+    if not network.isprintable() or network != network.strip():
+        raise NovaMeshError(
+            Code.BAD_CONFIG,
+            f"the pool's name is {network!r}, with characters that cannot be seen",
+            "name it in letters, digits, signs and single spaces",
+        )
+    size = len(network.encode())
+    if size > NETWORK_BYTES_MAX:
+        raise NovaMeshError(
+            Code.BAD_CONFIG,
+            f"the pool's name has {size} bytes, at most {NETWORK_BYTES_MAX} are allowed",
+            "shorten it",
+        )

@@ -35,6 +35,11 @@ class Invite:
     uses: int
 
 
+def plural(noun: str, number: float) -> str:
+    """The noun, with an s unless there is one of it."""
+    return noun if number == 1 else f"{noun}s"
+
+
 def invite_secret(key: PrivateKey) -> bytes:
     """The secret that a coordinator's invites are made with."""
     return hmac.digest(key.to_bytes(), _LABEL, hashlib.sha256)
@@ -71,8 +76,9 @@ def check_invite(invite: Invite, used: int, now_ms: int) -> None:
     if now_ms >= invite.expires_ms:
         raise NovaMeshError(Code.FORBIDDEN, "this invite has expired", _HINT)
     if used >= invite.uses:
+        good_for = f"{invite.uses} {plural('member', invite.uses)}"
         raise NovaMeshError(
-            Code.FORBIDDEN, f"this invite was good for {invite.uses} members and is used up", _HINT
+            Code.FORBIDDEN, f"this invite was good for {good_for} and is used up", _HINT
         )
 
 

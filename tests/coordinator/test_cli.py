@@ -19,6 +19,7 @@ from novamesh.cli import main
 from novamesh_coordinator import cli
 from novamesh_coordinator.invite import check_invite, invite_secret, read_invite
 from novamesh_coordinator.key_file import load_key
+from novamesh_proto.errors import NovaMeshError
 from novamesh_proto.identity import format_node_id
 from novamesh_proto.join_code import parse_join_code
 from novamesh_proto.messages import NodeView
@@ -82,13 +83,21 @@ class Stage:
         self.server = None
         return log
 
+    def _own_id(self) -> str:
+        """The coordinator's PeerId, once there is one that may be read."""
+        try:
+            return format_node_id(load_key(self.home / "coordinator" / "coordinator.key").node_id)
+        except NovaMeshError:
+            return ""
+
     def play(self, exchange: Exchange) -> Exchange:
         """Type it."""
         for line in exchange.before:
             if line.startswith(SCENE):
                 self.set(line[2:])
         out, err = io.StringIO(), io.StringIO()
-        words = exchange.words({"SPAMMER": format_node_id(party("spammer").node_id)})
+        own = self._own_id()
+        words = exchange.words({"SPAMMER": format_node_id(party("spammer").node_id), "SELF": own})
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main(words)
         known = {str(self.home): "HOME"}
@@ -140,8 +149,8 @@ def test_a_server_says_when_it_is_ready_and_stops_on_a_signal(
     address = (tmp_path / "coordinator" / "address").read_text()
     assert address == ready.split()[-1] + "\n"
     log = stage.stop()
-    assert "event='log read'" in log
-    assert "event='stopping'" in log
+    assert "log read" in log
+    assert "stopping" in log
 
 
 def test_an_invite_names_the_pool_and_can_be_checked(
@@ -161,6 +170,18 @@ def test_an_invite_names_the_pool_and_can_be_checked(
     invite = read_invite(invite_secret(key), code.invite)
     assert invite.uses == 2
     check_invite(invite, 1, invite.expires_ms - 1)
+
+
+def test_members_dial_what_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Stage(tmp_path, monkeypatch)
+    assert main(["coordinator", "init", "--listen", "0.0.0.0:7700"]) == 0
+    assert main(["coordinator", "invite"]) == 78
+    monkeypatch.setenv("NOVAMESH_COORDINATOR_ADDRESS", "coordinator:7700")
+    capsys.readouterr()
+    assert main(["coordinator", "invite"]) == 0
+    assert parse_join_code(capsys.readouterr().out).address == "coordinator:7700"
 
 
 def test_nodes_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from novamesh_coordinator.config import (
     CoordinatorConfig,
     Folder,
+    check_dialled,
     find_folder,
+    is_wildcard,
     load_config,
     split_address,
     write_config,
@@ -50,7 +55,13 @@ def test_the_nearer_source_wins(folder: Folder) -> None:
         ("listen = 'localhost'", {}, "listen is 'localhost', not HOST:PORT"),
         ("address = 'a:99999'", {}, "address is 'a:99999'"),
         ("http = 'x'", {}, "http is 'x'"),
-        (f"network = '{'n' * 65}'", {}, "more than 64 bytes"),
+        ("address = '0.0.0.0:7700'", {}, "address is '0.0.0.0:7700', which nobody can dial"),
+        ("", {"NOVAMESH_COORDINATOR_ADDRESS": "[::]:1"}, "address is '[::]:1', which nobody can"),
+        (f"network = '{'n' * 65}'", {}, "has 65 bytes, at most 64"),
+        (f"network = '{'é' * 33}'", {}, "has 66 bytes"),
+        ('network = "a\\u0007b"', {}, "characters that cannot be seen"),
+        ('network = " "', {}, "characters that cannot be seen"),
+        ("log_format = 'xml'", {}, "log_format is 'xml'"),
         ("= broken", {}, "is not TOML"),
         ("", {"NOVAMESH_COORDINATOR_PORT": "1"}, "NOVAMESH_COORDINATOR_PORT sets 'port'"),
         ("", {"NOVAMESH_COORDINATOR_RPCS_MAX": "many"}, "rpcs_max is 'many', not a int"),
@@ -75,6 +86,43 @@ def test_what_init_writes_reads_back(folder: Folder) -> None:
         "listen",
         "rpcs_max",
     }
+
+
+@given(
+    st.text(max_size=16).filter(lambda text: text.isprintable() and text == text.strip()),
+    st.sampled_from(["", "pool.example.org:7700"]),
+    st.booleans(),
+)
+def test_every_name_that_is_allowed_reads_back(name: str, address: str, anybody: bool) -> None:
+    config = CoordinatorConfig(network=name, address=address, open=anybody)
+    assert CoordinatorConfig(**tomllib.loads(write_config(config))) == config
+
+
+@pytest.mark.parametrize("name", ["it's", 'a"b', "back\\slash", "naïve 池", "#", "a]b = 1"])
+def test_awkward_names_are_written_as_they_are(folder: Folder, name: str) -> None:
+    config = load_config(folder, {"network": name}, {})
+    folder.config.write_text(write_config(config), encoding="utf-8")
+    assert load_config(folder, {}, {}).network == name
+
+
+def test_a_name_that_is_no_text_is_refused(folder: Folder) -> None:
+    with pytest.raises(NovaMeshError, match="cannot be seen"):
+        load_config(folder, {"network": os.fsdecode(b"caf\xe9")}, {})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "0", "[::]", "[0:0:0:0:0:0:0:0]"])
+def test_a_wildcard_is_listened_on_and_never_dialled(host: str) -> None:
+    assert is_wildcard(f"{host}:7700")
+    with pytest.raises(NovaMeshError, match="nobody can dial"):
+        check_dialled(f"{host}:7700", "address")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.0", "[::1]", "pool0", "0x.example"])
+def test_an_address_is_dialled(host: str) -> None:
+    assert not is_wildcard(f"{host}:7700")
+    check_dialled(f"{host}:7700", "address")
+    with pytest.raises(NovaMeshError, match="nobody can dial"):
+        check_dialled(f"{host}:0", "address")
 
 
 def test_the_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
