@@ -5,7 +5,8 @@ PY   := $(BIN)/python
 PROTOS := $(wildcard proto/novamesh_proto/v1/*.proto)
 EXTRAS := node,coordinator,test
 SEEDS ?= 10000
-.PHONY: demo test sim lint fix proto check-proto check-compose docs bench train clean
+ROUNDS ?= 25
+.PHONY: demo test sim crash lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.run
 	$(BIN)/novamesh demo
@@ -13,6 +14,8 @@ test: $(VENV)/.run
 	$(PY) -m pytest
 sim: $(VENV)/.run
 	cd tests && ../$(PY) -m support.sim.campaign --seeds $(SEEDS)
+crash: $(VENV)/.run
+	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.crash --rounds $(ROUNDS)
 lint: $(VENV)/.dev check-proto check-compose
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 	$(BIN)/lint-imports && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code

@@ -287,6 +287,7 @@ async def open_store(path: Path) -> Store:
     lock = _take_lock(path.with_name(path.name + ".lock"))
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     sa.event.listen(engine.sync_engine, "connect", _set_pragmas)
+    sa.event.listen(engine.sync_engine, "begin", _begin)
     try:
         async with _storage("open the database"):
             async with engine.begin() as connection:
@@ -328,8 +329,14 @@ def _take_lock(path: Path) -> IO[str]:
     return lock
 
 
+def _begin(connection: sa.Connection) -> None:
+    """Begin ourselves: the driver would leave what makes tables out of the transaction."""
+    connection.exec_driver_sql("BEGIN")
+
+
 def _set_pragmas(connection: Any, _record: Any) -> None:
     """On every connection; FULL, because what we acknowledge must survive a power cut."""
+    connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")

@@ -2,6 +2,9 @@
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"])
+context.configure(
+    connection=context.config.attributes["connection"],
+    transactional_ddl=True,  # or a kill half way through leaves tables and no version
+)
 with context.begin_transaction():
     context.run_migrations()

@@ -52,6 +52,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id
 from novamesh_proto.messages import ChatMessage, ChatPrompt
 from novamesh_proto.v1 import coordinator_pb2_grpc, node_pb2_grpc
+from support.clock import START_MS
 from support.fake_engine import CONTEXT, FIRST_TOKEN, VOCAB, FakeTokenizer
 from support.parties import COORDINATOR, HARDWARE, NETWORK, OFFER, PROFILE, party
 from support.sim.disk import Disk, DiskStore
@@ -63,6 +64,7 @@ ADDRESS = "pool.sim:7700"
 IDENTITY = PoolIdentity(COORDINATOR, NETWORK, open=True)
 POOL = Pool(ADDRESS, format_node_id(COORDINATOR.node_id), NETWORK, "")
 SETTINGS = ClientSettings(retries=5)
+NOBODY_THERE = frozenset({Code.MODEL_NOT_FOUND, Code.UNAVAILABLE})
 
 
 @dataclass
@@ -75,6 +77,12 @@ class World:
     rng: random.Random
     note: Callable[[str], None]
     folder: Path
+    pool: Pool = POOL
+    epoch_ms: int = START_MS
+
+    def process(self, name: str) -> Process:
+        """A new life of a party."""
+        return Process(name, self.loop, self.epoch_ms)
 
     async def dial(self, address: str, coordinator: object, deadline_s: float) -> PinnedChannel:
         """`open_channel` of this world; TLS is not simulated."""
@@ -99,7 +107,7 @@ class Coordinator:
     async def start(self) -> None:
         """Read the log and take calls."""
         world, config = self._world, CoordinatorConfig(network=NETWORK, http="", open=True)
-        self.process = process = Process(self.name, world.loop)
+        self.process = process = world.process(self.name)
         await process.spawn(self._serve(process, config), "start")
 
     async def kill(self) -> None:
@@ -211,7 +219,7 @@ class Node:
 
     async def start(self) -> None:
         """Dial the pool and stay."""
-        self.process = Process(self.name, self._world.loop)
+        self.process = self._world.process(self.name)
         self.process.spawn(self._run(self.process), "run")
 
     async def kill(self) -> None:
@@ -259,7 +267,7 @@ class Node:
         )  # fmt: skip
         self.keeper = keeper = Keeper(self.slots, clock, lifecycle.State())
         desk = Desk(fixtures, keeper, tasks)
-        link = Link(ADDRESS, signer, b"")
+        link = Link(self._world.pool.address, signer, b"")
         rng = random.Random(self._world.rng.getrandbits(32))
         line = Line(self._dial(link), lambda: link.join(clock.wall_ms()), clock, rng)
         session = Session(line, signer, advertiser, desk, keeper.load)
@@ -288,6 +296,7 @@ class Wish:
     tokens: int
     deadline_s: float
     stop_after: int | None = None  # pieces, then it loses interest
+    tries: int = 1  # while no node is there
     pieces: list[Piece] = field(default_factory=list)
     completion: Completion | None = None
     error: NovaMeshError | None = None
@@ -310,7 +319,7 @@ class Client:
 
     async def start(self) -> None:
         """Take up what an earlier life left, then go on with the wishes."""
-        self.process = Process(self.name, self._world.loop)
+        self.process = self._world.process(self.name)
         self.process.spawn(self._run(self.process), "run")
 
     async def kill(self) -> None:
@@ -329,7 +338,7 @@ class Client:
 
     async def _run(self, process: Process) -> None:
         clock = ClientClock(process.now_ms, process.monotonic)
-        pool = PoolConnection(POOL, self.key, clock, 5.0)
+        pool = PoolConnection(self._world.pool, self.key, clock, 5.0)
         desk = ClientDesk(pool, SETTINGS, self.records, self.receipts, clock)
         try:
             for job in self.records.jobs():
@@ -343,6 +352,10 @@ class Client:
                     wish.over = True
                     order = _order(f"{self.name} {number}", wish)
                     await self._wish(wish, lambda session, o=order: session.run(o), desk)
+                    while wish.tries > 1 and wish.error and wish.error.code in NOBODY_THERE:
+                        wish.tries, wish.error = wish.tries - 1, None
+                        await asyncio.sleep(0.5)
+                        await self._wish(wish, lambda session, o=order: session.run(o), desk)
                     await asyncio.sleep(self._world.rng.uniform(0, 2))
         finally:
             await pool.close()

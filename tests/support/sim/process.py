@@ -15,11 +15,17 @@ from support.sim.loop import HERE, START_S
 
 
 class Process:
-    """One life of one party; `skew_ms` is how wrong its wall clock is."""
+    """One life of one party; `skew_ms` is how wrong its wall clock is.
 
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+    `epoch_ms` is the wall clock at the loop's second START_S.
+    """
+
+    def __init__(
+        self, name: str, loop: asyncio.AbstractEventLoop, epoch_ms: int = START_MS
+    ) -> None:
         self.name = name
         self.loop = loop
+        self._epoch_ms = epoch_ms
         self.alive = True
         self.skew_ms = 0
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -54,7 +60,7 @@ class Process:
 
     def now_ms(self) -> int:
         """Its wall clock, milliseconds since 1970."""
-        return START_MS + round((self.loop.time() - START_S) * 1000) + self.skew_ms
+        return self._epoch_ms + round((self.loop.time() - START_S) * 1000) + self.skew_ms
 
 
 def check_alive() -> None:
