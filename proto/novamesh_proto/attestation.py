@@ -6,7 +6,7 @@ settlement. Durations are monotonic, each on its owner's clock; the slack betwee
 SLACK_US or SLACK_SHARE, whichever is more. A node can always look slower than it is; the rules
 keep it from looking faster.
 
-    1  the phases fit into the total          4  the answer did not come in one burst
+    1  the phases fit into the total          4  a long answer did not come in one burst
     2  nothing took longer than at the client 5  no faster than the memory can be read
     3  the relay saw the same duration        6  checkpoints answer the client's challenges
 """
@@ -21,6 +21,7 @@ from typing import Final
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, PeerError
 from novamesh_proto.identity import format_node_id
+from novamesh_proto.limits import CHECKPOINT_TOKENS
 from novamesh_proto.messages import (
     ChunkCheckpoint,
     ClientReceipt,
@@ -38,6 +39,11 @@ SLACK_US: Final = 50_000
 SLACK_SHARE: Final = 0.02
 BURST_SHARE: Final = 0.5  # of the tokens in a BURST_PARTth of the time: the speed cannot be told
 BURST_PARTS: Final = 10
+# A burst is told of nobody whose whole answer is short: then a scheduler's pause, or two chunks that
+# one packet carried, fill a tenth of the time. So a tenth must outlast the slack that two clocks
+# have, and the answer be as long as what a node signs a checkpoint for.
+BURST_TOKENS_MIN: Final = CHECKPOINT_TOKENS
+BURST_US_MIN: Final = BURST_PARTS * SLACK_US
 ROOFLINE_FACTOR: Final = 1.25
 SECOND_US: Final = 1_000_000
 GB: Final = 10**9
@@ -182,17 +188,23 @@ def burst_tokens(arrivals: Sequence[tuple[int, int]], total_us: int) -> int:
 
 
 def is_burst(burst: int, tokens: int) -> bool:
-    """Whether so many of an answer's tokens came at once that its speed cannot be told."""
+    """Whether so many of an answer's tokens came at once that its speed cannot be told.
+
+    Of answers however short: what nobody can tell is never ranked. Whether it says anything about
+    the node is rule 4's business.
+    """
     return tokens > 1 and burst > tokens * BURST_SHARE
 
 
 def witnessed_speed(receipt: ClientReceipt) -> float:
-    """Tokens a second between first and last chunk at the client; 0.0 where it cannot be told.
+    """Tokens a second between first and last chunk at the client; 0.0 where it cannot be told:
+    of one token, and of a burst.
 
     The first token marks the start, so n tokens take n - 1 steps. Source: trust.md 2.2, rule 4.
     """
-    steps, took_us = receipt.completion_tokens - 1, receipt.total_us - receipt.ttft_us
-    if steps <= 0 or took_us <= 0:
+    tokens = receipt.completion_tokens
+    steps, took_us = tokens - 1, receipt.total_us - receipt.ttft_us
+    if steps <= 0 or took_us <= 0 or is_burst(receipt.burst_tokens, tokens):
         return 0.0
     return steps * SECOND_US / took_us
 
@@ -264,11 +276,14 @@ def _at_the_relay(
 
 
 def _burst(client: ClientReceipt | None) -> Iterator[Finding]:
-    """Rule 4: more than half of the tokens in a tenth of the time is BUFFERED."""
-    if client is not None and is_burst(client.burst_tokens, client.completion_tokens):
+    """Rule 4: more than half of a long answer's tokens in a tenth of the time."""
+    if client is None or client.total_us < BURST_US_MIN:
+        return
+    burst, tokens = client.burst_tokens, client.completion_tokens
+    if tokens >= BURST_TOKENS_MIN and is_burst(burst, tokens):
         message = (
-            f"BUFFERED: {client.burst_tokens} of {client.completion_tokens} tokens came within a "
-            f"tenth of the time, so its speed is not ranked"
+            f"{burst} of {tokens} tokens came within a tenth of the time, "
+            f"so its speed cannot be told"
         )
         yield Finding(4, Severity.NOTE, message)
 
