@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from novamesh.asked import Asked
     from novamesh.client import Client, Run
     from novamesh.completion import Completion, Piece
     from novamesh.config import ClientSettings, Config, Pool, load_config
-    from novamesh.order import Asked
     from novamesh.receipts import verify_file
     from novamesh_proto.attestation import Finding
     from novamesh_proto.errors import Code, NovaMeshError, PeerError
@@ -44,10 +44,10 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "novamesh.asked": ("Asked",),
     "novamesh.client": ("Client", "Run"),
     "novamesh.completion": ("Completion", "Piece"),
     "novamesh.config": ("ClientSettings", "Config", "Pool", "load_config"),
-    "novamesh.order": ("Asked",),
     "novamesh.receipts": ("verify_file",),
     "novamesh_proto.attestation": ("Finding",),
     "novamesh_proto.errors": ("Code", "NovaMeshError", "PeerError"),

@@ -15,20 +15,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Unpack
 
+from novamesh.asked import Asked, check_deadline
 from novamesh.clock import Clock
 from novamesh.completion import Completion, Piece
 from novamesh.config import Config, Pool, load_config
 from novamesh.job_records import JobRecords
 from novamesh.keys import load_or_create_key
-from novamesh.order import Asked, check_deadline, order_of
+from novamesh.order import order_of
 from novamesh.pool import PoolConnection
 from novamesh.receipts import Receipts
 from novamesh.session import STOP_S, Desk, Emit, JobSession
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.join_code import parse_join_code
+from novamesh_proto.limits import JOBS_LISTED_MAX
 from novamesh_proto.messages import JobId, JobView, PoolCard, PoolModel
 
+JOB_ID_BYTES: Final = 32
 PIECES_WAITING_MAX: Final = 64  # a reader that is slower than the node holds the stream back
 
 
@@ -97,7 +100,7 @@ class Client:
         Args:
             model: A name, `name@digestprefix`, or a whole digest.
             prompt: What the user says; `messages`, `text` and `token_ids` stand in its place.
-            **asked: See `order.Asked`.
+            **asked: See `asked.Asked`.
 
         Raises:
             NovaMeshError: BAD_REQUEST if what is asked makes no sense; what happens later is
@@ -116,10 +119,10 @@ class Client:
         """The answer of a job that an earlier process submitted, from its first piece.
 
         Raises:
-            NovaMeshError: NOT_FOUND if this machine holds no keys of that job.
+            NovaMeshError: BAD_REQUEST if this is no job id, NOT_FOUND if this machine holds no keys
+                of that job.
         """
-        job_id = parse_job(job) if isinstance(job, str) else job
-        record = self._require_desk().records.load(job_id)
+        record = self._require_desk().records.load(parse_job(job))
         seconds = check_deadline(deadline_s or self.config.client.deadline_s)
         return self._start(lambda session: session.resume(record, seconds))
 
@@ -139,16 +142,22 @@ class Client:
         return await self._require_desk().pool.list_models()
 
     async def jobs(self, count: int = 50) -> tuple[JobView, ...]:
-        """Our jobs, newest first, at most 200."""
+        """Our jobs, newest first, 1 to 200 of them. Raises BAD_REQUEST for another count."""
+        if not 1 <= count <= JOBS_LISTED_MAX:
+            raise NovaMeshError(
+                Code.BAD_REQUEST,
+                f"{count} jobs cannot be listed",
+                f"choose from 1 to {JOBS_LISTED_MAX}",
+            )
         return await self._require_desk().pool.list_jobs(count)
 
-    async def job(self, job: JobId) -> JobView:
-        """Where a job is."""
-        return await self._require_desk().pool.get_job(job)
+    async def job(self, job: JobId | str) -> JobView:
+        """Where a job is; `job` as `parse_job`."""
+        return await self._require_desk().pool.get_job(parse_job(job))
 
-    async def cancel(self, job: JobId) -> JobView:
-        """Stop a job; its state afterwards. Harmless when repeated."""
-        return await self._require_desk().pool.cancel(job)
+    async def cancel(self, job: JobId | str) -> JobView:
+        """Stop a job; its state afterwards. Harmless when repeated; `job` as `parse_job`."""
+        return await self._require_desk().pool.cancel(parse_job(job))
 
     def resumable(self) -> tuple[JobId, ...]:
         """Jobs that an earlier process left, oldest first."""
@@ -245,17 +254,19 @@ class Run:
         await self._pieces.put(None)
 
 
-def parse_job(text: str) -> JobId:
-    """The job of its 64 hexadecimal digits.
+def parse_job(job: JobId | str) -> JobId:
+    """A job's id, given as its 32 bytes or as 64 hexadecimal digits.
 
     Raises:
         NovaMeshError: BAD_REQUEST.
     """
+    raw: object = job
     with contextlib.suppress(ValueError):
-        if len(job := bytes.fromhex(text)) == 32:
-            return JobId(job)
+        raw = bytes.fromhex(job) if isinstance(job, str) else job
+    if isinstance(raw, bytes) and len(raw) == JOB_ID_BYTES:
+        return JobId(raw)
     raise NovaMeshError(
         Code.BAD_REQUEST,
-        f"{text!r} is no job id",
-        "an id has 64 hexadecimal digits: novamesh jobs ls",
+        f"{job!r} is no job id",
+        "an id has 64 hexadecimal digits:  novamesh jobs ls --json",
     )

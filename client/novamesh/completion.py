@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from novamesh_proto.attestation import Finding
@@ -31,10 +31,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer and its proof. Times are the client's own, speed is the witnessed one.
+    """A whole answer and its proof; `str(completion)` is its text. Times are the client's own.
 
-    `tokens_per_s` is 0 where an answer is too short to tell; `findings` are witness rules that the
-    node's timing does not keep; `receipt_path` is the file that verifies offline.
+    `tokens_per_s` is the witnessed speed, 0 where it cannot be told: of a short answer, of a burst,
+    and where `resumed` says that the answer was read afterwards, not as it arrived. `findings` are
+    witness rules that the node's timing does not keep; `receipt_path` is the file that verifies
+    offline.
     """
 
     job: JobId
@@ -42,16 +44,20 @@ class Completion:
     model_profile: ProfileDigest
     node: NodeId
     text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[PositionLogprobs, ...]
+    token_ids: tuple[int, ...] = field(repr=False)
+    logprobs: tuple[PositionLogprobs, ...] = field(repr=False)
     finish: FinishReason
     prompt_tokens: int
     ttft_s: float
     total_s: float
     tokens_per_s: float
     findings: tuple[Finding, ...]
-    receipt: Receipt
+    receipt: Receipt = field(repr=False)
     receipt_path: Path
+    resumed: bool = False
+
+    def __str__(self) -> str:
+        return self.text
 
     @property
     def completion_tokens(self) -> int:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
+from novamesh.asked import Asked, Message, check_asked, check_deadline
 from novamesh_proto import sealing, wire
 from novamesh_proto.envelope import Verified, seal
 from novamesh_proto.envelope import open as open_envelope
@@ -37,30 +38,6 @@ from novamesh_proto.messages import (
 
 SECRET_BYTES: Final = 32
 _SEED_LABEL: Final = b"novamesh/v1/client-seed\0"
-_ROLES: Final = ("system", "user", "assistant")
-
-Message = Mapping[str, str] | ChatMessage
-
-
-class Asked(TypedDict, total=False):
-    """Everything a call may say besides the model and the prompt."""
-
-    messages: Sequence[Message]  # a conversation, each {"role": …, "content": …}
-    system: str  # what the model should be; goes before a prompt or messages
-    text: str  # plain text to continue, without a chat template
-    token_ids: Sequence[int]  # token ids to continue
-    deadline_s: float  # seconds until the whole answer is here
-    max_tokens: int  # completion tokens at most
-    temperature: float  # 0 takes the best token
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int | bytes  # the same seed, model and prompt give the same answer
-    stop: str | Sequence[str]  # strings that end the answer
-    stop_token_ids: Sequence[int]
-    logprobs: int  # log probabilities of this many candidates come with each token
-    ignore_eos: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +106,7 @@ def prompt_of(
     """The one prompt that a call names.
 
     Raises:
-        NovaMeshError: BAD_REQUEST for none, several, or an unknown role.
+        NovaMeshError: BAD_REQUEST for none or several.
     """
     given = [one for one in (prompt, messages, text, token_ids) if one is not None]
     if len(given) != 1 or not given[0]:
@@ -152,13 +129,10 @@ def order_of(model: str, prompt: str | None, asked: Asked, deadline_s: float) ->
     """The order that a call makes; `deadline_s` where it names none.
 
     Raises:
-        NovaMeshError: BAD_REQUEST for an unknown option, no prompt, or several.
+        NovaMeshError: BAD_REQUEST for no prompt, several, or what `asked.check_asked` refuses.
     """
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    for name in given:
-        if name not in Asked.__annotations__:
-            known = ", ".join(Asked.__annotations__)
-            raise NovaMeshError(Code.BAD_REQUEST, f"unknown option {name!r}", f"known are {known}")
+    check_asked(model, prompt, given)
     choices = {name: given[name] for name in Options.__dataclass_fields__ if name in given}
     for name in ("stop", "stop_token_ids"):
         value = choices.get(name, ())
@@ -175,17 +149,6 @@ def order_of(model: str, prompt: str | None, asked: Asked, deadline_s: float) ->
         Options(**choices),
         check_deadline(given.get("deadline_s", deadline_s)),
     )
-
-
-def check_deadline(deadline_s: float) -> float:
-    """Seconds a job may take, if they make sense. Raises BAD_REQUEST."""
-    if not 0 < deadline_s <= JOB_TIMEOUT_MS_MAX / 1000:
-        raise NovaMeshError(
-            Code.BAD_REQUEST,
-            f"a deadline of {deadline_s:g} s is not possible",
-            f"choose up to {JOB_TIMEOUT_MS_MAX / 1000:g} seconds",
-        )
-    return deadline_s
 
 
 def draft(order: Order, model: PoolModel, header: Header, key: PrivateKey, limit: int) -> Draft:
@@ -268,17 +231,7 @@ def _sampling(options: Options, body: JobBody, tokens: int) -> Sampling:
 
 
 def _turns(messages: Sequence[Message]) -> list[ChatMessage]:
-    turns = [
-        one
-        if isinstance(one, ChatMessage)
-        else ChatMessage(one.get("role", ""), one.get("content", ""))
+    return [
+        one if isinstance(one, ChatMessage) else ChatMessage(one["role"], one["content"])
         for one in messages
     ]
-    for turn in turns:
-        if turn.role not in _ROLES:
-            raise NovaMeshError(
-                Code.BAD_REQUEST,
-                f"a message has the role {turn.role!r}",
-                f"roles are {', '.join(_ROLES)}",
-            )
-    return turns

@@ -71,18 +71,21 @@ def read_receipt(path: Path) -> bytes:
     """The bytes of a receipt file.
 
     Raises:
-        NovaMeshError: NOT_FOUND, TOO_LARGE.
+        NovaMeshError: NOT_FOUND if it cannot be read, TOO_LARGE.
     """
     try:
         with path.open("rb") as file:
             data = file.read(RECEIPT_BYTES_MAX + 1)
     except OSError as error:
-        raise NovaMeshError(Code.NOT_FOUND, f"cannot read {path}: {error.strerror}") from error
+        hint = "name a receipt file that you may read:  novamesh receipt ls"
+        raise NovaMeshError(
+            Code.NOT_FOUND, f"cannot read {path}: {error.strerror}", hint
+        ) from error
     if len(data) > RECEIPT_BYTES_MAX:
         raise NovaMeshError(
             Code.TOO_LARGE,
             f"{path} has more than {RECEIPT_BYTES_MAX} bytes",
-            "this is no receipt file",
+            "this is no receipt file:  novamesh receipt ls",
         )
     return data
 

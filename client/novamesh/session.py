@@ -26,7 +26,7 @@ from novamesh.reader import AnswerReader, Conclusion
 from novamesh.receipts import Receipts
 from novamesh.retries import ask, pause
 from novamesh_proto import envelope
-from novamesh_proto.attestation import witnessed_speed
+from novamesh_proto.attestation import BURST_RULE, witnessed_speed
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import CONTROL_LIFE_MS, JOB_TIMEOUT_MS_MAX, TAIL_KEPT_MS
@@ -278,6 +278,9 @@ class JobSession:
         path = self._desk.receipts.save(record.job, conclusion.receipt)
         self._desk.records.remove(record.job)
         claim, seen = conclusion.attestation.message, conclusion.client_receipt.message
+        # What another process asked for came when we read it: that tells nothing of its speed.
+        resumed = self._handed_in_s is None
+        found = conclusion.findings
         return Completion(
             job=record.job,
             model=record.model,
@@ -290,8 +293,9 @@ class JobSession:
             prompt_tokens=claim.prompt_tokens,
             ttft_s=seen.ttft_us / 1e6,
             total_s=seen.total_us / 1e6,
-            tokens_per_s=witnessed_speed(seen),
-            findings=conclusion.findings,
+            tokens_per_s=0.0 if resumed else witnessed_speed(seen),
+            findings=tuple(one for one in found if not resumed or one.rule != BURST_RULE),
             receipt=conclusion.receipt,
             receipt_path=path,
+            resumed=resumed,
         )

@@ -37,11 +37,12 @@ from novamesh_proto.messages import (
 
 SLACK_US: Final = 50_000
 SLACK_SHARE: Final = 0.02
+BURST_RULE: Final = 4
 BURST_SHARE: Final = 0.5  # of the tokens in a BURST_PARTth of the time: the speed cannot be told
 BURST_PARTS: Final = 10
-# A burst is told of nobody whose whole answer is short: then a scheduler's pause, or two chunks that
-# one packet carried, fill a tenth of the time. So a tenth must outlast the slack that two clocks
-# have, and the answer be as long as what a node signs a checkpoint for.
+# A burst is told of nobody whose whole answer is short: then a scheduler's pause, or two chunks in
+# one packet, fill a tenth of the time. So a tenth must outlast the slack that two clocks have, and
+# the answer be as long as what a node signs a checkpoint for.
 BURST_TOKENS_MIN: Final = CHECKPOINT_TOKENS
 BURST_US_MIN: Final = BURST_PARTS * SLACK_US
 ROOFLINE_FACTOR: Final = 1.25
@@ -285,7 +286,7 @@ def _burst(client: ClientReceipt | None) -> Iterator[Finding]:
             f"{burst} of {tokens} tokens came within a tenth of the time, "
             f"so its speed cannot be told"
         )
-        yield Finding(4, Severity.NOTE, message)
+        yield Finding(BURST_RULE, Severity.NOTE, message)
 
 
 def _above_roofline(attestation: InferenceAttestation, limit: float | None) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from novamesh.order import (
     Asked,
-    Order,
     client_seed,
     draft,
     max_tokens,
@@ -113,13 +112,3 @@ def test_other_candidates_are_the_same_job() -> None:
     assert (one.terms, one.body) == (two.terms, two.body)
     again = draft(order_of("m", "hi", {}, 30.0), MODEL, _header(), CLIENT, 64)
     assert again.job != made.job
-
-
-def test_options_out_of_range_name_their_field() -> None:
-    order: Order = order_of("m", "hi", {"temperature": -1.0}, 30.0)
-    with pytest.raises(NovaMeshError, match="temperature"):
-        draft(order, MODEL, _header(), CLIENT, 64)
-    order = order_of("m", "x" * 1_000_000, {}, 30.0)
-    with pytest.raises(NovaMeshError) as caught:
-        draft(order, MODEL, _header(), CLIENT, 64)
-    assert caught.value.code is Code.TOO_LARGE

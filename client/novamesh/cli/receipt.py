@@ -126,12 +126,11 @@ def facts(verified: VerifiedReceipt) -> dict[str, object]:
 
 def witnessed(verified: VerifiedReceipt) -> str:
     """What the client saw on its own clock, in words."""
-    if verified.ttft_us is None:
+    if verified.client_receipt is None:
         return "nothing: no client receipt"
-    text = f"first token after {verified.ttft_us / 1e6:.3f} s"
-    if verified.tokens_per_s is not None:
-        text += f", then {speed_of(verified.tokens_per_s, verified.findings)}"
-    return text
+    seen = verified.client_receipt.message
+    speed = speed_of(verified.tokens_per_s, seen.completion_tokens, seen.total_us)
+    return f"first token after {seen.ttft_us / 1e6:.3f} s{speed}"
 
 
 def document(verified: VerifiedReceipt) -> dict[str, object]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -15,12 +15,12 @@ from novamesh.cli.scope import HERE, Json, Scope
 from novamesh.client import Run
 from novamesh.completion import Completion
 from novamesh.model_choice import SHOWN_CHARS
-from novamesh_proto.attestation import Finding
+from novamesh.private_file import write_private
+from novamesh_proto.attestation import BURST_TOKENS_MIN, BURST_US_MIN
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id, short
 from novamesh_proto.limits import BODY_BYTES_MAX
-
-BURST_RULE: Final = 4  # of the witness rules: the speed cannot be told
+from novamesh_proto.receipt import encode_receipt
 
 
 @Parameter(name="*")
@@ -45,13 +45,14 @@ async def run(
     /,
     *,
     choices: Choices | None = None,
+    receipt: Annotated[Path | None, Parameter(help="Write the receipt to this file too.")] = None,
     json: Json = False,
     scope: Scope = HERE,
 ) -> None:
     """Ask a model of the pool; the answer streams to stdout.
 
     The prompt is sealed for the node that answers; the pool's coordinator cannot read it. A receipt
-    that verifies offline is kept: `novamesh receipt verify FILE`.
+    that verifies offline is kept: `novamesh receipt ls`.
 
     Parameters
     ----------
@@ -63,24 +64,31 @@ async def run(
     asked = prompt if prompt is not None else _read_prompt()
     options: dict[str, Any] = dataclasses.asdict(choices or Choices())
     async with scope.client() as client:
-        await print_answer(client.run(model, asked, **options), json)
+        await print_answer(client.run(model, asked, **options), json, receipt)
 
 
-async def print_answer(answer: Run, json: bool) -> None:
-    """Stream an answer to stdout and say on stderr what its receipt proves."""
-    text = ""
-    async with contextlib.aclosing(answer.__aiter__()) as pieces:
-        async for piece in pieces:
-            if not json:
-                write(piece.text)
-            text = piece.text or text
+async def print_answer(answer: Run, json: bool, receipt: Path | None = None) -> None:
+    """Stream an answer to stdout and say on stderr what its receipt proves.
+
+    Whatever ends the answer, its line is ended: what is said next must not be glued to it.
+    """
+    line_ended = True
+    try:
+        async with contextlib.aclosing(answer.__aiter__()) as pieces:
+            async for piece in pieces:
+                if piece.text and not json:
+                    write(piece.text)
+                    line_ended = piece.text.endswith("\n")
+    finally:
+        if not line_ended:
+            write("\n")
     done = await answer.completion()
+    if receipt is not None:
+        write_private(receipt, encode_receipt(done.receipt))
     if json:
         write_json(document(done))
-        return
-    if not text.endswith("\n"):
-        write("\n")
-    _summarise(done)
+    else:
+        _summarise(done, receipt or done.receipt_path)
 
 
 def document(done: Completion) -> dict[str, object]:
@@ -98,6 +106,7 @@ def document(done: Completion) -> dict[str, object]:
         "ttft_s": round(done.ttft_s, 6),
         "total_s": round(done.total_s, 6),
         "tokens_per_s": round(done.tokens_per_s, 3),
+        "resumed": done.resumed,
         "findings": [
             {"rule": one.rule, "severity": one.severity.name.lower(), "message": one.message}
             for one in done.findings
@@ -106,23 +115,27 @@ def document(done: Completion) -> dict[str, object]:
     }
 
 
-def speed_of(tokens_per_s: float, findings: Sequence[Finding]) -> str:
-    """A witnessed speed in words; of a burst nobody can tell it, so it is not taken for one."""
-    burst = any(finding.rule == BURST_RULE for finding in findings)
-    return f"{tokens_per_s:.1f} tokens/s" + ", but in one burst" * burst
+def speed_of(tokens_per_s: float | None, tokens: int, total_us: int) -> str:
+    """What follows the time of the first token: a witnessed speed, or why there is none."""
+    if tokens_per_s:
+        return f", then {tokens_per_s:.1f} tokens/s"
+    if tokens < BURST_TOKENS_MIN or total_us < BURST_US_MIN:
+        return "; too short to tell its speed"
+    return "; in one burst, which tells no speed"
 
 
-def _summarise(done: Completion) -> None:
-    speed = f"first token after {done.ttft_s:.2f} s"
-    if done.tokens_per_s:
-        speed += f", then {speed_of(done.tokens_per_s, done.findings)}"
+def _summarise(done: Completion, receipt: Path) -> None:
+    seen = "nothing: it was read afterwards, not as it arrived"
+    if not done.resumed:
+        speed = speed_of(done.tokens_per_s, done.completion_tokens, round(done.total_s * 1e6))
+        seen = f"first token after {done.ttft_s:.2f} s{speed}"
     tokens = f"{done.prompt_tokens} read, {plural(done.completion_tokens, 'token')} answered"
     fields = {
         "node": short(done.node),
         "model": f"{done.model}@{done.model_profile.hex()[:SHOWN_CHARS]}",
         "tokens": f"{tokens}, ended by {done.finish.name.lower()}",
-        "witnessed": speed,
-        "receipt": done.receipt_path,
+        "witnessed": seen,
+        "receipt": receipt,
     }
     say()
     sys.stderr.write(format_fields(fields, indent="  "))
@@ -133,7 +146,14 @@ def _summarise(done: Completion) -> None:
 def _read_prompt() -> str:
     if sys.stdin.isatty():
         say("type the prompt, then Ctrl-D")
-    text = sys.stdin.read(BODY_BYTES_MAX + 1).strip("\n")
+    try:
+        text = sys.stdin.read(BODY_BYTES_MAX + 1).strip("\n")
+    except UnicodeDecodeError:
+        raise NovaMeshError(
+            Code.BAD_REQUEST,
+            "the prompt on stdin is not UTF-8 text",
+            "convert it first:  iconv -t utf-8 FILE | novamesh run MODEL",
+        ) from None
     if not text:
         raise NovaMeshError(
             Code.BAD_REQUEST, "there is no prompt", "novamesh run MODEL 'your question'"
