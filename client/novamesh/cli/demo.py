@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import importlib.util
 import shutil
 import signal
@@ -60,6 +61,7 @@ async def demo(
         A built-in model, or a model folder.
     """
     _require_parts()
+    _require_model(model)
     started = time.monotonic()
     try:
         with _ended_by_signals(), _temporary_folder() as folder:
@@ -188,6 +190,17 @@ def _require_parts() -> None:
         )
 
 
+def _require_model(model: str) -> None:
+    """A model that is not there is the user's mistake, and no daemon need start to find it.
+
+    The engine is reached by import string: no package of ours depends on it from here.
+    """
+    try:
+        importlib.import_module("novamesh_engine.catalogue").locate(model)
+    except NovaMeshError as error:
+        raise NovaMeshError(Code.BAD_REQUEST, error.message, error.hint) from None
+
+
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="novamesh-demo-"))
@@ -199,13 +212,26 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the play as Ctrl-C does: everything is cleaned up."""
+    """The first SIGINT, SIGTERM or SIGHUP ends the play; everything is cleaned up.
+
+    Cleaning up is bounded, so further ones are ignored until the process has ended: a second Ctrl-C
+    must not leave daemons and files behind.
+    """
     task = asyncio.current_task()
     loop = asyncio.get_running_loop()
     assert task is not None, "the demo runs in a task"
-    caught = (signal.SIGTERM, signal.SIGHUP)
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ending = False
+
+    def end() -> None:
+        nonlocal ending
+        if not ending:
+            ending = True
+            say("ending: everything is stopped and removed")
+            task.cancel()
+
     for number in caught:
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, end)
     try:
         yield
     except asyncio.CancelledError:
@@ -213,3 +239,5 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number in caught:
             loop.remove_signal_handler(number)
+            if ending:
+                signal.signal(number, signal.SIG_IGN)
