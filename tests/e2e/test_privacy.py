@@ -63,7 +63,7 @@ def test_a_marker_is_found_in_the_client_and_nowhere_at_the_coordinator(pool: Re
 
 
 def test_a_process_that_cannot_be_read_is_no_process_without_the_marker() -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(ProcessLookupError):
         _scan_memory(2**22 + 1, [b"anything"])
 
 
