@@ -8,13 +8,14 @@ Rules: nothing is mended; a damaged log ends the check there, everything else is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from novamesh_coordinator import log_chain
 from novamesh_coordinator.audit import Auditor
 from novamesh_coordinator.core import Core, PoolIdentity
 from novamesh_coordinator.log_chain import Mark, SnapshotLike, check_rows, corrupt
-from novamesh_coordinator.store import Store
+from novamesh_coordinator.store import Store, open_store
 from novamesh_proto.errors import NovaMeshError
 
 PROBLEMS_MAX: Final = 100
@@ -68,6 +69,20 @@ class _Reading:
         """Snapshots that are left stand for nothing."""
         for seq in self._snapshots:
             self.tell(f"there is a snapshot at event {seq}, and no such event")
+
+
+async def check_folder(identity: PoolIdentity, database: Path) -> Report:
+    """Open a database that nobody uses, and check it.
+
+    Raises:
+        NovaMeshError: CONFLICT if a coordinator runs on it, STORAGE, CORRUPT if it cannot be
+            opened at all.
+    """
+    store = await open_store(database)
+    try:
+        return await check(identity, store)
+    finally:
+        await store.close()
 
 
 async def check(identity: PoolIdentity, store: Store) -> Report:

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -171,6 +172,41 @@ def ban(
     with _owner_link(home) as link:
         link.ban(node, reason, lift)
     _say(f"{short(node)} {'may come in again' if lift else 'is banned'}")
+
+
+@app.command
+def check(*, home: Home = None, json: AsJson = False) -> None:
+    """Look the whole database over, while the coordinator does not run. Nothing is mended."""
+    folder = find_folder(home)
+    config, key = _config(folder, {}), load_key(folder.key)
+    if not folder.database.exists():
+        raise NovaMeshError(
+            Code.NOT_FOUND, f"there is no database in {folder.path}", "novamesh coordinator serve"
+        )
+    try:
+        import asyncio
+
+        from novamesh_coordinator.check import check_folder
+        from novamesh_coordinator.core import PoolIdentity
+    except ImportError as error:
+        raise _missing(error) from error
+    identity = PoolIdentity(key, config.network, config.open)
+    report = asyncio.run(check_folder(identity, folder.database))
+    if json:
+        _print_json(asdict(report))
+    else:
+        for name, count in asdict(report).items():
+            if name != "problems":
+                _out(f"{name.replace('_', ' '):12} {count}")
+    for problem in report.problems:
+        _say(f"problem: {problem}")
+    if report.problems:
+        raise NovaMeshError(
+            Code.CORRUPT,
+            f"the database has {len(report.problems)} {plural('problem', len(report.problems))}",
+            "nothing was mended: restore the coordinator's folder from a backup",
+        )
+    _say("all is well")
 
 
 @app.command
