@@ -108,7 +108,7 @@ def load_config(
 
 def write_config(config: CoordinatorConfig) -> str:
     """The file that `init` writes: what differs from the defaults."""
-    lines = ["# What this coordinator is set to. Every key: docs/cli.md, coordinator serve.\n"]
+    lines = ["# What this pool is set to. Every key: docs/cli.md, Settings of a coordinator.\n"]
     for field in fields(CoordinatorConfig):
         value = getattr(config, field.name)
         if value != field.default:

@@ -1,27 +1,43 @@
-"""`novamesh config …`: what this machine is set to, and where that is written."""
+"""`novamesh config …`: what this machine is set to, and where that is written.
+
+Client, pool and node share one file. A coordinator has its own, in its own folder, which these
+commands leave alone. The node's settings are reached by import string.
+"""
 
 from __future__ import annotations
+
+import importlib
+import os
+from typing import Any, Final
 
 from cyclopts import App
 
 from novamesh import settings
 from novamesh.cli.output import say, write, write_json, write_table
 from novamesh.cli.scope import HERE, Json, Scope
-from novamesh.config import ClientSettings, Pool, save_setting
+from novamesh.config import ClientSettings, Pool, read_tables, save_setting
 from novamesh_proto.errors import Code, NovaMeshError
 
 app = App(name="config", help="What this machine is set to.")
 
-_SECTIONS: dict[str, type] = {"client": ClientSettings, "pool": Pool}
-_SECRET = "invite"  # noqa: S105, the name of a key and not a secret
+_NODE: Final = "novamesh_node.config"
+_SECRET: Final = "invite"  # noqa: S105, the name of a key and not a secret
+
+
+def sections() -> dict[str, type]:
+    """The tables of config.toml and the class whose fields are their keys."""
+    node: type = importlib.import_module(_NODE).NodeSettings
+    return {"client": ClientSettings, "pool": Pool, "node": node}
 
 
 @app.command
 def show(*, json: Json = False, scope: Scope = HERE) -> None:
-    """Print every setting of the client with its value and meaning."""
-    config = scope.config()
+    """Print every setting of client, pool and node with its value and meaning.
+
+    A coordinator has its own config.toml; docs/cli.md lists every setting of every part.
+    """
     values: dict[str, tuple[object, settings.Option]] = {}
-    for section, holder in (("client", config.client), ("pool", config.pool or Pool())):
+    for section, holder in _holders(scope).items():
         for key, option in settings.describe(type(holder)).items():
             value = getattr(holder, key)
             hidden = "(hidden)" if key == _SECRET and value else value
@@ -43,7 +59,7 @@ def path(*, scope: Scope = HERE) -> None:
 
 @app.command(name="set")
 def set_value(key: str, value: str, /, *, scope: Scope = HERE) -> None:
-    """Write one setting; comments in the file stay.
+    """Write one setting of client, pool or node; comments in the file stay.
 
     Parameters
     ----------
@@ -53,13 +69,25 @@ def set_value(key: str, value: str, /, *, scope: Scope = HERE) -> None:
         The new value.
     """
     section, dot, name = key.partition(".")
-    if not dot or section not in _SECTIONS:
+    known = sections()
+    if not dot or section not in known:
         raise NovaMeshError(
             Code.BAD_CONFIG,
             f"unknown key {key!r}",
-            "keys are client.NAME and pool.NAME:  novamesh config show",
+            "keys are client.NAME, pool.NAME and node.NAME:  novamesh config show",
         )
-    parsed = settings.parse(_SECTIONS[section], section, name, value)
+    parsed = settings.parse(known[section], section, name, value)
     places = scope.places
     save_setting(places, section, name, parsed)
     say(f"{key} = {parsed} in {places.config_file}")
+
+
+def _holders(scope: Scope) -> dict[str, Any]:
+    """What each section is set to now, by the rules of its part."""
+    config = scope.config()
+    file = config.places.config_file
+    table = read_tables(file).get("node")
+    node: Any = settings.resolve(
+        sections()["node"], "node", env=os.environ, table=table, file=str(file)
+    )
+    return {"client": config.client, "pool": config.pool or Pool(), "node": node}

@@ -1,20 +1,27 @@
 """`python -m novamesh.cli.reference`: docs/cli.md, made from the commands themselves.
 
-The page holds what `--help` says of every command of every part, the settings of config.toml, and
+The page holds what `--help` says of every command of every part, every setting of every part, and
 the exit statuses of the one table of errors. A test compares it with docs/cli.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Final
 
 from novamesh import settings
 from novamesh.cli import app
-from novamesh.config import ClientSettings, Pool
+from novamesh.cli.config import sections
 from novamesh_proto.errors import MEANINGS
+
+_TABLE: Final = ("| key | environment | default | meaning |", "| --- | --- | --- | --- |")
+_FIELD: Final = re.compile(r"(?m)^ +(\w+): \w+ = [^#\n]+# (.+)$")
 
 
 def reference() -> str:
@@ -47,19 +54,46 @@ def _statuses() -> Iterator[str]:
 
 
 def _settings() -> Iterator[str]:
-    yield "## Settings of a client"
+    yield "## Settings"
     yield ""
-    yield "`config.toml` is where `novamesh config path` says, or in the folder `NOVAMESH_HOME`."
-    yield "A flag wins over the environment, that over the file, that over the default."
+    yield "A flag wins over the environment, that over the file, that over the default. Unknown"
+    yield "keys are errors. Client, pool and node share one `config.toml`: it is where"
+    yield "`novamesh config path` says, or in the folder `NOVAMESH_HOME`, with a table a part;"
+    yield "`novamesh config show` and `config set` read and write it."
     yield ""
-    yield "| key | environment | default | unit | meaning |"
-    yield "| --- | --- | --- | --- | --- |"
-    for section, holder in (("client", ClientSettings()), ("pool", Pool())):
-        for key, option in settings.describe(type(holder)).items():
+    for section, cls in sections().items():
+        yield f"### Settings of a {section}: `[{section}]` in config.toml"
+        yield ""
+        yield from _TABLE
+        holder = cls()
+        for key, option in settings.describe(cls).items():
             name = settings.variable(section, key)
-            default = getattr(holder, key)
-            yield f"| {section}.{key} | {name} | {default} | {option.unit} | {option.help} |"
+            meaning = f"{option.help} ({option.unit})" if option.unit else option.help
+            yield _row(f"{section}.{key}", name, getattr(holder, key), meaning)
+        yield ""
+    yield from _coordinator_settings()
+
+
+def _coordinator_settings() -> Iterator[str]:
+    """The coordinator knows no `option`: there the comment behind a field is its meaning."""
+    module = importlib.import_module("novamesh_coordinator.config")
+    holder = module.CoordinatorConfig()
+    yield "### Settings of a coordinator: coordinator/config.toml"
     yield ""
+    yield "In the folder `coordinator` below `NOVAMESH_HOME`, or below the platform's data folder;"
+    yield "no tables. `novamesh coordinator init` writes it."
+    yield ""
+    yield from _TABLE
+    meanings = dict(_FIELD.findall(inspect.getsource(type(holder))))
+    for field in dataclasses.fields(holder):
+        name = f"{module.PREFIX}{field.name}".upper()
+        yield _row(field.name, name, getattr(holder, field.name), meanings[field.name])
+    yield ""
+
+
+def _row(key: str, variable: str, default: object, meaning: str) -> str:
+    shown = str(default).lower() if isinstance(default, bool) else default
+    return f"| {key} | {variable} | {shown} | {meaning} |".replace("|  |", "| |")
 
 
 def _tidy(markdown: str) -> str:
