@@ -38,6 +38,15 @@ _VOLATILE: Final = (
     (r"\b\d+(\.\d+)? tokens/s", "N tokens/s"),
     (r"(\"(?:ttft_s|total_s|tokens_per_s|answered_ms|clock_offset_ms)\": )-?[\d.]+", r"\1N"),
     (r"(\"witnessed_(?:ttft_us|tokens_per_s)\": )(?:[\d.]+|null)", r"\1N"),
+    # The built-in model may be trained anew.
+    (
+        r"(?m)^(nova-pico  )[0-9a-f]{12}  \S+ MB  \S+ of \S+ ",
+        r"\1DIGEST......  SIZE    PARAMETERS ",
+    ),
+    (r"(digest +sha256:)[0-9a-f]{64}", r"\1DIGEST"),
+    (r"parameters  [\d,]+, active per token [\d,]+", "parameters  N, active per token N"),
+    (r"(file +\S+  )[\d,]+ bytes", r"\1N bytes"),
+    (r"/\S+/novamesh_engine/builtin", "BUILTIN"),
     (r"\"findings\": \[[^]]*\]", '"findings": [..]'),
 )
 
