@@ -48,7 +48,7 @@ class Cause(StrEnum):
 
 
 PASSING: Final = frozenset({Cause.FULL, Cause.RESERVED})  # heal by waiting for seconds
-FULL_RETRY_MS: Final = 2_000  # nobody knows when a job at work will end: look again
+FULL_RETRY_MS: Final = (500, 5_000)  # least and most: nobody knows when a job at work will end
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +205,22 @@ def _refuse(request: Request, state: NodeState, offer: ModelOffer | None) -> Ref
     if not state.accepting:
         reason = f"takes no work: {state.refusal or 'it does not say why'}"
         return Refused(state.node, Cause.NOT_ACCEPTING, reason)
+    if free > max(0, state.reserved):
+        return None
+    wait_ms = _wait_ms(request, state, offer)
     if free <= 0:
         slots = state.descriptor.slots
-        return Refused(state.node, Cause.FULL, f"all {slots} slots are busy", FULL_RETRY_MS)
-    if free <= state.reserved:
-        reason = f"its free slots ({free}) are reserved for jobs about to be submitted"
-        return Refused(state.node, Cause.RESERVED, reason, state.reserved_ms)
-    return None
+        return Refused(state.node, Cause.FULL, f"all {slots} slots are busy", wait_ms)
+    reason = f"its free slots ({free}) are reserved for jobs about to be submitted"
+    # Most become jobs within milliseconds, and jobs end; the others are let go.
+    return Refused(state.node, Cause.RESERVED, reason, min(wait_ms, state.reserved_ms))
+
+
+def _wait_ms(request: Request, state: NodeState, offer: ModelOffer) -> int:
+    """About when a slot will be free, if the jobs at work are like this one."""
+    like_this = _fit(request, state, offer, state.witnessed_tokens_per_s).seconds
+    least, most = FULL_RETRY_MS
+    return round(min(max(like_this * 1000 / max(1, state.descriptor.slots), least), most))
 
 
 def _weigh(request: Request, passed: Sequence[tuple[NodeState, ModelOffer]]) -> list[_Fit]:

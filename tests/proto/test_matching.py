@@ -15,7 +15,6 @@ from novamesh_proto.errors import Code
 from novamesh_proto.matching import (
     EXPLORATION_SHARE,
     EXPLORED_JOBS,
-    FULL_RETRY_MS,
     Cause,
     NodeState,
     Ranking,
@@ -210,8 +209,18 @@ def test_a_pool_without_the_model_says_model_not_found() -> None:
 def test_a_full_pool_says_when_to_come_back() -> None:
     error = unservable(draw(state(0, free_slots=0), state(1, free_slots=0), state(2, models=())))
     assert error is not None
-    assert (error.code, error.retry_after_ms) == (Code.BUSY, FULL_RETRY_MS)
+    # A job like this one takes 2.1 s there, and one of four slots will be free before.
+    assert (error.code, error.retry_after_ms) == (Code.BUSY, 531)
     assert error.message == "no node is free: all 4 slots are busy (2)"
+
+
+@pytest.mark.parametrize(("tokens", "retry_ms"), [(1, 500), (300, 1_531), (100_000, 5_000)])
+def test_a_slot_is_waited_for_as_long_as_such_a_job_takes(tokens: int, retry_ms: int) -> None:
+    request = replace(REQUEST, max_tokens=tokens)
+    offer = replace(OFFER, context_max=1_000_000)
+    error = unservable(draw(state(free_slots=0, models=(offer,)), request=request))
+    assert error is not None
+    assert error.retry_after_ms == retry_ms
 
 
 def test_a_reserved_pool_is_worth_asking_when_the_first_slot_is_let_go() -> None:
@@ -219,6 +228,9 @@ def test_a_reserved_pool_is_worth_asking_when_the_first_slot_is_let_go() -> None
     error = unservable(draw(*(state(n, **held, reserved_ms=ms) for n, ms in ((0, 1700), (1, 300)))))
     assert error is not None
     assert (error.code, error.retry_after_ms, error.hint) == (Code.BUSY, 300, "try again in 0.3 s")
+    late = unservable(draw(state(0, **held, reserved_ms=1700)))
+    assert late is not None
+    assert late.retry_after_ms == 531  # by then the job that it was held for may have ended
 
 
 def test_paused_nodes_are_not_busy_ones() -> None:
