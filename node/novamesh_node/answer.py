@@ -209,7 +209,12 @@ class Answer:
         )
         admitted = self._work.admitted
         signed = sign_attestation(
-            self._signer, admitted.assignment, admitted.terms, self._machine, outcome, wall_ms
+            self._signer,
+            admitted.assignment,
+            admitted.terms,
+            self._machine,
+            outcome,
+            now_ms=wall_ms,
         )
         attestation = AttachRequest(attestation=signed)
         self.tail.append(attestation, self.chunks)
@@ -234,8 +239,8 @@ class Answer:
             admitted.assignment,
             admitted.terms.issuer,
             point,
-            self._challenge,
-            wall_ms,
+            challenge=self._challenge,
+            now_ms=wall_ms,
         )
         message = AttachRequest(checkpoint=signed)
         self.tail.append(message, self.chunks)

@@ -60,6 +60,7 @@ def sign_attestation(
     terms: Verified[JobTerms],
     machine: Machine,
     outcome: Outcome,
+    *,
     now_ms: int,
 ) -> Envelope:
     """The envelope over the attestation of an attempt that ended with its final chunk."""

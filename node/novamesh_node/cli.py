@@ -139,13 +139,18 @@ def list_(*, json: Json = False, home: Home = None) -> None:
 
 @models_app.command
 def show(name: str, /, *, json: Json = False, home: Home = None) -> None:
-    """One model: its digest, its files, what it can do."""
+    """One model: its digest, what it can do, and whether each of its files is whole."""
     from novamesh.config import find_places
     from novamesh_node import screens
-    from novamesh_node.shelf import find_model
+    from novamesh_node.shelf import find_damage, find_model
 
     profile = find_model(name, find_places(home).models)
-    _print(_json(screens.profile_fields(profile)) if json else screens.show_profile(profile))
+    damage = find_damage(profile)
+    fields = screens.profile_fields(profile) | {"damaged": list(damage)}
+    _print(_json(fields) if json else screens.show_profile(profile, damage))
+    if damage:
+        error = next(iter(damage.values()))
+        raise NovaMeshError(error.code, f"damaged: {error.message}", error.hint)
 
 
 def doctor_checks() -> list[Any]:

@@ -1,7 +1,7 @@
 """The two clocks of a node, handed to whatever needs the time.
 
 Wall time dates what is signed and what an owner says; monotonic time measures. Nothing else in this
-part reads a clock, so a test moves both by hand.
+part reads a clock, so a test moves both by hand; only `hardware` stops its own measurement.
 """
 
 from __future__ import annotations

@@ -129,7 +129,10 @@ class _Daemon:
     ) -> None:
         """With everything loaded: engines run, the pool is dialled, work is done."""
         models, machine = prepared.models, prepared.machine
-        workers = [Worker(each.engine, each.profile.name, machine.energy_mj) for each in models]
+        workers = [
+            Worker(each.engine, each.profile.name, self._clock, machine.energy_mj)
+            for each in models
+        ]
         journal = ReplayJournal(self._state.folder / "replays", self._clock.wall_ms())
         sys.setswitchinterval(SWITCH_S)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from novamesh_proto.messages import Hardware
 READ_BYTES: Final = 128 << 20  # in all threads together: more than most caches hold
 READ_TIMES: Final = 3
 _NAME_CHARS_MAX: Final = 120
+_CUDA: Final = re.compile(r"cuda(?::(?P<number>\d{1,3}))?")
 
 
 def no_counter() -> int | None:
@@ -65,20 +67,19 @@ def probe_nvidia(nvml: Any, device: str) -> Probe:
     """One NVIDIA GPU; `nvml` is the NVML binding.
 
     Raises:
-        NovaMeshError: BAD_CONFIG if there is no driver or no such GPU.
+        NovaMeshError: BAD_CONFIG if there is no driver or no such GPU, naming what there is.
     """
-    _, _, number = device.partition(":")
+    named = _CUDA.fullmatch(device)
+    if named is None:
+        raise _no_device(nvml, device)
     try:
         nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByIndex(int(number or "0"))
+        handle = nvml.nvmlDeviceGetHandleByIndex(int(named["number"] or "0"))
         name = str(nvml.nvmlDeviceGetName(handle))[:_NAME_CHARS_MAX]
         memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
         driver = str(nvml.nvmlSystemGetDriverVersion())[:64]
-    except (nvml.NVMLError, ValueError) as error:
-        raise NovaMeshError(
-            Code.BAD_CONFIG, f"there is no GPU {device!r}: {error}",
-            "compute on the processor:  NOVAMESH_NODE_DEVICE=cpu",
-        ) from error  # fmt: skip
+    except nvml.NVMLError as error:
+        raise _no_device(nvml, device, f" (NVML: {error})") from error
     bandwidth = 0
     with contextlib.suppress(nvml.NVMLError):
         clock_hz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM) * 1_000_000
@@ -92,6 +93,25 @@ def probe_nvidia(nvml: Any, device: str) -> Probe:
             return None
 
     return Probe(Hardware("cuda", name, memory, bandwidth, driver), energy_mj)
+
+
+def devices(nvml: Any) -> tuple[str, ...]:
+    """What can compute here, by the names that `--device` takes."""
+    count = 0
+    with contextlib.suppress(nvml.NVMLError):
+        nvml.nvmlInit()
+        count = nvml.nvmlDeviceGetCount()
+    return ("cpu", *(f"cuda:{number}" for number in range(count)))
+
+
+def _no_device(nvml: Any, device: str, reason: str = "") -> NovaMeshError:
+    found = devices(nvml)
+    there = f"there {'is' if len(found) == 1 else 'are'} {', '.join(found)}"
+    return NovaMeshError(
+        Code.BAD_CONFIG,
+        f"there is no device {device!r} on this machine; {there}{reason}",
+        "compute on the processor:  novamesh node start --device cpu",
+    )
 
 
 def with_bandwidth(found: Probe, known: int) -> Probe:

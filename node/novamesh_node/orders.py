@@ -101,6 +101,7 @@ class Orders:
             "address": plate.address,
             "attached": session is not None and session.connected,
             "trouble": "" if trouble is None else trouble.message,
+            "next_try_s": session.next_try_s if session else 0,
             "clock_offset_ms": session.offset_ms if session else 0,
             "hardware": plate.hardware,
             "models": [dict(model) for model in plate.models],

@@ -7,7 +7,7 @@ wrote never reaches a terminal with control characters in it; the JSON forms hav
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from novamesh_engine.quant.profile import ModelProfile
@@ -18,7 +18,9 @@ from novamesh_node.shelf import Entry
 def describe_status(reply: Mapping[str, Any]) -> str:
     """`node status`."""
     waiting = "dialling" if reply["models"] else "models are loaded first"
-    link = "attached" if reply["attached"] else f"not attached: {reply['trouble'] or waiting}"
+    again = f", next try in {reply['next_try_s']} s" if reply["next_try_s"] else ""
+    away = f"not attached: {reply['trouble'] or waiting}{again}"
+    link = "attached" if reply["attached"] else away
     reason = f": {reply['reason']}" if reply["reason"] else ""
     up = format_duration(reply["uptime_s"])
     rows = [
@@ -69,8 +71,8 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
     return profile_fields(entry.profile) | {"name": entry.name, "built_in": entry.built_in}
 
 
-def show_profile(profile: ModelProfile) -> str:
-    """`models show`."""
+def show_profile(profile: ModelProfile, damaged: Container[str] = ()) -> str:
+    """`models show`; `damaged` are names of files."""
     counts = f"{profile.parameters:,}, active per token {profile.active_parameters:,}"
     rows = [
         ("name", profile.name),
@@ -79,7 +81,10 @@ def show_profile(profile: ModelProfile) -> str:
         ("parameters", counts),
         ("context", f"{profile.max_context} tokens"),
         ("folder", str(profile.path)),
-        *(("file", f"{file.path}  {file.size:,} bytes") for file in profile.files),
+        *(
+            ("damaged" if file.path in damaged else "file", f"{file.path}  {file.size:,} bytes")
+            for file in profile.files
+        ),
     ]
     return table(rows)
 

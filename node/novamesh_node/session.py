@@ -45,6 +45,12 @@ IDLE_S: Final = 5.0
 FAREWELL_S: Final = 2.0
 STEADY_S: Final = 30.0  # a session that lasted this long makes the next pause short again
 PAUSE_LEAST_S: Final = 0.5
+# A restarted coordinator is back within seconds and needs its nodes first, so that nobody waits
+# longer than this at the first tries, about half a minute. A thousand nodes are then some 270
+# dials a second: nothing while the port is shut, and when it opens one TLS handshake each, spread
+# by the jitter and far inside HANDSHAKE_S. A pool that is away longer is dialled more seldom.
+PAUSE_EARLY_S: Final = 5.0
+EARLY_TRIES: Final = 10
 PAUSE_MOST_S: Final = 20.0
 
 # Asking again with the same key, code and configuration would be refused again.
@@ -102,7 +108,8 @@ class Line:
 
 def pause_s(failures: int, rng: random.Random) -> float:
     """Seconds to wait after that many failures in a row: doubled each time, half of it jitter."""
-    most = min(PAUSE_MOST_S, PAUSE_LEAST_S * 2.0 ** min(failures, 16))
+    cap = min(PAUSE_EARLY_S, PAUSE_MOST_S) if failures < EARLY_TRIES else PAUSE_MOST_S
+    most = min(cap, PAUSE_LEAST_S * 2.0 ** min(failures, 16))
     return max(PAUSE_LEAST_S, most * rng.uniform(0.5, 1.0))
 
 
@@ -144,6 +151,7 @@ class Session:
         self._leaving = False
         self._joined = False
         self._reported = ""
+        self._next_try_ms = 0  # monotonic clock
         self.attached = asyncio.Event()  # set at the first welcome and kept
         self.offset_ms = 0  # our clock minus the coordinator's, at the last challenge
         self.trouble: NovaMeshError | None = None  # why we are not attached now
@@ -152,6 +160,11 @@ class Session:
     def connected(self) -> bool:
         """Whether a session is open now."""
         return self._outbox is not None and not self._outbox.closed
+
+    @property
+    def next_try_s(self) -> int:
+        """Seconds until the pool is dialled again, rounded up; 0 while it is, or attached."""
+        return max(0, -((self._next_try_ms - self._clock.monotonic_ms()) // -1000))
 
     async def run(self) -> None:
         """One session after another; returns after `leave`.
@@ -169,11 +182,13 @@ class Session:
                     return
                 if await self._mend(error):
                     continue
-                self._report(self.trouble or error)
-            steady = self._clock.monotonic_ms() - begun_ms > STEADY_S * 1000
-            failures = 0 if steady else failures
-            await asyncio.sleep(pause_s(failures, self._line.rng))
+            now_ms = self._clock.monotonic_ms()
+            failures = 0 if now_ms - begun_ms > STEADY_S * 1000 else failures
+            wait_s = pause_s(failures, self._line.rng)
             failures += 1
+            self._report(failures, wait_s)
+            self._next_try_ms = now_ms + round(wait_s * 1000)
+            await asyncio.sleep(wait_s)
 
     def announce(self) -> None:
         """Tell the pool how much more this node takes."""
@@ -317,13 +332,16 @@ class Session:
             raise error
         return False
 
-    def _report(self, error: NovaMeshError) -> None:
-        """The same trouble again is no news: it is told once and then at debug level."""
+    def _report(self, failures: int, wait_s: float) -> None:
+        """Tell new trouble, and the same one again after 2, 4, 8… failures: alive, but no flood."""
+        error = self.trouble
+        if error is None:
+            return
         said, self._reported = self._reported, error.message
-        log = _log.debug if said == error.message else _log.warning
-        log(
+        tell = said != error.message or failures.bit_count() == 1
+        (_log.warning if tell else _log.debug)(
             "not attached, trying again", code=error.code.value, error=error.message,
-            hint=error.hint or None,
+            hint=error.hint or None, failures=failures, next_try_s=round(wait_s, 1),
         )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The models on this machine: those that come with novamesh, and profile folders on the shelf.
 
 Rules: a model is what its manifest says, and its name is the manifest's digest; a folder with a
-damaged manifest is shown with its fault and never hides the others. Nothing is downloaded here and
-no weights are read: that is for `models pull` and for the engine.
+damaged manifest is shown with its fault and never hides the others. Nothing is downloaded here; no
+weights are read but by `find_damage`, which hashes every file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from novamesh_engine.catalogue import BUILTINS, locate
-from novamesh_engine.quant.profile import ModelProfile, is_profile, read_profile
+from novamesh_engine.quant.profile import ModelProfile, is_profile, read_profile, verify_file
 from novamesh_proto.errors import Code, NovaMeshError
 
 ENTRIES_MAX: Final = 1000
@@ -62,6 +62,17 @@ def find_model(name: str, shelf: Path) -> ModelProfile:
         f"there is no model {name!r} on this machine",
         "see what there is:  novamesh models ls    or name a profile folder",
     )
+
+
+def find_damage(profile: ModelProfile) -> dict[str, NovaMeshError]:
+    """The files that are not what the manifest says, by name, each with what is wrong."""
+    damage = {}
+    for file in profile.files:
+        try:
+            verify_file(profile, file)
+        except NovaMeshError as error:
+            damage[file.path] = error
+    return damage
 
 
 def active_bytes(profile: ModelProfile) -> int:

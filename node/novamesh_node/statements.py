@@ -108,6 +108,7 @@ def sign_checkpoint(
     assignment: Verified[JobAssignment],
     client: NodeId,
     point: ChainPoint,
+    *,
     challenge: bytes,
     now_ms: int,
 ) -> Envelope:

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import queue
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import structlog
 from novamesh_engine.request import Request, StepOutput
 from novamesh_node.answer import Usage
 from novamesh_node.attestor import EnergyShares
+from novamesh_node.clock import Clock
 from novamesh_proto.errors import Code, NovaMeshError
 
 UNREAD_MAX: Final = 1024  # outputs that nobody has read yet, of all requests together
@@ -146,8 +146,11 @@ _Command = _Submit | _Abort | _Stop
 class Worker:
     """One engine and its thread. Made and used on the loop; `start` and `stop` frame its life."""
 
-    def __init__(self, engine: EngineLike, label: str, counter: Counter = lambda: None) -> None:
+    def __init__(
+        self, engine: EngineLike, label: str, clock: Clock, counter: Counter = lambda: None
+    ) -> None:
         self._engine = engine
+        self._clock = clock
         self._counter = counter
         self._commands: queue.Queue[_Command] = queue.Queue(COMMANDS_MAX)
         self._tickets: dict[str, Ticket] = {}  # on the loop
@@ -160,7 +163,7 @@ class Worker:
         self._energy = EnergyShares()
         self._energy_ns = 0
         self._prefilled = 0  # written by the thread, read anywhere
-        self._stepped_ns = time.monotonic_ns()
+        self._stepped_ns = self._clock.monotonic_ns()
         self.fault: asyncio.Future[NovaMeshError] | None = None
 
     def start(self) -> None:
@@ -219,7 +222,7 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether the thread is known to make progress, or rests."""
-        return time.monotonic_ns() - self._stepped_ns < STALLED_NS
+        return self._clock.monotonic_ns() - self._stepped_ns < STALLED_NS
 
     def _tell(self, command: _Command) -> None:
         try:
@@ -244,7 +247,7 @@ class Worker:
     def _obey(self) -> bool:
         """Carry out what was asked; waits for it only if there is nothing to step."""
         while True:
-            self._stepped_ns = time.monotonic_ns()
+            self._stepped_ns = self._clock.monotonic_ns()
             try:
                 command = self._commands.get(block=not self._engine.has_work, timeout=1.0)
             except queue.Empty:
@@ -263,7 +266,7 @@ class Worker:
         """Wait while too much is unread; False to end."""
         with self._room:
             while self._unread >= UNREAD_MAX // 2 and not self._stopping:
-                self._stepped_ns = time.monotonic_ns()
+                self._stepped_ns = self._clock.monotonic_ns()
                 self._room.wait(1.0)
             return not self._stopping
 
@@ -295,7 +298,7 @@ class Worker:
         self._prefilled = stats.prefill_tokens
         for name, most in self._live.items():
             self._live[name] = max(most, stats.running)
-        if time.monotonic_ns() - self._energy_ns > ENERGY_NS:
+        if self._clock.monotonic_ns() - self._energy_ns > ENERGY_NS:
             self._read_energy()
         return outputs
 
@@ -312,7 +315,7 @@ class Worker:
         return Usage(self._energy.end(name), self._live.pop(name, 1))
 
     def _read_energy(self) -> None:
-        self._energy_ns = time.monotonic_ns()
+        self._energy_ns = self._clock.monotonic_ns()
         self._energy.read(self._counter())
 
     def _hand_over(self, deliveries: list[tuple[str, Any]]) -> None:

@@ -31,7 +31,7 @@ def outcome(**changes: object) -> Outcome:
 def test_it_belongs_to_its_job_and_breaks_no_rule() -> None:
     offer = Offers().make()
     terms = envelope.open(offer.message.job.terms, JobTerms, network=NETWORK)
-    sealed = sign_attestation(SIGNER, offer.assignment, terms, MACHINE, outcome(), START_MS)
+    sealed = sign_attestation(SIGNER, offer.assignment, terms, MACHINE, outcome(), now_ms=START_MS)
     said = envelope.open(
         sealed, InferenceAttestation, network=NETWORK, audience=CLIENT.node_id, now_ms=START_MS
     )

@@ -21,7 +21,8 @@ from support.tiny_profile import save_tiny_profile
 STATUS: dict[str, Any] = {
     "node": "12D3KooWnode", "phase": "idle", "reason": "", "resumes_at_ms": 0, "slots": 4,
     "free_slots": 3, "running": 2, "taken": 9, "pool": "testnet", "address": "127.0.0.1:7700",
-    "attached": True, "trouble": "", "clock_offset_ms": -3, "hardware": "a machine",
+    "attached": True, "trouble": "", "next_try_s": 0, "clock_offset_ms": -3,
+    "hardware": "a machine",
     "models": [], "version": "0.1.0", "pid": 7, "uptime_s": 11,
 }  # fmt: skip
 
@@ -149,6 +150,24 @@ def test_start_without_a_pool_says_how_to_join(
     assert novamesh("node", "start", "--slots", "0", "--home", tmp_path) == 2
 
 
+def test_a_damaged_model_is_shown_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = save_tiny_profile(find_places(tmp_path).models / "tiny")
+    weights = profile.path / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (profile.path / "config.json").unlink()
+    assert novamesh("models", "show", "tiny", "--home", tmp_path) == 1
+    said = capsys.readouterr()
+    shown = [line.split()[1] for line in said.out.splitlines() if line.startswith("damaged ")]
+    assert shown == ["config.json", "model.safetensors"]
+    assert said.err.startswith(f"error: damaged: {profile.path / 'config.json'}")
+    assert novamesh("models", "show", "tiny", "--json", "--home", tmp_path) == 1
+    assert json.loads(capsys.readouterr().out)["damaged"] == shown
+
+
 def test_the_shelf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = save_tiny_profile(find_places(tmp_path).models / "tiny")
     assert novamesh("models", "ls", "--home", tmp_path) == 0
@@ -158,6 +177,7 @@ def test_the_shelf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert novamesh("models", "show", "tiny", "--home", tmp_path) == 0
     assert profile.digest_text in capsys.readouterr().out
     assert novamesh("models", "show", "tiny", "--json", "--home", tmp_path) == 0
-    assert json.loads(capsys.readouterr().out)["digest"] == profile.digest_text
+    fields = json.loads(capsys.readouterr().out)
+    assert (fields["digest"], fields["damaged"]) == (profile.digest_text, [])
     assert novamesh("models", "show", "none", "--home", tmp_path) == 1
     assert "novamesh models ls" in capsys.readouterr().err

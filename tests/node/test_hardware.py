@@ -50,10 +50,25 @@ def test_what_a_card_does_not_tell_is_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("nvml", "device"),
-    [(Nvml("nvmlInit"), "cuda"), (Nvml(), "cuda:1"), (Nvml(), "cuda:x"), (Nvml(), "rocm:z")],
+    [
+        (Nvml("nvmlInit"), "cuda"),
+        (Nvml(), "cuda:1"),
+        (Nvml(), "cuda:x"),
+        (Nvml(), "rocm:z"),
+        (Nvml(), "banana"),
+        (Nvml(), "banana:0"),
+    ],
 )
 def test_a_device_that_is_not_there_is_bad_configuration(nvml: Nvml, device: str) -> None:
     with pytest.raises(NovaMeshError) as caught:
         hardware.probe_nvidia(nvml, device)
     assert caught.value.code is Code.BAD_CONFIG
-    assert "cpu" in caught.value.hint
+    assert "--device cpu" in caught.value.hint
+    there = ", ".join(hardware.devices(nvml))
+    assert f"there is no device {device!r} on this machine; there " in caught.value.message
+    assert there in caught.value.message
+
+
+def test_what_can_compute_is_named_as_the_flag_takes_it() -> None:
+    assert hardware.devices(Nvml()) == ("cpu", "cuda:0")
+    assert hardware.devices(Nvml("nvmlInit")) == ("cpu",)

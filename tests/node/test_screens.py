@@ -12,7 +12,8 @@ from support.tiny_profile import save_tiny_profile
 STATUS: dict[str, Any] = {
     "node": "12D3KooWnode", "phase": "idle", "reason": "", "resumes_at_ms": 0, "slots": 4,
     "free_slots": 3, "running": 1, "taken": 9, "pool": "testnet", "address": "127.0.0.1:7700",
-    "attached": True, "trouble": "", "clock_offset_ms": -3, "hardware": "a machine",
+    "attached": True, "trouble": "", "next_try_s": 0, "clock_offset_ms": -3,
+    "hardware": "a machine",
     "models": [{"name": "tiny", "digest": "sha256:" + "ab" * 32, "decode_tokens_per_s": 12.5}],
     "version": "0.1.0", "pid": 7, "uptime_s": 11_520,
 }  # fmt: skip
@@ -39,6 +40,7 @@ def test_status_of_a_node_in_trouble() -> None:
     assert "state    paused: the owner paused this node" in text
     assert "\x1b" not in text
     assert "dialling" in screens.describe_status(away | {"trouble": ""})
+    assert "it, next try in 3 s" in screens.describe_status(away | {"next_try_s": 3})
 
 
 def test_why() -> None:

@@ -8,12 +8,15 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from novamesh_node.session import (
+    EARLY_TRIES,
     FATAL,
     FATAL_AT_FIRST,
+    PAUSE_EARLY_S,
     PAUSE_LEAST_S,
     PAUSE_MOST_S,
     check_clock,
@@ -356,6 +359,35 @@ def test_pauses_grow_and_stay_bounded(failures: int, seed: int) -> None:
     assert min(PAUSE_LEAST_S, pause) <= pause <= PAUSE_MOST_S
     later = pause_s(failures + 2, random.Random(seed))
     assert later >= pause or later >= PAUSE_MOST_S / 2
+
+
+@given(st.integers(0, EARLY_TRIES - 1), st.integers(0, 2**32))
+def test_a_short_absence_costs_a_short_pause(failures: int, seed: int) -> None:
+    assert pause_s(failures, random.Random(seed)) <= PAUSE_EARLY_S
+
+
+async def test_the_same_trouble_is_told_ever_more_seldom_and_names_the_next_try() -> None:
+    pool = Pool()
+    with structlog.testing.capture_logs() as lines:
+        async with running(pool):
+            for _ in range(9):
+                pool.dials.put_nowait(NovaMeshError(Code.UNAVAILABLE, "away"))
+            await pool.wire().welcome()
+    told = [line for line in lines if line["log_level"] == "warning"]
+    assert [line["failures"] for line in told] == [1, 2, 4, 8]
+    assert all(line["next_try_s"] == 0 for line in told)
+
+
+async def test_status_can_tell_when_the_next_try_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("novamesh_node.session.PAUSE_LEAST_S", 7.0)
+    monkeypatch.setattr("novamesh_node.session.PAUSE_MOST_S", 7.0)
+    pool = Pool()
+    async with running(pool):
+        assert pool.session.next_try_s == 0
+        pool.dials.put_nowait(NovaMeshError(Code.UNAVAILABLE, "away"))
+        for _ in range(50):  # turns of the loop, more than a refused dial takes
+            await asyncio.sleep(0)
+        assert 5 <= pool.session.next_try_s <= 7
 
 
 def test_every_fatal_code_is_one_that_asking_again_does_not_heal() -> None:

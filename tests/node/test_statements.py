@@ -47,7 +47,12 @@ def test_a_failure_names_code_and_message() -> None:
 def test_a_checkpoint_is_a_record_for_client_and_coordinator() -> None:
     point = ChainPoint(3, 40, digest("head"))
     sealed = sign_checkpoint(
-        SIGNER, ASSIGNMENT, CLIENT.node_id, point, nonce("challenge"), START_MS
+        SIGNER,
+        ASSIGNMENT,
+        CLIENT.node_id,
+        point,
+        challenge=nonce("challenge"),
+        now_ms=START_MS,
     )
     said = envelope.open(sealed, ChunkCheckpoint, network=NETWORK, audience=CLIENT.node_id)
     assert said.message.header.audience == (COORDINATOR.node_id, CLIENT.node_id)

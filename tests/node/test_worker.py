@@ -10,15 +10,18 @@ from collections.abc import AsyncIterator
 import pytest
 
 from novamesh_engine.request import FinishReason, Request, SamplingParams
-from novamesh_node.worker import UNREAD_MAX, Output, Ticket, Worker
+from novamesh_node.clock import Clock
+from novamesh_node.worker import STALLED_NS, UNREAD_MAX, Output, Ticket, Worker
 from novamesh_proto.errors import Code, NovaMeshError
 from support.fake_engine import FIRST_TOKEN, FakeEngine
 
 
 @contextlib.asynccontextmanager
-async def working(engine: FakeEngine, energy: list[int] | None = None) -> AsyncIterator[Worker]:
+async def working(
+    engine: FakeEngine, energy: list[int] | None = None, clock: Clock | None = None
+) -> AsyncIterator[Worker]:
     readings = iter(energy or [])
-    worker = Worker(engine, "fake", lambda: next(readings, None))
+    worker = Worker(engine, "fake", clock or Clock(), lambda: next(readings, None))
     worker.start()
     try:
         yield worker
@@ -49,6 +52,25 @@ async def test_outputs_come_in_order_to_whom_they_belong() -> None:
             assert tokens(outputs) == list(range(FIRST_TOKEN, FIRST_TOKEN + 20))
             assert outputs[-1].step.finish is FinishReason.LENGTH
         assert worker.prefilled == 9
+        assert worker.alive
+
+
+async def test_a_step_that_never_ends_is_no_sign_of_life() -> None:
+    inside, go_on, now_ns = threading.Event(), threading.Event(), [0]
+
+    def hang() -> None:
+        inside.set()
+        go_on.wait(10)
+
+    clock = Clock(monotonic_ns=lambda: now_ns[0])
+    async with working(FakeEngine(hook=hang), clock=clock) as worker:
+        ticket = worker.submit(request("a"))
+        assert await asyncio.to_thread(inside.wait, 10)
+        assert worker.alive
+        now_ns[0] = STALLED_NS
+        assert not worker.alive
+        go_on.set()
+        await read(ticket)
         assert worker.alive
 
 

@@ -24,6 +24,9 @@ class Nvml:
     def nvmlInit(self) -> None:
         return None
 
+    def nvmlDeviceGetCount(self) -> int:
+        return 1
+
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         if index:
             raise self.NVMLError("Invalid Argument")

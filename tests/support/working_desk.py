@@ -114,7 +114,7 @@ async def node(
     clock: Clock = CLOCK,
 ) -> AsyncIterator[Node]:
     engine, owner, source = engine or FakeEngine(), Owner(), advertiser()
-    worker = Worker(engine, "fake")
+    worker = Worker(engine, "fake", clock)
     worker.start()
     house = House(NODE.node_id, COORDINATOR.node_id, NETWORK, {PROFILE: CONTEXT})
     served = Served("nova-pico", worker, FakeTokenizer(), Shape(CONTEXT, VOCAB))

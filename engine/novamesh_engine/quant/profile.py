@@ -153,16 +153,24 @@ def verify(profile: ModelProfile) -> ModelProfile:
     Raises: NovaMeshError (not_found, corrupt) naming the first file that is not.
     """
     for file in profile.files:
-        path = profile.path / file.path
-        try:
-            found = path.stat().st_size
-            if found != file.size:
-                raise corrupt(path, f"is {found} bytes long, not {file.size}")
-            if _hash(path) != file.sha256:
-                raise corrupt(path, "is not the file that the manifest names (its digest differs)")
-        except OSError as error:
-            raise NovaMeshError(Code.NOT_FOUND, f"{path}: cannot be read", AGAIN) from error
+        verify_file(profile, file)
     return profile
+
+
+def verify_file(profile: ModelProfile, file: ProfileFile) -> None:
+    """Hash one file of a profile.
+
+    Raises: NovaMeshError (not_found, corrupt) naming it if it is not what the manifest says.
+    """
+    path = profile.path / file.path
+    try:
+        found = path.stat().st_size
+        if found != file.size:
+            raise corrupt(path, f"is {found} bytes long, not {file.size}")
+        if _hash(path) != file.sha256:
+            raise corrupt(path, "is not the file that the manifest names (its digest differs)")
+    except OSError as error:
+        raise NovaMeshError(Code.NOT_FOUND, f"{path}: cannot be read", AGAIN) from error
 
 
 def write_profile(path: Path, name: str, quant: str, files: Iterable[str]) -> ModelProfile:
