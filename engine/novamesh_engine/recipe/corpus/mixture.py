@@ -41,8 +41,9 @@ _WEIGHTS: Final = [share for share, _ in _SHARES]
 _MAKERS: Final = [make for _, make in _SHARES]
 
 
-# Capitals split into other tokens, so that little is learned of them at the rate people use them.
-_LOUD_SHARE_TRAINED: Final = 0.25
+# A fact in capitals is other tokens, so that little is learned of it at the rate people use them; a
+# problem has its numbers either way.
+_LOUD_FACTS_TRAINED: Final = 0.25
 
 
 def _noisy(rng: Random, item: Item, loud_share: float = LOUD_SHARE) -> Item:
@@ -55,7 +56,8 @@ def training_items(seed: str) -> Iterator[Item]:
     rng = Random(seed)
     while True:
         made = rng.choices(_MAKERS, _WEIGHTS)[0](rng, TRAINED)
-        item = _noisy(rng, made, _LOUD_SHARE_TRAINED)
+        loud_share = _LOUD_FACTS_TRAINED if made.row == "facts" else LOUD_SHARE
+        item = _noisy(rng, made, loud_share)
         if not is_held_item(item.prompt):
             yield item
 
