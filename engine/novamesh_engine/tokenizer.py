@@ -81,11 +81,6 @@ class Tokenizer:
         """Ids it can produce, added tokens included."""
         return self._backend.get_vocab_size()
 
-    @property
-    def has_template(self) -> bool:
-        """Whether conversations can be encoded."""
-        return self._template is not None
-
     def encode(self, text: str, special: bool = True) -> tuple[int, ...]:
         """Ids of a text, control tokens in it included.
 

@@ -37,7 +37,6 @@ def test_it_knows_its_end_and_hides_special_tokens(tokenizer: Tokenizer) -> None
 
 
 def test_a_conversation_is_encoded_by_its_template(tokenizer: Tokenizer) -> None:
-    assert tokenizer.has_template
     ids = tokenizer.encode_chat(MESSAGES)
     assert ids[0] == BOS
     assert tokenizer.decode(ids) == "user: Hello\nassistant: "
@@ -151,7 +150,6 @@ def test_a_template_may_lie_beside(tmp_path: Path) -> None:
 def test_without_a_template_there_is_no_chat(tmp_path: Path) -> None:
     byte_level().save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.load(tmp_path)
-    assert not tokenizer.has_template
     with pytest.raises(RequestError, match="no chat template") as refused:
         tokenizer.encode_chat(MESSAGES)
     assert refused.value.code is Code.UNSUPPORTED
@@ -189,6 +187,7 @@ def test_a_chat_model_may_have_several_ends(
 def test_only_files_that_the_manifest_names_are_read(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     tokenizer = Tokenizer.load(tmp_path, frozenset({"tokenizer.json"}))
-    assert not tokenizer.has_template
+    with pytest.raises(RequestError, match="no chat template"):
+        tokenizer.encode_chat(MESSAGES)
     with pytest.raises(NovaMeshError, match="not in the profile's manifest"):
         Tokenizer.load(tmp_path, frozenset({"tokenizer_config.json"}))

@@ -129,10 +129,11 @@ def evaluate(
     started = time.monotonic()
     scores: list[Score] = []
     with _progress() as bar:
-        task = bar.add_task("evaluate", total=len(ROWS), note="")
+        task = bar.add_task("evaluate", total=len(ROWS), note=ROWS[0].name)
         for score in measure(engine, items):
             scores.append(score)
-            bar.update(task, advance=1, note=score.row.name)
+            under_way = [row.name for row in ROWS[len(scores) : len(scores) + 1]]
+            bar.update(task, advance=1, note="".join(under_way))
     report = {
         "model": model,
         "digest": None if engine.profile is None else engine.profile.digest_text,
@@ -144,13 +145,13 @@ def evaluate(
 
 
 def _table(scores: Iterable[Score], mistakes: int) -> str:
-    lines = [f"{'':<52} {'right':>9}  {'accuracy':>8}  95 % interval    bar"]
+    """The table as the model card has it; what each row aimed at is in the JSON."""
+    lines = [f"{'':<50}  {'right':>8}  {'accuracy':>8}  95 % interval"]
     for score in scores:
-        low, high = score.bounds
-        bar = "" if score.row.bar is None else f"{score.row.bar:.0%}"
+        low, high, accuracy = (share * 100 for share in (*score.bounds, score.accuracy))
         lines.append(
-            f"{score.row.title:<52} {score.right:>4}/{score.asked:<4}  {score.accuracy:>8.1%}  "
-            f"{low:>6.1%} - {high:>6.1%}  {bar}".rstrip()
+            f"{score.row.title:<50}  {score.right:>4}/{score.asked:<4}{accuracy:>7.1f} %"
+            f"  {low:>5.1f} - {high:>4.1f} %"
         )
         for mistake in score.mistakes[:mistakes]:
             lines += [f"    {mistake.prompt!r}", f"      {mistake.wanted!r} != {mistake.given!r}"]

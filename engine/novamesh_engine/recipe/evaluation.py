@@ -6,10 +6,8 @@ accepted answer; items come from the held-out side only and are the same for eve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from novamesh_engine.config import EngineConfig
@@ -124,8 +122,3 @@ def evaluate(engine: Engine, items: int, rows: Sequence[Row] = ROWS) -> Iterator
         )
     for row in rows:
         yield score_row(row, items, lambda prompts: answer(engine, prompts))
-
-
-def write_report(path: Path, report: dict[str, object]) -> None:
-    """Write a report where a reader looks for it, beside the model."""
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

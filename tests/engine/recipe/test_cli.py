@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from novamesh_engine.recipe.cli import app
+from novamesh_engine.catalogue import locate
+from novamesh_engine.recipe.cli import _table, app
+from novamesh_engine.recipe.corpus.mixture import ROWS
+from novamesh_engine.recipe.evaluation import Score
 from novamesh_engine.recipe.preset import PRESETS
 from novamesh_proto.errors import NovaMeshError
+
+BUILTIN = locate("nova-pico")
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +48,28 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert report["command"] == f"novamesh recipe evaluate {path} --items 2 --json"
 
     run("evaluate", path, "--items", "1", "--mistakes", "1")
-    table = capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert f"{len(ROWS)}/{len(ROWS)}" in captured.err
+    assert ROWS[-1].name not in captured.err.splitlines()[-1]
+    table = captured.out
     assert "names and objects never trained" in table
     assert "!=" in table
+
+
+def test_the_table_is_that_of_the_model_card() -> None:
+    report = json.loads((BUILTIN / "evaluation.json").read_text())
+    rows = {row["row"]: row for row in report["rows"]}
+    known = [row for row in ROWS if row.name in rows]
+    scores = [Score(row, rows[row.name]["asked"], rows[row.name]["right"]) for row in known]
+    assert scores
+    card = [line.split() for line in (BUILTIN / "README.md").read_text().splitlines()]
+    header, *lines = _table(scores, 0).splitlines()
+    assert header.split() in card
+    for line in lines:
+        # The card's bounds were rounded twice: their last digit may differ by one.
+        start = line.split()[:-4]
+        assert any(row[:-4] == start for row in card), line
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_training_twice_into_one_folder_is_refused(tmp_path: Path) -> None:
