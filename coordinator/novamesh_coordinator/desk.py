@@ -231,19 +231,14 @@ class Desk:
         refusal = unservable(ranking, "this model")
         if refusal is not None and refusal.code is Code.BUSY:
             raise refusal
-        if any(refused.cause is Cause.NOT_ACCEPTING for refused in ranking.refused):
-            # They took work when they were matched; others may take it now.
+        moved = any(refused.cause is Cause.NOT_ACCEPTING for refused in ranking.refused)
+        if moved or refusal is None or refusal.code is Code.MODEL_NOT_FOUND:
+            # They were here and took work when they were matched; others may be and take it now.
             raise NovaMeshError(
                 Code.BUSY,
-                "the nodes the job is sealed for take no work any more",
+                "none of the nodes the job is sealed for is here and takes work any more",
                 "ask for new candidates and seal the job again",
                 MOVED_MS,
-            )
-        if refusal is None or refusal.code is Code.MODEL_NOT_FOUND:
-            refusal = NovaMeshError(
-                Code.NO_CAPACITY,
-                "none of the nodes the job is sealed for is here any more",
-                "ask for new candidates and seal the job again",
             )
         raise refusal
 

@@ -74,7 +74,7 @@ def test_candidates_that_are_gone_are_refused_at_once(table: Table) -> None:
     table.detach(node)
     with pytest.raises(NovaMeshError) as refused:
         table.submit(client.seal([descriptor], table.now_ms))
-    assert code_of(refused) is Code.NO_CAPACITY
+    assert code_of(refused) is Code.BUSY
     assert "new candidates" in refused.value.hint
     assert table.views(client) == ()
 

@@ -264,7 +264,7 @@ def test_a_paused_pool_is_not_a_busy_one(table: Table) -> None:
     error = refused_match(table, client)
     assert (error.code, error.retry_after_ms) == (Code.NO_CAPACITY, 0)
     assert "until 18:00" in error.message
-    with pytest.raises(NovaMeshError, match="no work any more") as refused:
+    with pytest.raises(NovaMeshError, match="takes work any more") as refused:
         table.submit(client.seal([candidate.descriptor], table.now_ms), (candidate.reservation,))
     assert refused.value.code is Code.BUSY  # others may take it: the client asks again
 
