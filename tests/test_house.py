@@ -94,6 +94,17 @@ def test_imports_stand_at_the_top(path: Path) -> None:
             assert not lazy, f"{node.name} imports at line {lazy[0].lineno}"
 
 
+def test_imports_point_the_way_that_the_contracts_say() -> None:
+    """The layers of the house and the doors between them, as pyproject.toml draws them."""
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run(
+        [linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("imports point one way", "the command line above the SDK"):
+        assert f"{name} KEPT" in done.stdout
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=_identify)
 def test_no_global_state_and_no_unfinished_marks(path: Path) -> None:
     text = path.read_text()
