@@ -24,6 +24,37 @@ FUNCTION_LINES_MAX = 60
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 # Where protobuf classes may be known: the codec and the gRPC services at both ends.
 DOORS = ("wire.py", "service.py", "server.py", "link.py", "transport.py", "novamesh/pool.py")
+# Modules without a test file of their name, and the file that tests them instead, with the reason.
+TESTED_ELSEWHERE = {
+    "client/novamesh/cli/": ("tests/cli/test_transcripts.py", "every screen is a transcript"),
+    "client/novamesh/clock.py": ("tests/client/test_client.py", "two lines that read a clock"),
+    "client/novamesh/completion.py": ("tests/client/test_client.py", "values and no logic"),
+    "coordinator/novamesh_coordinator/effects.py": ("tests/coordinator/test_core.py", "values"),
+    "coordinator/novamesh_coordinator/events.py": ("tests/coordinator/test_canonical.py", "values"),
+    "coordinator/novamesh_coordinator/inputs.py": ("tests/coordinator/test_core.py", "values"),
+    "coordinator/novamesh_coordinator/high_water.py": (
+        "tests/coordinator/test_damage.py", "its parts meet only in damage",
+    ),
+    "coordinator/novamesh_coordinator/log_chain.py": (
+        "tests/coordinator/test_store.py", "the store's inner part",
+    ),
+    "coordinator/novamesh_coordinator/migrations/": (
+        "tests/coordinator/test_store.py", "run whenever a store is opened",
+    ),
+    "engine/novamesh_engine/recipe/corpus/item.py": (
+        "tests/engine/recipe/corpus/test_mixture.py", "one value",
+    ),
+    "engine/novamesh_engine/recipe/corpus/phrases.py": (
+        "tests/engine/recipe/corpus/test_chains.py", "word lists",
+    ),
+    "engine/novamesh_engine/recipe/corpus/situations.py": (
+        "tests/engine/recipe/corpus/test_problems.py", "sentences and their plans",
+    ),
+    "engine/novamesh_engine/recipe/corpus/world.py": (
+        "tests/engine/recipe/corpus/test_facts.py", "lists of facts",
+    ),
+    "proto/novamesh_proto/messages/": ("tests/proto/test_wire.py", "frozen values"),
+}  # fmt: skip
 # Imports inside a function are allowed here and nowhere else, with the reason.
 LAZY_IMPORTS = {
     "cli": "a sub-app must load without its heavy extras",
@@ -127,6 +158,29 @@ def test_protobuf_types_stay_at_the_door() -> None:
         if "_pb2" in path.read_text():
             relative = _identify(path)
             assert relative.endswith(DOORS), f"{relative} knows protobuf classes"
+
+
+def _mirror(path: Path) -> str:
+    """Where the test of a module belongs."""
+    part, _, *folders = path.relative_to(ROOT).parts[:-1]
+    here = ["cli"] if (part, folders[:1]) == ("client", ["cli"]) else [part, *folders]
+    return "/".join(["tests", *here, f"test_{path.stem}.py"])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_identify)
+def test_module_has_a_test_file_of_its_name(path: Path) -> None:
+    if path.stem in {"__init__", "__main__"} or (ROOT / _mirror(path)).exists():
+        return
+    name = _identify(path)
+    excuses = [excuse for key, excuse in TESTED_ELSEWHERE.items() if name.startswith(key)]
+    assert excuses, f"{name} has no {_mirror(path)}"
+    assert (ROOT / excuses[0][0]).exists(), f"{name}: {excuses[0][0]} is gone"
+
+
+def test_no_module_is_excused_that_has_its_own_test() -> None:
+    for key in TESTED_ELSEWHERE:
+        excused = [path for path in SOURCES if _identify(path).startswith(key)]
+        assert any(not (ROOT / _mirror(path)).exists() for path in excused), f"{key} needs none"
 
 
 def test_mock_is_not_used() -> None:
