@@ -139,7 +139,7 @@ def list_(*, json: Json = False, home: Home = None) -> None:
 
 @models_app.command
 def show(name: str, /, *, json: Json = False, home: Home = None) -> None:
-    """One model: its digest, what it can do, and whether each of its files is whole."""
+    """One model: its digest, what it can do, whether its files are whole."""
     from novamesh.config import find_places
     from novamesh_node import screens
     from novamesh_node.shelf import find_damage, find_model
