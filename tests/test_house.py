@@ -32,12 +32,6 @@ TESTED_ELSEWHERE = {
     "coordinator/novamesh_coordinator/effects.py": ("tests/coordinator/test_floor.py", "values"),
     "coordinator/novamesh_coordinator/events.py": ("tests/coordinator/test_store.py", "values"),
     "coordinator/novamesh_coordinator/inputs.py": ("tests/coordinator/test_core.py", "values"),
-    "coordinator/novamesh_coordinator/high_water.py": (
-        "tests/coordinator/test_damage.py", "its parts meet only in damage",
-    ),
-    "coordinator/novamesh_coordinator/log_chain.py": (
-        "tests/coordinator/test_damage.py", "the store's inner part: any damage is found",
-    ),
     "coordinator/novamesh_coordinator/migrations/": (
         "tests/coordinator/test_store.py", "run whenever a store is opened",
     ),
