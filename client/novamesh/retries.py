@@ -22,7 +22,6 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception,
-    stop_before_delay,
 )
 
 from novamesh_proto.errors import Code, NovaMeshError
@@ -32,7 +31,9 @@ T = TypeVar("T")
 WAIT_MAX_S: Final = 5.0
 _WAIT_INITIAL_S: Final = 0.1
 _JITTER_S: Final = 0.2
-_NAMED_JITTER: Final = 0.5  # share of a named pause; it is never cut short
+_NAMED_JITTER: Final = 0.5  # share of a named pause
+_NAMED_GROWTH: Final = 1.2
+LAST_TRY_S: Final = 0.25  # before the time is over: what a last try needs
 
 sleep = asyncio.sleep  # tests wait for nothing
 _log: Final = logging.getLogger(__name__)
@@ -53,8 +54,19 @@ async def ask(
         NovaMeshError: what the last try was refused with.
     """
     verdict = again or pause
-    too_late = stop_before_delay(timeout_s)
-    failed = 0
+    failed, last = 0, None  # the try before the last one, once the time is nearly over
+
+    def wait_s(state: RetryCallState) -> float:
+        nonlocal last
+        usual = _wait_s(verdict(_refusal(state)), state.attempt_number)
+        left = timeout_s - (state.seconds_since_start or 0.0) - LAST_TRY_S
+        if usual > left and last is None:
+            last = state.attempt_number
+        return min(usual, max(0.0, left))
+
+    def too_late(state: RetryCallState) -> bool:
+        over = (state.seconds_since_start or 0.0) >= timeout_s - LAST_TRY_S
+        return over or (last is not None and state.attempt_number > last)
 
     def used_up(state: RetryCallState) -> bool:
         nonlocal failed
@@ -65,7 +77,7 @@ async def ask(
         retry=retry_if_exception(
             lambda e: isinstance(e, NovaMeshError) and verdict(e) is not False
         ),
-        wait=lambda state: _wait_s(verdict(_refusal(state)), state.attempt_number),
+        wait=wait_s,
         stop=lambda state: used_up(state) or too_late(state),
         sleep=lambda seconds: sleep(seconds),
         before_sleep=_tell,
@@ -88,7 +100,10 @@ def pause(error: NovaMeshError) -> bool | float:
 
 def _wait_s(named: bool | float, tried: int) -> float:
     if named is not True:
-        return named * (1 + random.uniform(0, _NAMED_JITTER))
+        # A pool that names a short time again and again is not asked ever more often.
+        longest = max(named, WAIT_MAX_S)
+        grown = min(longest, max(named, _WAIT_INITIAL_S) * _NAMED_GROWTH ** min(tried - 1, 20))
+        return grown * (1 + random.uniform(0, _NAMED_JITTER))
     growing = _WAIT_INITIAL_S * 2.0 ** min(tried - 1, 10)
     return min(WAIT_MAX_S, growing + random.uniform(0, _JITTER_S))
 

@@ -136,8 +136,14 @@ class JobSession:
 
     async def _hand_in(self, made: Draft, model: PoolModel, wanted: Wanted) -> JobRecord:
         """Match, wrap, write the keys down, submit. What was matched before stays on record."""
-        desk = self._desk
-        chosen = self._verify(await desk.pool.match(wanted), model)
+        desk, first = self._desk, self._running is None
+        try:
+            chosen = self._verify(await desk.pool.match(wanted), model)
+        except NovaMeshError:
+            # The job whose receipt by the pool got lost may hold the very slot that is missing.
+            if first or not await self._is_known(made.job):
+                raise
+            return self._require_record()
         before = self._require_record()
         record = self._record = replace(
             before,
@@ -150,11 +156,20 @@ class JobSession:
         try:
             await desk.pool.submit(job, [reservation for _, reservation in chosen])
         except NovaMeshError as error:
-            if error.code is Code.BUSY:  # certainly not taken: nothing to resume or to stop
+            if (
+                error.code is Code.BUSY and first
+            ):  # certainly not taken: nothing to resume or to stop
                 self._running = None
                 desk.records.remove(made.job)
             raise
         return record
+
+    async def _is_known(self, job: JobId) -> bool:
+        try:
+            await self._desk.pool.get_job(job)
+        except NovaMeshError:
+            return False
+        return True
 
     def _require_record(self) -> JobRecord:
         assert self._record is not None, "a job is drafted before it is handed in"

@@ -14,9 +14,10 @@ import re
 from pathlib import Path
 from typing import Final
 
-from novamesh_coordinator.log_chain import Mark, corrupt
+from novamesh_coordinator.log_chain import Mark
 from novamesh_proto.errors import Code, NovaMeshError
 
+_WITHOUT: Final = "without it a log that lost its end is not noticed"
 _LINE: Final = re.compile(rb"([0-9]{20}) ([0-9a-f]{64})\n")
 
 
@@ -41,14 +42,23 @@ class HighWater:
         """The last place that was acknowledged; the log's beginning where none was yet.
 
         Raises:
-            NovaMeshError: CORRUPT if the file is not as it was written.
+            NovaMeshError: CORRUPT if the file is not as it was written, STORAGE.
         """
-        line = os.pread(self._file, 256, 0)
+        try:
+            line = os.pread(self._file, 256, 0)
+        except OSError as error:
+            raise NovaMeshError(
+                Code.STORAGE, f"cannot read {self._path}: {error.strerror}", "mend the disk"
+            ) from error
         if not line:
             return Mark()
         found = _LINE.fullmatch(line)
         if found is None:
-            raise corrupt(f"{self._path} is damaged")
+            raise NovaMeshError(
+                Code.CORRUPT,
+                f"{self._path} is damaged; it says how far the log must go",
+                f"remove it, then: novamesh coordinator check    ({_WITHOUT})",
+            )
         return Mark(int(found[1]), bytes.fromhex(found[2].decode()))
 
     def write(self, mark: Mark) -> None:
@@ -56,6 +66,16 @@ class HighWater:
         # The commit stands whatever happens here; an older mark only finds less.
         with contextlib.suppress(OSError):
             os.pwrite(self._file, b"%020d %b\n" % (mark.seq, mark.digest.hex().encode()), 0)
+
+    def ahead(self, log: Mark) -> NovaMeshError:
+        """The error for a log that ends before this mark."""
+        return NovaMeshError(
+            Code.CORRUPT,
+            f"the log ends at event {log.seq}, and event {self.read().seq} was acknowledged",
+            "nothing was repaired. Restore the whole folder from a backup that was made while the "
+            f"coordinator did not run; to go on without those events remove {self._path} "
+            f"({_WITHOUT})",
+        )
 
     def close(self) -> None:
         """Let go of the file."""

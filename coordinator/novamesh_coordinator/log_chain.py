@@ -144,6 +144,8 @@ def check_snapshot(snapshot: SnapshotLike, at: RowLike | None) -> tuple[CoreStat
         NovaMeshError: CORRUPT.
     """
     seq, digest = snapshot.seq, snapshot.log_digest
+    if not isinstance(digest, bytes) or not isinstance(snapshot.body, bytes):
+        raise corrupt(f"the snapshot at event {seq} was changed")
     if snapshot_digest(Mark(seq, digest), snapshot.body) != snapshot.digest:
         raise corrupt(f"the snapshot at event {seq} was changed")
     if at is None or at.seq != seq or at.digest != digest:

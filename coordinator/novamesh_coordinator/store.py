@@ -131,17 +131,15 @@ class Store:
             rows = (await reader.execute(log)).all()
             await _check_older(reader, snapshot, acknowledged)
             for body in (await reader.execute(sa.select(_BODIES))).all():
-                if body_digest(body.job, body.body) != body.digest:
-                    raise corrupt(f"the sealed body of job {body.job.hex()[:12]} was changed")
+                as_written = isinstance(body.job, bytes) and isinstance(body.body, bytes)
+                if not as_written or body_digest(body.job, body.body) != body.digest:
+                    raise corrupt("the sealed body of a job was changed")
         # Digests and JSON of a long log take a while; the loop must go on meanwhile.
         loaded, self.mark = await asyncio.to_thread(check_log, snapshot, rows)
         self.snapshot_seq = snapshot.seq if snapshot else 0
         _check_same(rows, acknowledged)
         if acknowledged.seq > self.mark.seq:
-            raise corrupt(
-                f"the log ends at event {self.mark.seq}, and event {acknowledged.seq} was "
-                "acknowledged"
-            )
+            raise self._high_water.ahead(self.mark)
         return loaded
 
     async def commit(self, entries: Sequence[Entry]) -> None:
@@ -360,7 +358,10 @@ def _migrate(connection: sa.Connection) -> None:
 
 
 # What SQLite says of a file that is not as it was written; whatever else it says may heal.
-_DAMAGED: Final = ("malformed", "not a database", "already exists", "no such", "unsupported file")
+_DAMAGED: Final = (
+    "malformed", "not a database", "already exists", "no such", "unsupported file",
+    "Could not decode",
+)  # fmt: skip
 
 
 class _storage:  # noqa: N801  reads as a statement: async with _storage("write the log")

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping
 
 import structlog
+from structlog.dev import ConsoleRenderer
+from structlog.processors import JSONRenderer
 
 
 def configure(
@@ -20,18 +22,25 @@ def configure(
 ) -> None:
     """Set up logging for this process."""
     env = os.environ if env is None else env
+    exceptions: list[structlog.typing.Processor]
     renderer: structlog.typing.Processor
     if log_format == "json":
-        renderer = structlog.processors.JSONRenderer()
+        exceptions, renderer = [structlog.processors.format_exc_info], JSONRenderer()
     else:
         # no-color.org: set and not empty, whatever it says
         colors = sys.stderr.isatty() and not env.get("NO_COLOR")
-        renderer = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0)
+        # Never with local variables: a prompt may be among them.
+        plain = structlog.dev.plain_traceback
+        exceptions, renderer = (
+            [],
+            ConsoleRenderer(colors=colors, pad_event_to=0, exception_formatter=plain),
+        )
     structlog.configure(
         processors=[
             _without_nothing,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *exceptions,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -48,6 +48,7 @@ class Cause(StrEnum):
 
 
 PASSING: Final = frozenset({Cause.FULL, Cause.RESERVED})  # heal by waiting for seconds
+RETRY_MS_MIN: Final = 100  # whoever comes back sooner only finds the same
 FULL_RETRY_MS: Final = (500, 5_000)  # least and most: nobody knows when a job at work will end
 
 
@@ -213,7 +214,9 @@ def _refuse(request: Request, state: NodeState, offer: ModelOffer | None) -> Ref
         return Refused(state.node, Cause.FULL, f"all {slots} slots are busy", wait_ms)
     reason = f"its free slots ({free}) are reserved for jobs about to be submitted"
     # Most become jobs within milliseconds, and jobs end; the others are let go.
-    return Refused(state.node, Cause.RESERVED, reason, min(wait_ms, state.reserved_ms))
+    return Refused(
+        state.node, Cause.RESERVED, reason, max(RETRY_MS_MIN, min(wait_ms, state.reserved_ms))
+    )
 
 
 def _wait_ms(request: Request, state: NodeState, offer: ModelOffer) -> int:

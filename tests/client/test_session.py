@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from novamesh import Client, Code, NovaMeshError, retries
@@ -52,6 +54,31 @@ async def test_keys_are_on_disk_before_the_job_is_handed_in(
         async with Client(home=tmp_path) as client:
             await client.complete("nova-pico", "hi")
     assert order == ["save", "submit"]
+
+
+async def test_a_job_that_arrived_is_followed_although_the_pool_is_full_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to Submit gets lost, and the job itself holds the only slot."""
+    submit, match = FakePool.Submit, FakePool.Match
+
+    def lose(self: FakePool, request: Any, context: Any) -> Any:
+        submit(self, request, context)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "the answer got lost")
+
+    def full_later(self: FakePool, request: Any, context: Any) -> Any:
+        if self.calls["Submit"]:
+            self._refuse(context, NovaMeshError(Code.BUSY, "all 1 slots are busy", "", 500))
+        return match(self, request, context)
+
+    monkeypatch.setattr(FakePool, "Submit", lose)
+    monkeypatch.setattr(FakePool, "Match", full_later)
+    with FakePool() as pool:
+        save_pool(find_places(tmp_path), pool.entry)
+        async with Client(home=tmp_path) as client:
+            done = await client.complete("nova-pico", "hi", deadline_s=20)
+    assert done.text
+    assert len(pool.jobs) == pool.calls["Submit"] == 1
 
 
 async def test_prompt_is_in_no_file_and_on_no_wire(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from novamesh_coordinator.store import Loaded, open_store
 from novamesh_proto.errors import Code, NovaMeshError
 
 PLACES = 200
+Damage = Callable[[Path, random.Random], None]
 FILES = ("c.db", "c.db-wal")
 
 # A log of a while, its newest part only in the write-ahead log; the process dies with all of it.
@@ -107,13 +109,13 @@ def cut(path: Path, rng: random.Random) -> None:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [flip, cut])
 async def test_damage_is_found_or_means_nothing(
-    written: Path, tmp_path: Path, name: str, damage: object
+    written: Path, tmp_path: Path, name: str, damage: Damage
 ) -> None:
-    rng, seen = random.Random(f"{name} {damage}"), Counter[str]()
+    rng, seen = random.Random(f"{name} {damage.__name__}"), Counter[str]()
     whole = await load(await copy_of(written, tmp_path / "whole"))
     for _ in range(PLACES // 4):
         folder = await copy_of(written, tmp_path / "damaged")
-        damage(folder / name, rng)  # type: ignore[operator]
+        damage(folder / name, rng)
         loaded = await load(folder)
         if isinstance(loaded, NovaMeshError):
             assert loaded.code is Code.CORRUPT, loaded
