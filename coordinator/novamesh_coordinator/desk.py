@@ -65,6 +65,8 @@ class Desk:
         self._membership.require(client)
         known = self._known(asked.terms)
         if known is not None:
+            # Handed in again after another match: what that match held was not wasted.
+            self._registry.reservations.release(asked.reservations, client)
             return self.view(known)
         self._require_room(client)
         root = self._root(asked.terms)

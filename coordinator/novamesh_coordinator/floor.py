@@ -46,6 +46,7 @@ from novamesh_proto.messages import (
 )
 
 SPARE_CHUNKS: Final = 64  # chunks without tokens that an attempt may have
+CHUNKS_MAX: Final = 65_536  # of an attempt; a node sends about 20 a second
 # Why a node is told to stop an attempt of a job that has ended; otherwise it is simply old.
 _STOP_CODES: Final = {JobState.CANCELLED: Code.CANCELLED, JobState.EXPIRED: Code.EXPIRED}
 
@@ -257,8 +258,12 @@ class Floor:
     @staticmethod
     def _check_room(job: Job, stream: Stream, tokens: int) -> None:
         room = job.max_tokens - job.start_position
-        if stream.chain.tokens + tokens > room or stream.chain.chunks > room + SPARE_CHUNKS:
-            problem = f"the answer is longer than the {room} tokens of its terms"
+        chunks_max = min(room + SPARE_CHUNKS, CHUNKS_MAX)
+        if stream.chain.tokens + tokens > room or stream.chain.chunks > chunks_max:
+            problem = (
+                f"the answer is longer than the {room} tokens of its terms, or has more than "
+                f"{chunks_max} chunks"
+            )
             raise PeerError(Code.CORRUPT, problem, format_node_id(job.node))
 
     def _lose(

@@ -20,8 +20,8 @@ from novamesh_proto.messages import JobId
 
 FIRST_DIGEST: Final = hashlib.sha256(b"novamesh/v1/log\0").digest()
 _HINT: Final = (
-    "nothing was repaired. Restore the coordinator's folder from a backup, and keep a copy of the "
-    "damaged one to find out what happened"
+    "nothing was repaired. Keep a copy of the coordinator's folder to find out what happened (the "
+    "write-ahead log as it was is in coordinator.db-wal.refused), and restore it from a backup"
 )
 
 

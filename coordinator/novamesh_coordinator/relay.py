@@ -31,6 +31,7 @@ from novamesh_proto.sealing import ChainFollower
 STREAM_BYTES_MAX: Final = 8 * MIB
 RELAY_BYTES_MAX: Final = 256 * MIB
 _ITEM_BYTES: Final = 160  # what an item costs besides its payload
+_MARK_BYTES: Final = 224  # what is remembered of a chunk for as long as its stream is
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,7 @@ class Relay:
         chain = stream.chain
         stream.marks.append(Mark(stream.end, stream.last_us, chain.tokens, chain.head))
         self.chunks_relayed += 1
+        self.bytes += _MARK_BYTES
         self._keep(stream, WatchResponse(chunk=chunk), len(chunk.ciphertext))
 
     def add_checkpoint(self, job: JobId, checkpoint: Verified[ChunkCheckpoint]) -> None:
@@ -185,7 +187,7 @@ class Relay:
         self._ended.pop(job, None)
         stream = self._streams.pop(job, None)
         if stream is not None:
-            self.bytes -= stream.bytes
+            self.bytes -= stream.bytes + _MARK_BYTES * stream.chain.chunks
 
     def _keep(self, stream: Stream, item: WatchResponse, payload_bytes: int) -> None:
         before = stream.bytes

@@ -2,9 +2,9 @@
 
 Rules: whoever is no member was refused before it gets here, so strangers take no room; a member
 fills its own window and nobody else's, and when all windows together are full, members that hold
-only a few ids are still let in; windows whose ids have all expired go, and how far they had
-forgotten is remembered as one time for all. Kept in memory: a query that is repeated after a
-restart is answered again, and changes nothing.
+less than an even share are still let in, so that all may come to twice as many; windows whose ids
+have all expired go, and how far they had forgotten is remembered as one time for all. Kept in
+memory: a query that is repeated after a restart is answered again, and changes nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class SeenQueries:
         if window is None:
             window = ReplayWindow(self._each_max, self._horizon_ms)
         before = len(window)
-        if self._held >= self._all_max and before >= FEW:
+        share = self._all_max // (len(self._windows) + 1)
+        if self._held >= self._all_max and before >= max(FEW, share):
             raise NovaMeshError(
                 Code.BUSY, "the pool is asked too often", "try again", retry_after_ms=1_000
             )

@@ -10,6 +10,7 @@ Sealed bodies of live jobs are kept beside the log and go when their job ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -21,11 +22,11 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from novamesh_coordinator.body_cache import BodyCache
 from novamesh_coordinator.core import CoreState
+from novamesh_coordinator.database_errors import storage
 from novamesh_coordinator.events import AttemptSettled, JobEnded, Record
 from novamesh_coordinator.high_water import HighWater
 from novamesh_coordinator.log_chain import (
@@ -46,6 +47,7 @@ from novamesh_proto.messages import JobId, JobState
 
 SNAPSHOTS_KEPT: Final = 2
 OLDER_ROWS: Final = 20_000  # checked at a time
+REFUSED: Final = ".refused"  # the write-ahead log as a start found it that refused the database
 BUSY_TIMEOUT_MS: Final = 5_000
 
 _META: Final = sa.MetaData()
@@ -121,8 +123,16 @@ class Store:
         Raises:
             NovaMeshError: CORRUPT, saying where; STORAGE.
         """
+        try:
+            return await self._load()
+        except NovaMeshError as error:
+            if error.code is Code.CORRUPT:
+                self._keep_evidence()
+            raise
+
+    async def _load(self) -> Loaded:
         acknowledged = self._high_water.read()
-        async with _storage("read the log"), self._engine.connect() as reader:
+        async with storage("read the log"), self._engine.connect() as reader:
             newest = sa.select(_SNAPSHOTS).order_by(_SNAPSHOTS.c.seq.desc()).limit(1)
             snapshot = (await reader.execute(newest)).one_or_none()
             # With a snapshot the log is read from its own event on, to see that the two agree.
@@ -142,6 +152,12 @@ class Store:
             raise self._high_water.ahead(self.mark)
         return loaded
 
+    def _keep_evidence(self) -> None:
+        """SQLite drops what it does not understand of its write-ahead log when we close it."""
+        database = self._engine.url.database or ""
+        with contextlib.suppress(OSError):  # there is none, or an earlier start kept it
+            os.link(f"{database}-wal", f"{database}-wal{REFUSED}")
+
     async def commit(self, entries: Sequence[Entry]) -> None:
         """Write what some steps decided, in order, in one transaction, durably.
 
@@ -151,7 +167,7 @@ class Store:
         rows, mark = make_rows((r for entry in entries for r in entry.records), self.mark)
         bodies = [e.body for e in entries if e.body is not None]
         ended = [{"ended": job} for e in entries for r in e.records if (job := _ended(r))]
-        async with _storage("write the log"), self._writer.begin():
+        async with storage("write the log"), self._writer.begin():
             if rows:
                 await self._writer.execute(sa.insert(_EVENTS), [asdict(row) for row in rows])
             if bodies:
@@ -179,7 +195,7 @@ class Store:
         digest = snapshot_digest(at, state)
         row = {"seq": at.seq, "log_digest": at.digest, "body": state, "digest": digest}
         kept = sa.select(_SNAPSHOTS.c.seq).order_by(_SNAPSHOTS.c.seq.desc()).limit(SNAPSHOTS_KEPT)
-        async with _storage("write a snapshot"), self._writer.begin():
+        async with storage("write a snapshot"), self._writer.begin():
             await self._writer.execute(sa.delete(_SNAPSHOTS).where(_SNAPSHOTS.c.seq == at.seq))
             await self._writer.execute(sa.insert(_SNAPSHOTS), row)
             await self._writer.execute(
@@ -192,7 +208,7 @@ class Store:
         if (at_hand := self._bodies.get(job)) is not None:
             return at_hand
         found = sa.select(_BODIES.c.body).where(_BODIES.c.job == job)
-        async with _storage("read a body"), self._engine.connect() as reader:
+        async with storage("read a body"), self._engine.connect() as reader:
             return (await reader.execute(found)).scalar_one_or_none()
 
     async def records_of(self, job: JobId) -> tuple[Record, ...]:
@@ -202,7 +218,7 @@ class Store:
             NovaMeshError: CORRUPT, STORAGE.
         """
         log = sa.select(_EVENTS).where(_EVENTS.c.job == job).order_by(_EVENTS.c.seq).limit(64)
-        async with _storage("read the log"), self._engine.connect() as reader:
+        async with storage("read the log"), self._engine.connect() as reader:
             rows = (await reader.execute(log)).all()
         return tuple(map(read_row, rows))
 
@@ -211,7 +227,7 @@ class Store:
         seq = 0
         while True:
             part = sa.select(_EVENTS).where(_EVENTS.c.seq > seq).order_by(_EVENTS.c.seq)
-            async with _storage("read the log"), self._engine.connect() as reader:
+            async with storage("read the log"), self._engine.connect() as reader:
                 rows = (await reader.execute(part.limit(OLDER_ROWS))).all()
             if not rows:
                 return
@@ -222,7 +238,7 @@ class Store:
     async def snapshots(self) -> tuple[SnapshotLike, ...]:
         """The snapshots that are kept, unchecked, oldest first."""
         kept = sa.select(_SNAPSHOTS).order_by(_SNAPSHOTS.c.seq)
-        async with _storage("read the snapshots"), self._engine.connect() as reader:
+        async with storage("read the snapshots"), self._engine.connect() as reader:
             return tuple((await reader.execute(kept)).all())
 
     async def probe(self, now_ms: int) -> None:
@@ -231,7 +247,7 @@ class Store:
         Raises:
             NovaMeshError: STORAGE.
         """
-        async with _storage("write"), self._writer.begin():
+        async with storage("write"), self._writer.begin():
             await self._writer.execute(sa.delete(_PROBES))
             await self._writer.execute(sa.insert(_PROBES), {"id": 1, "at_ms": now_ms})
 
@@ -287,7 +303,7 @@ async def open_store(path: Path) -> Store:
     sa.event.listen(engine.sync_engine, "connect", _set_pragmas)
     sa.event.listen(engine.sync_engine, "begin", _begin)
     try:
-        async with _storage("open the database"):
+        async with storage("open the database"):
             async with engine.begin() as connection:
                 await connection.run_sync(_migrate)
             writer = await engine.connect()
@@ -355,35 +371,6 @@ def _migrate(connection: sa.Connection) -> None:
             f"the database has a schema that this version does not know: {error}",
             "run the version of novamesh that wrote it, or a newer one",
         ) from error
-
-
-# What SQLite says of a file that is not as it was written; whatever else it says may heal.
-_DAMAGED: Final = (
-    "malformed", "not a database", "already exists", "no such", "unsupported file",
-    "Could not decode",
-)  # fmt: skip
-
-
-class _storage:  # noqa: N801  reads as a statement: async with _storage("write the log")
-    """Turn what the database raises into our errors."""
-
-    def __init__(self, doing: str) -> None:
-        self._doing = doing
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, SQLAlchemyError):
-            said = str(error.orig if isinstance(error, DBAPIError) else error)
-            if any(sign in said for sign in _DAMAGED):
-                raise corrupt(f"the database says: {said}") from error
-            raise NovaMeshError(
-                Code.STORAGE,
-                f"cannot {self._doing}: {said}",
-                "free space on the coordinator's disk, or mend it; it goes on by itself then",
-                retry_after_ms=2_000,
-            ) from error
 
 
 def _ended(record: Record) -> JobId | None:

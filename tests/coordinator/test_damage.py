@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -127,3 +128,34 @@ async def test_damage_is_found_or_means_nothing(
     # Of a database much is free, or replaced by what the write-ahead log holds.
     least = 0.15 if (damage, name) == (flip, "c.db") else 0.9
     assert seen["found"] >= PLACES // 4 * least, seen
+
+
+async def test_what_sqlite_would_drop_is_kept(written: Path, tmp_path: Path) -> None:
+    folder = await copy_of(written, tmp_path / "damaged")
+    wal = folder / "c.db-wal"
+    data = bytearray(wal.read_bytes())
+    data[len(data) // 2] ^= 1
+    wal.write_bytes(data)
+    for _ in range(2):
+        assert isinstance(await load(folder), NovaMeshError)
+        assert (folder / "c.db-wal.refused").read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update events set kind = cast(x'ff' as text) where seq = 30",
+        "update bodies set body = 'text'",
+        "update bodies set job = 'text'",
+        "update snapshots set body = 'text'",
+        "update snapshots set log_digest = 'text'",
+    ],
+)
+async def test_another_type_is_damage(written: Path, tmp_path: Path, statement: str) -> None:
+    folder = await copy_of(written, tmp_path / "damaged")
+    with sqlite3.connect(folder / "c.db") as database:
+        database.execute(statement)
+    database.close()
+    found = await load(folder)
+    assert isinstance(found, NovaMeshError)
+    assert found.code is Code.CORRUPT
