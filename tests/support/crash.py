@@ -31,7 +31,7 @@ from novamesh_coordinator.config import CoordinatorConfig
 from novamesh_coordinator.events import AttemptSettled, JobAdmitted
 from novamesh_coordinator.log_chain import read_row
 from novamesh_coordinator.store import open_store
-from novamesh_proto.errors import NovaMeshError
+from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id
 from support.failpoints import FAILPOINTS, quiet, serve
 from support.parties import COORDINATOR, NETWORK
@@ -41,6 +41,9 @@ from support.sim.parties import IDENTITY, Client, Node, Pace, Wish, World
 PROCESSES = multiprocessing.get_context("forkserver")
 LIMIT_S = 60.0
 TOGETHER = 12
+HARMLESS = frozenset(
+    {Code.BUSY, Code.EXPIRED, Code.NODE_LOST, Code.NO_CAPACITY, Code.STALE, Code.UNAVAILABLE}
+)
 OPENING = asyncio.Lock()
 """Alembic keeps its context in a global: one at a time."""
 
@@ -158,6 +161,8 @@ async def _found(folder: Path, clients: list[Client]) -> AsyncIterator[str]:
         yield f"nobody was answered: {[wish.error and wish.error.message for wish in wishes]}"
     for wish in wishes:
         if wish.completion is None:
+            if wish.error is None or wish.error.code not in HARMLESS:
+                yield f"a client got neither an answer nor a reason that is one: {wish.error}"
             continue
         if wish.completion.job not in admitted:
             yield "a client was answered, and its job is not in the log"

@@ -29,6 +29,8 @@ class Verdict:
     digest: str
     problems: tuple[str, ...]
     trace: tuple[str, ...]
+    wished: int = 0
+    answered: int = 0
 
 
 def run_seed(seed: int) -> Verdict:
@@ -42,7 +44,10 @@ def run_seed(seed: int) -> Verdict:
         except Exception as error:
             # The boundary of a world: a party that cannot even start is a finding.
             problems = [f"the world ended: {error!r}"]
-        return Verdict(seed, swarm.digest, tuple(problems), tuple(swarm.trace))
+        wishes = [wish for client in swarm.clients for wish in client.wishes]
+        answered = sum(wish.completion is not None for wish in wishes)
+        told = (tuple(problems), tuple(swarm.trace))
+        return Verdict(seed, swarm.digest, *told, len(wishes), answered)
 
 
 def main() -> int:
@@ -56,15 +61,17 @@ def main() -> int:
         verdict = run_seed(options.seed)
         print(*verdict.trace, f"digest {verdict.digest}", *verdict.problems, sep="\n")
         return bool(verdict.problems)
-    began_s, failed = time.monotonic(), 0
+    began_s, failed, wished, answered = time.monotonic(), 0, 0, 0
     seeds = range(options.first, options.first + options.seeds)
     with ProcessPoolExecutor() as pool:
         for verdict in pool.map(run_seed, seeds, chunksize=20):
+            wished, answered = wished + verdict.wished, answered + verdict.answered
             if verdict.problems:
                 failed += 1
                 print(f"seed {verdict.seed}:", *verdict.problems[:5], sep="\n  ", flush=True)
     took_s = time.monotonic() - began_s
-    print(f"{len(seeds)} seeds, {failed} failed, {took_s:.0f} s")
+    served = f"{answered} of {wished} wishes answered"
+    print(f"{len(seeds)} seeds, {failed} failed, {served}, {took_s:.0f} s")
     return bool(failed)
 
 

@@ -19,6 +19,7 @@ from support.parties import COORDINATOR, NETWORK
 from support.sim.parties import IDENTITY, Client, Wish
 from support.sim.swarm import Swarm
 
+PATIENT_S = 45.0
 ACCUSING = frozenset(
     {Code.BAD_KEY, Code.BAD_REQUEST, Code.BAD_SIGNATURE, Code.CORRUPT, Code.FORBIDDEN,
      Code.INTERNAL, Code.REPLAYED, Code.WRONG_TYPE}
@@ -33,6 +34,7 @@ def broken(swarm: Swarm) -> list[str]:
         *_replayed(swarm, records),
         *_acknowledged(swarm, records),
         *(problem for client in swarm.clients for problem in _delivered(swarm, client)),
+        *(problem for client in swarm.clients for problem in _served(swarm, client)),
         *(f"unhandled: {problem}" for problem in swarm.surprises),
     ]
 
@@ -83,6 +85,14 @@ def _delivered(swarm: Swarm, client: Client) -> Iterator[str]:
             yield from _proved(client, wish)
         if swarm.honest and wish.error is not None and wish.error.code in ACCUSING:
             yield f"everybody is honest, and {client.name} was told: {wish.error.message}"
+
+
+def _served(swarm: Swarm, client: Client) -> Iterator[str]:
+    """Where nothing breaks and nobody lies, whoever waits long enough is answered."""
+    for wish in client.wishes if swarm.calm else ():
+        patient = wish.stop_after is None and wish.deadline_s >= PATIENT_S
+        if patient and wish.completion is None:
+            yield f"all is well, and {client.name} was not answered: {wish.error}"
 
 
 def _proved(client: Client, wish: Wish) -> Iterator[str]:

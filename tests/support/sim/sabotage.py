@@ -22,9 +22,11 @@ from novamesh_coordinator.dispatcher import Dispatcher
 from novamesh_coordinator.events import AttemptEnded
 from novamesh_coordinator.floor import Floor
 from novamesh_coordinator.ledger import Ledger
+from novamesh_coordinator.registry import Registry
 from novamesh_coordinator.sequencer import Sequencer
 from novamesh_coordinator.watch import Follower
 from novamesh_node.tail import Tail
+from novamesh_proto.errors import Code, NovaMeshError
 
 Patch = pytest.MonkeyPatch
 Bug = Callable[[Patch], None]
@@ -40,6 +42,15 @@ def effects_leave_before_the_commit(patch: Patch) -> None:
         return replace(outcome, effects=())
 
     patch.setattr(Sequencer, "_step", early)
+
+
+def nobody_is_ever_matched(patch: Patch) -> None:
+    """A pool that refuses everything breaks no other promise."""
+
+    def full(self: Registry, turn: Any, client: Any, query: Any) -> Any:
+        raise NovaMeshError(Code.BUSY, "the pool is full", "try again", 500)
+
+    patch.setattr(Registry, "match", full)
 
 
 def a_failed_commit_keeps_its_state(patch: Patch) -> None:
@@ -181,6 +192,7 @@ def pieces_come_twice(patch: Patch) -> None:
 
 BUGS: Final[tuple[Bug, ...]] = (
     effects_leave_before_the_commit,
+    nobody_is_ever_matched,
     a_failed_commit_keeps_its_state,
     replay_forgets_an_event,
     an_unlogged_change,

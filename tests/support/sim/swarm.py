@@ -59,6 +59,7 @@ class Swarm:
         self.world = World(self.loop, network, Hosts(network), self.rng, self.note, folder)
         self.coordinator = Coordinator(self.world)
         self.honest = True
+        self.calm = False  # nothing breaks and nobody lies
         self.nodes = [self._node(number) for number in range(self.rng.randint(1, 4))]
         self.clients = [self._client(number) for number in range(self.rng.randint(1, 3))]
 
@@ -88,7 +89,9 @@ class Swarm:
         for client in self.clients:
             await client.start()
         began_s = self.loop.time()
-        for fault in sorted(self._faults(), key=lambda fault: fault.at_s):
+        faults = self._faults()
+        self.calm = self.honest and not faults
+        for fault in sorted(faults, key=lambda fault: fault.at_s):
             await asyncio.sleep(max(0.0, began_s + fault.at_s - self.loop.time()))
             self.note(f"fault: {fault.name}")
             await fault.strike()
