@@ -27,6 +27,7 @@ from novamesh_proto.messages import ChatMessage, Sampling
 SEED_BYTES: Final = 32
 PROMPT_BYTES_MAX: Final = BODY_BYTES_MAX - 32 * KIB  # the rest: framing, stop strings, padding
 _ROLES: Final = ("system", "user", "assistant")
+_CONTENT: Final = frozenset({"prompt", "messages", "system", "text"})
 _TOKEN_ID_MAX: Final = 2**32 - 1
 
 Message = Mapping[str, str] | ChatMessage
@@ -204,5 +205,8 @@ def _is_number(value: object) -> bool:
 
 def _wrong(name: str, value: object, hint: str) -> NovaMeshError:
     shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{type(value).__name__} {shown[:40]}…"
+    if name in _CONTENT and not _is_number(value):
+        shown = f"a {type(value).__name__}"  # errors get logged, and content must not be
+    elif len(shown) > 60:
+        shown = f"{type(value).__name__} {shown[:40]}…"
     return NovaMeshError(Code.BAD_REQUEST, f"{name} cannot be {shown}", hint)

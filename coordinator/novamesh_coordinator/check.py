@@ -95,6 +95,9 @@ async def check(identity: PoolIdentity, store: Store) -> Report:
     reading = _Reading(identity, snapshots)
     try:
         await store.load()
+    except NovaMeshError as error:
+        reading.tell(error.message)
+    try:
         async for row in store.rows():
             reading.take(row)
         reading.end()

@@ -111,6 +111,7 @@ class Store:
     ) -> None:
         self._engine = engine
         self._writer = writer
+        self._one_at_a_time = asyncio.Lock()  # the last snapshot meets the last commits
         self._lock = lock
         self._high_water = high_water
         self.mark = Mark()  # of the last committed event
@@ -167,7 +168,7 @@ class Store:
         rows, mark = make_rows((r for entry in entries for r in entry.records), self.mark)
         bodies = [e.body for e in entries if e.body is not None]
         ended = [{"ended": job} for e in entries for r in e.records if (job := _ended(r))]
-        async with storage("write the log"), self._writer.begin():
+        async with storage("write the log"), self._one_at_a_time, self._writer.begin():
             if rows:
                 await self._writer.execute(sa.insert(_EVENTS), [asdict(row) for row in rows])
             if bodies:
@@ -195,7 +196,7 @@ class Store:
         digest = snapshot_digest(at, state)
         row = {"seq": at.seq, "log_digest": at.digest, "body": state, "digest": digest}
         kept = sa.select(_SNAPSHOTS.c.seq).order_by(_SNAPSHOTS.c.seq.desc()).limit(SNAPSHOTS_KEPT)
-        async with storage("write a snapshot"), self._writer.begin():
+        async with storage("write a snapshot"), self._one_at_a_time, self._writer.begin():
             await self._writer.execute(sa.delete(_SNAPSHOTS).where(_SNAPSHOTS.c.seq == at.seq))
             await self._writer.execute(sa.insert(_SNAPSHOTS), row)
             await self._writer.execute(
@@ -247,7 +248,7 @@ class Store:
         Raises:
             NovaMeshError: STORAGE.
         """
-        async with storage("write"), self._writer.begin():
+        async with storage("write"), self._one_at_a_time, self._writer.begin():
             await self._writer.execute(sa.delete(_PROBES))
             await self._writer.execute(sa.insert(_PROBES), {"id": 1, "at_ms": now_ms})
 

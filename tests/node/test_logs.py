@@ -65,3 +65,20 @@ def test_colour_is_for_a_terminal_without_no_color(
     logs.configure("text", env=env)
     structlog.get_logger().info("attached")
     assert ("\x1b[" in capsys.readouterr().err) is coloured
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_local_variable_is_ever_logged(
+    log_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(prompt: str) -> None:
+        raise ValueError(len(prompt))
+
+    logs.configure(log_format)
+    try:
+        fail("".join(("a sec", "ret")))
+    except ValueError:
+        structlog.get_logger().exception("it failed")
+    shown = capsys.readouterr().err
+    assert "ValueError" in shown
+    assert "a secret" not in shown
