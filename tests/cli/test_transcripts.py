@@ -36,7 +36,7 @@ SCRIPTS = {
         refusals={
             "Match": [
                 NovaMeshError(Code.BUSY, "no node is free: all 4 slots are busy", "try again", ms)
-                for ms in (1, 1, 60_000)
+                for ms in (1, 1, 60_000, 60_000)
             ]
         }
     ),

@@ -151,7 +151,7 @@ def _table(scores: Iterable[Score], mistakes: int) -> str:
         low, high, accuracy = (share * 100 for share in (*score.bounds, score.accuracy))
         lines.append(
             f"{score.row.title:<50}  {score.right:>4}/{score.asked:<4}{accuracy:>7.1f} %"
-            f"  {low:>5.1f} - {high:>4.1f} %"
+            f"  {low:>5.1f} - {high:>5.1f} %"
         )
         for mistake in score.mistakes[:mistakes]:
             lines += [f"    {mistake.prompt!r}", f"      {mistake.wanted!r} != {mistake.given!r}"]

@@ -17,8 +17,6 @@ BYTES_MAX = 2 * 1024 * 1024
 QUICK = ("seeds-1", "nouns-2", "facts", "templates-1")
 QUICK_FLOOR = 34
 """Of 40 fixed items; our kernels get 37, others may fall differently in a near tie."""
-BELOW_THEIR_BAR = {"templates-3": "Three steps, templates never trained", "facts": "Facts"}
-"""Rows that fall short, by the heading under which the card says so and why."""
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +37,14 @@ def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= BYTES_MAX
 
 
-def test_the_evaluation_is_of_this_model_and_its_shortfalls_are_told() -> None:
+def test_the_evaluation_is_of_this_model_and_every_row_reaches_its_bar() -> None:
     report = json.loads((FOLDER / "evaluation.json").read_text())
     assert report["digest"] == read_profile(FOLDER).digest_text
     assert report["command"] == "novamesh recipe evaluate nova-pico --items 500 --json"
     assert [row["row"] for row in report["rows"]] == [row.name for row in ROWS]
-    below = {r["row"] for r in report["rows"] if r["bar"] is not None and r["accuracy"] < r["bar"]}
-    assert below == set(BELOW_THEIR_BAR)
-    card = (FOLDER / "README.md").read_text()
-    assert all(f"**{heading}**" in card for heading in BELOW_THEIR_BAR.values())
+    barred = [row for row in report["rows"] if row["bar"] is not None]
+    assert len(barred) == 13
+    assert not [row["row"] for row in barred if row["accuracy"] < row["bar"]]
 
 
 def test_the_card_says_first_what_it_is_and_is_not() -> None:
