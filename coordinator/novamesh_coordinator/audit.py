@@ -15,7 +15,6 @@ from novamesh_coordinator.events import (
     AttemptSettled,
     JobAdmitted,
     JobEnded,
-    JobsForgotten,
     Record,
 )
 from novamesh_proto import envelope
@@ -74,7 +73,7 @@ class Auditor:
                 if record.outcome is JobState.SETTLED:
                     yield from self._end(record.job)
                 yield from self._settle(record)
-            case JobsForgotten() | _:
+            case _:
                 return
 
     def _admit(self, record: JobAdmitted) -> Iterator[str]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from novamesh_coordinator import log_chain
 from novamesh_coordinator.audit import Auditor
 from novamesh_coordinator.core import Core, PoolIdentity
-from novamesh_coordinator.log_chain import Mark, SnapshotLike, check_rows, corrupt
+from novamesh_coordinator.log_chain import Mark, RowLike, SnapshotLike, check_rows, corrupt
 from novamesh_coordinator.store import Store, open_store
 from novamesh_proto.errors import NovaMeshError
 
@@ -44,11 +43,11 @@ class _Reading:
         self._snapshots = {snapshot.seq: snapshot for snapshot in snapshots}
 
     def tell(self, problem: str) -> None:
-        """One more; the first PROBLEMS_MAX are kept."""
-        if len(self.problems) < PROBLEMS_MAX:
+        """One more, told once; the first PROBLEMS_MAX are kept."""
+        if problem not in self.problems and len(self.problems) < PROBLEMS_MAX:
             self.problems.append(problem)
 
-    def take(self, row: log_chain.RowLike) -> None:
+    def take(self, row: RowLike) -> None:
         """The next event.
 
         Raises:

@@ -66,3 +66,4 @@ async def test_what_is_wrong_is_told(tmp_path: Path, statement: str, said: str) 
     damage(tmp_path / "c.db", statement)
     report = await look(tmp_path / "c.db", table)
     assert any(said in problem for problem in report.problems), report.problems
+    assert len(set(report.problems)) == len(report.problems)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -48,8 +50,16 @@ def test_a_place_that_cannot_be_written_is_storage(tmp_path: Path) -> None:
     assert refused.value.code is Code.STORAGE
 
 
-def test_a_disk_that_refuses_the_mark_does_not_undo_a_commit(tmp_path: Path) -> None:
+def test_a_disk_that_refuses_the_mark_does_not_undo_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mark = HighWater(tmp_path / "mark")
     mark.write(PLACE)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    mark.write(Mark(816, PLACE.digest))
+    assert mark.read() == PLACE
     mark.close()
-    mark.write(Mark(816, PLACE.digest))  # a closed file fails as a full disk does

@@ -46,43 +46,29 @@ class Place:
 
 
 def _before(owner: Any, name: str) -> Plant:
-    def plant(die: Die) -> None:
-        usual = getattr(owner, name)
-        if asyncio.iscoroutinefunction(usual):
-
-            async def first(*args: Any, **kwargs: Any) -> Any:
-                die()
-                return await usual(*args, **kwargs)
-        else:
-
-            def first(*args: Any, **kwargs: Any) -> Any:
-                die()
-                return usual(*args, **kwargs)
-
-        setattr(owner, name, first)
-
-    return plant
+    return lambda die: _wrap(owner, name, first=die)
 
 
 def _after(owner: Any, name: str) -> Plant:
-    def plant(die: Die) -> None:
-        usual = getattr(owner, name)
-        if asyncio.iscoroutinefunction(usual):
+    return lambda die: _wrap(owner, name, last=die)
 
-            async def last(*args: Any, **kwargs: Any) -> Any:
-                result = await usual(*args, **kwargs)
-                die()
-                return result
-        else:
 
-            def last(*args: Any, **kwargs: Any) -> Any:
-                result = usual(*args, **kwargs)
-                die()
-                return result
+def _wrap(owner: Any, name: str, first: Die = lambda: None, last: Die = lambda: None) -> None:
+    usual = getattr(owner, name)
 
-        setattr(owner, name, last)
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        first()
+        result = await usual(*args, **kwargs)
+        last()
+        return result
 
-    return plant
+    def called(*args: Any, **kwargs: Any) -> Any:
+        first()
+        result = usual(*args, **kwargs)
+        last()
+        return result
+
+    setattr(owner, name, awaited if asyncio.iscoroutinefunction(usual) else called)
 
 
 def _at_commit(die: Die) -> None:

@@ -1,7 +1,7 @@
 """What strangers' bytes go into: each target takes any bytes and may refuse them, and nothing else.
 
-A target is fed by hypothesis in the suite, and by atheris in `make fuzz`; `samples` are bytes that
-it takes, to be damaged. Anything but a NovaMeshError that comes out is a bug.
+A target is fed by hypothesis; `samples` are bytes that it takes, to be damaged. Anything but a
+NovaMeshError that comes out is a bug.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from novamesh_proto.messages import (
     JoinCode,
     NodeId,
     SealedJob,
+    Signature,
     StreamChunk,
 )
 from novamesh_proto.receipt import encode_receipt, verify_receipt
@@ -77,11 +78,9 @@ def _opened_by_its_signer(data: bytes) -> None:
 
 def _signed(payload: bytes) -> Envelope:
     honest = STORY.terms.envelope
-    signature = honest.signatures[0]
     signed = envelope.pae(honest.payload_type, payload)
-    return Envelope(
-        honest.payload_type, payload, (type(signature)(signature.keyid, CLIENT.sign(signed)),)
-    )
+    signature = Signature(CLIENT.node_id, CLIENT.sign(signed))
+    return Envelope(honest.payload_type, payload, (signature,))
 
 
 def _sealed_job(data: bytes) -> None:

@@ -203,22 +203,17 @@ class SimEngine:
         return Timing(0, prefill, decode, prefill, prefill + decode)
 
 
-class Node:
-    """A volunteer's node; `tamper` changes its stream, as a liar would."""
+class Party:
+    """Somebody with a machine: it lives in one process after another."""
 
-    def __init__(self, world: World, number: int, slots: int, pace: Pace) -> None:
+    name: str
+
+    def __init__(self, world: World) -> None:
         self._world = world
-        self.name = f"node-{number}"
-        self.key = party(self.name)
-        self.slots = slots
-        self.pace = pace
-        self.tamper: Callable[[Stream], Stream] = lambda stream: stream
         self.process: Process | None = None
-        self.keeper: Keeper | None = None
-        self.errors: list[NovaMeshError] = []
 
     async def start(self) -> None:
-        """Dial the pool and stay."""
+        """Begin a new life on what is on the disk."""
         self.process = self._world.process(self.name)
         self.process.spawn(self._run(self.process), "run")
 
@@ -230,6 +225,23 @@ class Node:
             process.alive = False
             self._world.network.silence(self.name)
             await process.kill()
+
+    async def _run(self, process: Process) -> None:
+        raise NotImplementedError
+
+
+class Node(Party):
+    """A volunteer's node; `tamper` changes its stream, as a liar would."""
+
+    def __init__(self, world: World, number: int, slots: int, pace: Pace) -> None:
+        super().__init__(world)
+        self.name = f"node-{number}"
+        self.key = party(self.name)
+        self.slots = slots
+        self.pace = pace
+        self.tamper: Callable[[Stream], Stream] = lambda stream: stream
+        self.keeper: Keeper | None = None
+        self.errors: list[NovaMeshError] = []
 
     async def _run(self, process: Process) -> None:
         clock = NodeClock(process.now_ms, lambda: int(process.monotonic() * 1e9))
@@ -303,33 +315,18 @@ class Wish:
     over: bool = False
 
 
-class Client:
+class Client(Party):
     """A client with one answer after the other."""
 
     def __init__(self, world: World, number: int) -> None:
-        self._world = world
+        super().__init__(world)
         self.name = f"client-{number}"
         self.key = party(self.name)
         self.wishes: list[Wish] = []
         self.resumed: list[Wish] = []
-        self.process: Process | None = None
         folder = world.folder / self.name
         self.records = JobRecords(folder / "jobs")
         self.receipts = Receipts(folder / "receipts")
-
-    async def start(self) -> None:
-        """Take up what an earlier life left, then go on with the wishes."""
-        self.process = self._world.process(self.name)
-        self.process.spawn(self._run(self.process), "run")
-
-    async def kill(self) -> None:
-        """SIGKILL."""
-        if self.process is not None:
-            self._world.note(f"{self.name} killed")
-            process, self.process = self.process, None
-            process.alive = False
-            self._world.network.silence(self.name)
-            await process.kill()
 
     @property
     def busy(self) -> bool:
