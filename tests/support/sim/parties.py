@@ -177,8 +177,9 @@ class SimEngine:
 
     async def _compute(self, request: Request, ticket: Ticket) -> None:
         began_s = self._process.monotonic()
-        await asyncio.sleep(self._pace.prefill_s)
-        self.prefilled += len(request.prompt)
+        for _ in request.prompt:  # as a real engine does: a long prefill shows its progress
+            await asyncio.sleep(self._pace.prefill_s / len(request.prompt))
+            self.prefilled += 1
         first_s, position = self._process.monotonic(), len(request.prefix)
         finish: FinishReason | None = None
         while finish is None and ticket.name in self._tickets:

@@ -90,7 +90,9 @@ class Swarm:
             await client.start()
         began_s = self.loop.time()
         faults = self._faults()
-        self.calm = self.honest and not faults
+        # A slot for everybody, however slow, beside the one that an impatient client has just left.
+        room = sum(node.slots for node in self.nodes) >= 2 * len(self.clients)
+        self.calm = self.honest and not faults and room
         for fault in sorted(faults, key=lambda fault: fault.at_s):
             await asyncio.sleep(max(0.0, began_s + fault.at_s - self.loop.time()))
             self.note(f"fault: {fault.name}")
@@ -119,7 +121,8 @@ class Swarm:
         client, rng = Client(self.world, number), self.rng
         for _ in range(rng.randint(1, 4)):
             stop = rng.randint(1, 3) if rng.random() < 0.15 else None
-            client.wishes.append(Wish(rng.randint(1, 40), rng.choice((5.0, 20.0, 45.0)), stop))
+            tokens, deadline_s = rng.randint(1, 40), rng.choice((5.0, 20.0, 45.0))
+            client.wishes.append(Wish(tokens, deadline_s, stop, tries=3))
         return client
 
     def _faults(self) -> list[Fault]:
