@@ -126,6 +126,7 @@ class Crash:
         clients = [Client(world, number) for number in (0, 1)]
         for client in clients:
             client.wishes += [Wish(rng.randint(4, 70), 20.0, tries=40) for _ in range(2)]
+        clients[0].wishes[0].tokens = 160  # long enough for checkpoints, however slow this machine
         for party in (*nodes, *clients):
             await party.start()
         while any(client.busy for client in clients):  # noqa: ASYNC110  nobody would tell
