@@ -19,16 +19,16 @@ _DAMAGED: Final = (
 )  # fmt: skip
 
 
-class storage:  # noqa: N801  reads as a statement: async with storage("write the log")
+class storage:  # noqa: N801  reads as a statement: with storage("write the log")
     """Turn what the database raises into our errors."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         return None
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, SQLAlchemyError):
             said = str(error.orig if isinstance(error, DBAPIError) else error)
             if any(sign in said for sign in _DAMAGED):

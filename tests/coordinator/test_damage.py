@@ -27,7 +27,7 @@ FILES = ("c.db", "c.db-wal")
 
 # A log of a while, its newest part only in the write-ahead log; the process dies with all of it.
 WRITER = """
-import asyncio, os, signal, sys
+import asyncio, os, signal, sqlite3, sys
 from pathlib import Path
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.events import JobAdmitted, MemberJoined
@@ -51,8 +51,8 @@ async def main():
         core.apply(record)
         if number == 20:
             await store.save_snapshot(store.mark, core.dump())
-            await store._writer.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-            await store._writer.commit()
+            with sqlite3.connect(sys.argv[1]) as database:
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())

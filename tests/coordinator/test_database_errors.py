@@ -23,22 +23,20 @@ from novamesh_proto.errors import Code, NovaMeshError
         ("database is locked", Code.STORAGE),
     ],
 )
-async def test_what_sqlite_says_has_a_code(said: str, code: Code) -> None:
-    with pytest.raises(NovaMeshError, match=said.split(":")[0].split("'")[0]) as raised:
-        async with storage("write"):
-            raise OperationalError("insert", {}, sqlite3.OperationalError(said))
+def test_what_sqlite_says_has_a_code(said: str, code: Code) -> None:
+    sign = said.split(":")[0].split("'")[0]
+    with pytest.raises(NovaMeshError, match=sign) as raised, storage("write"):
+        raise OperationalError("insert", {}, sqlite3.OperationalError(said))
     assert raised.value.code is code
     assert raised.value.hint
 
 
-async def test_other_errors_of_the_database_may_heal() -> None:
-    with pytest.raises(NovaMeshError) as raised:
-        async with storage("write"):
-            raise InvalidRequestError("closed")
+def test_other_errors_of_the_database_may_heal() -> None:
+    with pytest.raises(NovaMeshError) as raised, storage("write"):
+        raise InvalidRequestError("closed")
     assert raised.value.code is Code.STORAGE
 
 
-async def test_bugs_stay_bugs() -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with storage("write"):
-            raise ZeroDivisionError
+def test_bugs_stay_bugs() -> None:
+    with pytest.raises(ZeroDivisionError), storage("write"):
+        raise ZeroDivisionError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import subprocess
@@ -89,21 +88,6 @@ async def test_bodies_live_as_long_as_their_jobs(tmp_path: Path) -> None:
     kinds = [type(record).__name__ for record in await store.records_of(admitted.job)]
     assert kinds == ["JobAdmitted", "JobAssigned", "AttemptAccepted", "AttemptSettled"]
     await store.close()
-
-
-async def test_a_second_process_is_refused(tmp_path: Path) -> None:
-    store = await open_store(tmp_path / "c.db")
-    with pytest.raises(NovaMeshError, match=f"process {os.getpid()}") as refused:
-        await open_store(tmp_path / "c.db")
-    assert refused.value.code is Code.CONFLICT
-    await store.close()
-    await (await open_store(tmp_path / "c.db")).close()
-
-
-async def test_only_its_owner_reads_the_database(tmp_path: Path) -> None:
-    await write_story(tmp_path / "deep" / "c.db")
-    assert (tmp_path / "deep" / "c.db").stat().st_mode & 0o777 == 0o600
-    assert (tmp_path / "deep").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(

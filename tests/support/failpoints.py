@@ -18,7 +18,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 import structlog
 
-from novamesh_coordinator import server, store
+from novamesh_coordinator import server
 from novamesh_coordinator.clearing import Clearing
 from novamesh_coordinator.config import CoordinatorConfig, Folder
 from novamesh_coordinator.core import Core
@@ -73,14 +73,7 @@ def _wrap(owner: Any, name: str, first: Die = lambda: None, last: Die = lambda: 
 
 def _at_commit(die: Die) -> None:
     """Everything is written, and the transaction not yet ended."""
-    usual = store.create_async_engine
-
-    def create(*args: Any, **kwargs: Any) -> Any:
-        engine = usual(*args, **kwargs)
-        sa.event.listen(engine.sync_engine, "commit", lambda connection: die())
-        return engine
-
-    store.create_async_engine = create
+    sa.event.listen(sa.Engine, "commit", lambda connection: die())
 
 
 FAILPOINTS: Final[dict[str, Place]] = {

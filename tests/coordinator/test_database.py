@@ -1,0 +1,91 @@
+"""One process, one writer; a write is all of its work or nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from novamesh_coordinator.database import open_database
+from novamesh_proto.errors import Code, NovaMeshError
+
+COUNT = sa.text("select count(*) from probes")
+
+
+def add(connection: sa.Connection) -> str:
+    connection.exec_driver_sql("insert into probes select count(*), 0 from probes")
+    return threading.current_thread().name
+
+
+async def test_writes_run_in_one_thread_in_the_order_they_were_asked_for(tmp_path: Path) -> None:
+    database = await open_database(tmp_path / "c.db")
+    seen: list[int] = []
+
+    def numbered(number: int) -> Callable[[sa.Connection], str]:
+        def work(connection: sa.Connection) -> str:
+            seen.append(number)
+            return add(connection)
+
+        return work
+
+    threads = await asyncio.gather(*(database.write("add", numbered(n)) for n in range(50)))
+    assert seen == list(range(50))
+    assert len(set(threads)) == 1
+    assert await database.read("count", lambda reader: reader.scalar(COUNT)) == 50
+    await database.close()
+
+
+async def test_work_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    database = await open_database(tmp_path / "c.db")
+
+    def fail(connection: sa.Connection) -> None:
+        add(connection)
+        connection.exec_driver_sql("insert into nowhere values (1)")
+
+    with pytest.raises(NovaMeshError) as refused:
+        await database.write("add", fail)
+    assert refused.value.code is Code.CORRUPT
+    assert await database.read("count", lambda reader: reader.scalar(COUNT)) == 0
+    await database.write("add", add)
+    assert await database.read("count", lambda reader: reader.scalar(COUNT)) == 1
+    await database.close()
+
+
+async def test_close_waits_for_a_write_whose_asker_was_cancelled(tmp_path: Path) -> None:
+    database = await open_database(tmp_path / "c.db")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: sa.Connection) -> None:
+        begun.set()
+        go_on.wait(30)
+        add(connection)
+
+    asker = asyncio.create_task(database.write("add", slow))
+    await asyncio.to_thread(begun.wait, 30)
+    asker.cancel()
+    closing = asyncio.create_task(database.close())
+    go_on.set()
+    await closing
+    database = await open_database(tmp_path / "c.db")
+    assert await database.read("count", lambda reader: reader.scalar(COUNT)) == 1
+    await database.close()
+
+
+async def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    database = await open_database(tmp_path / "c.db")
+    with pytest.raises(NovaMeshError, match=f"process {os.getpid()}") as refused:
+        await open_database(tmp_path / "c.db")
+    assert refused.value.code is Code.CONFLICT
+    await database.close()
+    await (await open_database(tmp_path / "c.db")).close()
+
+
+async def test_only_its_owner_reads_it(tmp_path: Path) -> None:
+    await (await open_database(tmp_path / "deep" / "c.db")).close()
+    assert (tmp_path / "deep" / "c.db").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "deep").stat().st_mode & 0o777 == 0o700
