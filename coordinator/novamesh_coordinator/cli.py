@@ -93,14 +93,14 @@ def serve(
     folder = find_folder(home)
     config = _config(folder, {"listen": listen, "http": http, "log_format": log_format})
     try:
-        import asyncio
+        import uvloop
 
         from novamesh_coordinator.logs import configure_logs
         from novamesh_coordinator.server import serve as serve_folder
     except ImportError as error:
         raise _missing(error) from error
     configure_logs(config.log_format)
-    asyncio.run(serve_folder(folder, config, lambda running: _ready(config, running, json)))
+    uvloop.run(serve_folder(folder, config, lambda running: _ready(config, running, json)))
 
 
 @app.command

@@ -21,6 +21,7 @@ from novamesh_coordinator import canonical, inputs
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.effects import UNORDERED, Effect, Outcome
 from novamesh_coordinator.events import Moment
+from novamesh_coordinator.group_commit import GroupCommit
 from novamesh_coordinator.inputs import Input, Ticked
 from novamesh_coordinator.log_chain import Mark
 from novamesh_coordinator.store import Entry, Loaded, Store
@@ -90,6 +91,7 @@ class Sequencer:
         self._queue: deque[_Waiting] = deque()
         self._work = asyncio.Event()
         self._writing = 0  # steps that the writer has in hand
+        self._group = GroupCommit()
         self._healthy = asyncio.Event()
         self._healthy.set()
         self._ready = asyncio.Event()  # the core is what the disk says, and no other
@@ -151,6 +153,7 @@ class Sequencer:
             await self._work.wait()
             self._work.clear()
             while self._queue:
+                await asyncio.sleep(self._group.pause_s(self._clock.monotonic()))
                 await self._write_batch()
             if self._poisoned:
                 await self._rebuild()
@@ -228,6 +231,7 @@ class Sequencer:
         self._writing = len(batch)
         try:
             if entries:
+                self._group.begin(len(entries), self._clock.monotonic())
                 await self._store.commit(entries)
                 self.commits += 1
         except NovaMeshError as error:
