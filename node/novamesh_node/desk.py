@@ -52,6 +52,10 @@ FINISHED_MAX: Final = 16  # ended answers whose attestation may have been lost o
 FINISHED_MS: Final = 120_000
 SLOTS_MAX: Final = RUNNING_MAX - FINISHED_MAX
 
+GRACE_S: Final = 2.0  # so that the pool says first that a job's time is over
+# Why an attempt is stopped of which the client keeps a part: what was sent until then is claimed.
+_COUNTS: Final = frozenset({Code.CANCELLED.value, Code.EXPIRED.value})
+
 _log = structlog.get_logger()
 
 
@@ -165,14 +169,14 @@ class Desk:
         run.task.add_done_callback(lambda _: self._close(run))
 
     def cancel(self, order: AttachCancel) -> None:
-        """End an attempt: with its final chunk if the client wants it so, else silently."""
+        """End an attempt: with last chunk and claim if what it sent counts, else silently."""
         key = key_of(order)
         self._finished.answers.pop(key, None)
         run = self._runs.get(key)
         if run is None:
             return
         _log.info("cancelled", attempt=key.name, code=order.code)
-        if order.code == Code.CANCELLED.value and run.ticket is not None and run.served is not None:
+        if order.code in _COUNTS and run.ticket is not None and run.served is not None:
             run.served.worker.abort(run.ticket)
         else:
             _stop(run)
@@ -239,7 +243,7 @@ class Desk:
         """One attempt from admitted to its end."""
         assignment = run.admitted.assignment
         try:
-            async with asyncio.timeout(run.admitted.terms.message.timeout_ms / 1000):
+            async with asyncio.timeout(run.admitted.terms.message.timeout_ms / 1000 + GRACE_S):
                 await self._work(run)
         except TimeoutError:
             self._fail(assignment, NovaMeshError(Code.EXPIRED, "the job's time is over"))

@@ -113,12 +113,13 @@ async def test_a_full_disk_declines_and_the_node_lives() -> None:
         assert at.owner.taken == 0
 
 
-async def test_a_cancelled_answer_ends_with_its_final_chunk_and_attestation() -> None:
+@pytest.mark.parametrize("code", [Code.CANCELLED, Code.EXPIRED])
+async def test_a_stopped_answer_ends_with_its_final_chunk_and_attestation(code: Code) -> None:
     async with node() as at:
         offer = at.offers.make(sampling={"max_tokens": LONG})
         at.desk.take(offer.message)
         messages = await at.until("chunk")
-        order = AttachCancel(offer.job, 1, offer.fence, Code.CANCELLED.value)
+        order = AttachCancel(offer.job, 1, offer.fence, code.value)
         at.desk.cancel(order)
         at.desk.cancel(order)
         messages += await at.until("attestation")
@@ -126,13 +127,12 @@ async def test_a_cancelled_answer_ends_with_its_final_chunk_and_attestation() ->
         await at.idle()
 
 
-@pytest.mark.parametrize("code", [Code.STALE, Code.EXPIRED])
-async def test_what_nobody_wants_ends_in_silence(code: Code) -> None:
+async def test_what_nobody_wants_ends_in_silence() -> None:
     async with node() as at:
         offer = at.offers.make(sampling={"max_tokens": LONG})
         at.desk.take(offer.message)
         await at.until("chunk")
-        at.desk.cancel(AttachCancel(offer.job, 1, offer.fence, code.value))
+        at.desk.cancel(AttachCancel(offer.job, 1, offer.fence, Code.STALE.value))
         await at.idle()
         assert at.owner.over == 1
         while len(at.outbox):
@@ -164,7 +164,8 @@ async def test_an_engine_failure_is_a_signed_failure_and_the_next_job_runs() -> 
         await at.until("attestation")
 
 
-async def test_a_job_beyond_its_time_fails_as_expired() -> None:
+async def test_a_job_beyond_its_time_fails_as_expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("novamesh_node.desk.GRACE_S", 0.0)
     async with node() as at:
         offer = at.offers.make(sampling={"max_tokens": LONG}, wanted={"timeout_ms": 60})
         at.desk.take(offer.message)
