@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 if TYPE_CHECKING:
     from novamesh_coordinator.core import Core
@@ -21,6 +28,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # CPU, memory, file descriptors
         self._calls = Histogram(
             "novamesh_call_seconds",
             "Duration of calls by method and error code.",
@@ -47,7 +55,7 @@ class Metrics:
         """A message on a node's stream was refused."""
         self._refused.labels(code).inc()
 
-    def collect(self, core: Core, healthy: bool) -> bytes:
+    def collect(self, core: Core, healthy: bool, tasks: int) -> bytes:
         """The page that Prometheus reads, with the core's figures as they are now."""
         slots, free = core.registry.counts()
         values = {
@@ -64,6 +72,7 @@ class Metrics:
             "relay_bytes": core.relay.bytes,
             "relay_chunks": core.relay.chunks_relayed,
             "storage_healthy": int(healthy),
+            "tasks": tasks,
         }
         for name, value in values.items():
             self._gauges[name].set(value)
@@ -83,5 +92,6 @@ _GAUGES = {
     "completion_tokens_settled": "Completion tokens settled since the pool began.",
     "relay_bytes": "Sealed bytes in the relay's buffers.",
     "relay_chunks": "Sealed chunks relayed since the start.",
+    "tasks": "Tasks of the event loop.",
     "storage_healthy": "1 while the disk takes writes.",
 }

@@ -14,7 +14,7 @@ def test_the_page_counts_what_the_core_holds() -> None:
     table.send(attempt, attempt.chunk(2))
     metrics.observe_call("Submit", "ok", 0.003)
     metrics.count_refusal("stale")
-    page = metrics.collect(table.core, healthy=True).decode()
+    page = metrics.collect(table.core, healthy=True, tasks=7).decode()
     for line in (
         "novamesh_members 2.0",
         "novamesh_nodes_attached 1.0",
@@ -23,13 +23,14 @@ def test_the_page_counts_what_the_core_holds() -> None:
         "novamesh_jobs_live 1.0",
         "novamesh_relay_chunks 1.0",
         "novamesh_storage_healthy 1.0",
+        "novamesh_tasks 7.0",
         'novamesh_stream_refusals_total{code="stale"} 1.0',
         'novamesh_call_seconds_count{code="ok",method="Submit"} 1.0',
     ):
         assert line in page.splitlines()
     table.send(attempt, attempt.chunk(1, final=True))
     table.attest(attempt)
-    page = metrics.collect(table.core, healthy=False).decode()
+    page = metrics.collect(table.core, healthy=False, tasks=7).decode()
     assert "novamesh_completion_tokens_settled 3.0" in page
     assert "novamesh_storage_healthy 0.0" in page
     assert order.id.hex()[:12] not in page
@@ -38,4 +39,4 @@ def test_the_page_counts_what_the_core_holds() -> None:
 def test_two_coordinators_do_not_mix() -> None:
     one, two = Metrics(), Metrics()
     one.count_refusal("stale")
-    assert b"stale" not in two.collect(Table().core, healthy=True)
+    assert b"stale" not in two.collect(Table().core, healthy=True, tasks=7)

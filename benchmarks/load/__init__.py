@@ -1,0 +1,1 @@
+"""What loads a coordinator: its process, fake nodes and clients, and a floor to compare with."""
