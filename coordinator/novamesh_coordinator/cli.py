@@ -92,6 +92,8 @@ def serve(
     """Serve the pool until Ctrl-C or SIGTERM."""
     folder = find_folder(home)
     config = _config(folder, {"listen": listen, "http": http, "log_format": log_format})
+    # gRPC's own log has a line for each connection that strangers break, and tells nothing else.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         import uvloop
 

@@ -18,6 +18,7 @@ import structlog
 
 from novamesh_coordinator.buckets import Buckets
 from novamesh_coordinator.effects import Assign
+from novamesh_coordinator.guests import place_of
 from novamesh_coordinator.hub import Outbox, Outgoing
 from novamesh_coordinator.inputs import (
     AttemptAttested,
@@ -81,8 +82,6 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         """One stream of one node."""
         pen = Pen(context)
         try:
-            address = context.peer().rpartition(":")[0]
-            self.door.addresses.take(address, self.door.clock.monotonic())
             await self._attach(context, pen)
             await pen.settle()
         except NovaMeshError as error:
@@ -104,9 +103,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         asked_s = door.clock.monotonic()
         challenge = AttachChallenge(nonce, door.clock.now_ms())
         try:
-            async with asyncio.timeout(HELLO_S):
-                await pen.write(AttachResponse(challenge=challenge), HELLO_S)
-                first = await _read(context)
+            with door.guests.hold(place_of(context.peer())):
+                async with asyncio.timeout(HELLO_S):
+                    await pen.write(AttachResponse(challenge=challenge), HELLO_S)
+                    first = await _read(context)
         except TimeoutError:
             raise NovaMeshError(Code.EXPIRED, "no hello came", "attach again") from None
         if first is None or first.hello is None:

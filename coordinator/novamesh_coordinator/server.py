@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import random
+import resource
 import signal
 import socket
 import time
@@ -18,7 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -29,6 +30,7 @@ from novamesh_coordinator.admin_service import AdminService
 from novamesh_coordinator.buckets import Rate
 from novamesh_coordinator.config import CoordinatorConfig, Folder, split_address
 from novamesh_coordinator.core import Core, PoolIdentity
+from novamesh_coordinator.doorstep import Doorstep
 from novamesh_coordinator.http import Page, serve_pages
 from novamesh_coordinator.hub import Hub
 from novamesh_coordinator.key_file import load_key, write_text
@@ -44,6 +46,7 @@ from novamesh_proto.transport_identity import ServerCertificate, make_certificat
 from novamesh_proto.v1 import coordinator_pb2_grpc, node_pb2_grpc
 
 GRACE_S: Final = 3.0
+FILES_MAX: Final = 65_536
 SERVICES: Final = (
     "",
     "novamesh.v1.PoolService",
@@ -95,11 +98,12 @@ async def run_coordinator(
     certificate = None if bind else make_certificate(identity.key, datetime.now(UTC))
     door = make_door(core, store, config, clock, seed, certificate)
     server, health_servicer = _grpc_server(door, config)
-    port = _bind(server, config.listen if bind is None else bind, certificate)
+    door.bouncer.port = port = _bind(server, bind or config.listen, certificate)
     async with _ungrouped(), contextlib.AsyncExitStack() as stack:
         http_port = await _serve_http(stack, config, door)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        loops = [tasks.create_task(loop(), name=loop.__name__) for loop in door.sequencer.loops()]
+        running = (*door.sequencer.loops(), door.bouncer.run)
+        loops = [tasks.create_task(loop(), name=loop.__qualname__) for loop in running]
         await server.start()
         for service in SERVICES:
             await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -172,7 +176,11 @@ def make_door(
         clock=clock,
         metrics=Metrics(),
         version=metadata.version("novamesh"),
-        limits=Limits(party=Rate(per_s, 4 * per_s)),
+        limits=Limits(
+            party=Rate(per_s, 4 * per_s),
+            guests=config.rpcs_max // 4,
+            all_guests=config.rpcs_max // 2,
+        ),
     )
 
 
@@ -180,11 +188,12 @@ def _grpc_server(
     door: Door, config: CoordinatorConfig
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=config.rpcs_max)
-    coordinator_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(door), server)
-    coordinator_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(door), server)
-    node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(door), server)
+    doorstep: Any = Doorstep(server, door)  # a server, as far as services see one
+    coordinator_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(door), doorstep)
+    coordinator_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(door), doorstep)
+    node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(door), doorstep)
     servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, doorstep)
     return server, servicer
 
 
@@ -244,7 +253,8 @@ async def _serve_http(
 
 def _pages(door: Door) -> dict[str, Page]:
     def metrics() -> tuple[int, str, bytes]:
-        page = door.metrics.collect(door.sequencer.core, door.sequencer.healthy)
+        tasks = len(asyncio.all_tasks())
+        page = door.metrics.collect(door.sequencer.core, door.sequencer.healthy, tasks)
         return 200, "text/plain; version=0.0.4; charset=utf-8", page
 
     def healthz() -> tuple[int, str, bytes]:
@@ -276,6 +286,7 @@ async def serve(
         NovaMeshError: NOT_FOUND if there is none, and as `run_coordinator`.
     """
     identity = PoolIdentity(load_key(folder.key), config.network, config.open)
+    _allow_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -290,3 +301,10 @@ async def serve(
             _log.info("stopping")
     finally:
         await store.close()
+
+
+def _allow_files() -> None:
+    """As many open files as the system lets us have: each connection is one, and so is the log."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if most == resource.RLIM_INFINITY else min(FILES_MAX, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

@@ -1,7 +1,8 @@
 """What all gRPC services share: server options, the door every call goes through, refusals.
 
-Order of checks: size (by gRPC) → address's bucket → deadline → envelope (size, signature, network,
-audience, freshness, replay) → party's bucket → core. A refusal is a gRPC status by the one table of
+Order of checks: size (by gRPC) → address's bucket → a slot among the guests → the message in time
+(those two by `doorstep`) → deadline → envelope (size, signature, network, audience, freshness,
+replay) → party's bucket → core. A refusal is a gRPC status by the one table of
 errors, with an ErrorDetail in the trailing metadata. Only the services know protobuf classes.
 """
 
@@ -18,8 +19,10 @@ import grpc.aio
 import structlog
 from google.protobuf.message import Message
 
+from novamesh_coordinator.bouncer import Bouncer
 from novamesh_coordinator.buckets import Buckets, Rate
 from novamesh_coordinator.core import PoolIdentity
+from novamesh_coordinator.guests import Guests
 from novamesh_coordinator.hub import Hub
 from novamesh_coordinator.metrics import Metrics
 from novamesh_coordinator.sequencer import Clock, Sequencer
@@ -45,6 +48,8 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
     ("grpc.max_metadata_size", METADATA_BYTES_MAX),
     ("grpc.max_concurrent_streams", STREAMS_MAX),
+    # Sealed bytes do not get smaller, so nobody honest compresses: what is packed is refused.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
     # Clients that connect and then say nothing, or say it slowly.
     ("grpc.server_handshake_timeout_ms", 3_000),
     ("grpc.http2.settings_timeout", 3_000),
@@ -66,11 +71,15 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How often somebody may ask: one address, and one party that proved itself."""
+    """How often somebody may ask, one address, one party that proved itself; and what one address
+    may have open. An address is one of IPv4, or 64 bits of IPv6."""
 
     address: Rate = field(default=Rate(1_000, 2_000))
     party: Rate = field(default=Rate(100, 400))
     stream: Rate = field(default=Rate(4_000, 8_000))  # messages of one node's stream
+    connections: int = 2_048  # of one address; a thousand nodes may share one
+    guests: int = 1_024  # calls of one address that are begun and not yet heard
+    all_guests: int = 2_048
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +97,23 @@ class Door:
     version: str
     limits: Limits = field(default_factory=Limits)
     addresses: Buckets = field(init=False)
+    guests: Guests = field(init=False)
+    bouncer: Bouncer = field(init=False)
     parties: Buckets = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "addresses", Buckets(self.limits.address))
+        limits = self.limits
+        object.__setattr__(self, "addresses", Buckets(limits.address))
+        object.__setattr__(self, "guests", Guests(limits.guests, limits.all_guests))
+        object.__setattr__(self, "bouncer", Bouncer(limits.connections, self.clock.monotonic))
         object.__setattr__(self, "parties", Buckets(self.limits.party))
 
     def check_call(self, context: Context) -> None:
-        """Refuse an address that asks too often, and a call without a deadline.
+        """Refuse a call without a deadline.
 
         Raises:
-            NovaMeshError: BUSY, BAD_REQUEST.
+            NovaMeshError: BAD_REQUEST.
         """
-        address = context.peer().rpartition(":")[0]
-        self.addresses.take(address, self.clock.monotonic())
         left_s = context.time_remaining()
         if left_s is None or left_s > DEADLINE_S_MAX + DEADLINE_SLACK_S:
             raise NovaMeshError(
@@ -153,6 +165,8 @@ class Pen:
         write = self._context.write(wire.to_pb(message))
         # A task of its own, in no group: a group would cancel it.
         self._flight = asyncio.create_task(_finish(write), name="grpc-write")
+        # Whoever waits may be cancelled because the call is over, and then nobody asks how it went.
+        self._flight.add_done_callback(_look_at)
         async with asyncio.timeout(seconds):
             await asyncio.shield(self._flight)
         self._flight = None
@@ -161,8 +175,6 @@ class Pen:
         """Wait until no write is under way."""
         if self._flight is not None:
             await asyncio.wait([self._flight])
-            if not self._flight.cancelled():
-                self._flight.exception()  # of a call that is over; whoever wrote has given up
             self._flight = None
 
 
@@ -170,18 +182,27 @@ async def _finish(write: Awaitable[None]) -> None:
     await write
 
 
+def _look_at(flight: asyncio.Task[None]) -> None:
+    if not flight.cancelled():
+        flight.exception()
+
+
 async def refuse(context: Context, error: NovaMeshError) -> None:
-    """End a call with our error; does not return, unless the caller is gone already."""
+    """End a call with our error; does not return, unless the caller is gone already.
+
+    Raises:
+        asyncio.CancelledError: the caller hung up meanwhile, which is no news for the log.
+    """
     if context.done():
         return
     detail = ErrorDetail(
         error.code, error.message[:500], error.hint[:250], max(0, error.retry_after_ms)
     )
-    await context.abort(
-        getattr(grpc.StatusCode, error.meaning.grpc),
-        error.message[:500],
-        ((ERROR_METADATA, wire.encode(detail)),),
-    )
+    status, told = getattr(grpc.StatusCode, error.meaning.grpc), wire.encode(detail)
+    try:
+        await context.abort(status, error.message[:500], ((ERROR_METADATA, told),))
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 Handler = Callable[[Any, Any, Context], Awaitable[Any]]

@@ -1,0 +1,112 @@
+"""Ends connections: of an address that has too many, and of one that does not stop asking.
+
+gRPC bounds what one connection does and knows nothing of addresses, and even a refusal costs this
+process a tenth of a millisecond. So it looks at its own sockets: what is shut down here, gRPC sees
+as a connection that broke. Rules: only connections to our own port; the newest of too many go; an
+address that was refused STRIKES_MAX times within WINDOW_S is kept out for BARRED_S. Where a
+system does not list a process's sockets, nothing is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import structlog
+
+from novamesh_coordinator.guests import place_of_host
+
+LOOK_S: Final = 1.0
+LOOK_BARRED_S: Final = 0.02  # before TLS is through, so that a barred address costs little
+WINDOW_S: Final = 10.0
+STRIKES_MAX: Final = 2_000
+BARRED_S: Final = 60.0
+PLACES_MAX: Final = 1_024  # kept out at once; more are let in again
+LISTINGS: Final = ("/proc/self/fd", "/dev/fd")
+_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
+
+_log = structlog.get_logger()
+
+
+class Bouncer:
+    """Who is kept out, and the looking."""
+
+    def __init__(self, connections_max: int, monotonic: Callable[[], float]) -> None:
+        self.port = 0  # where we listen, once it is known
+        self._connections_max = connections_max
+        self._monotonic = monotonic
+        self._strikes: Counter[str] = Counter()
+        self._barred: dict[str, float] = {}  # until when
+        self._window_ends_s = 0.0
+        self._called = asyncio.Event()
+
+    def strike(self, place: str) -> None:
+        """A call from there was refused because too many come."""
+        now_s = self._monotonic()
+        if now_s >= self._window_ends_s:
+            self._strikes.clear()
+            self._window_ends_s = now_s + WINDOW_S
+        self._strikes[place] += 1
+        if self._strikes[place] < STRIKES_MAX or place in self._barred:
+            return
+        if len(self._barred) < PLACES_MAX:
+            _log.warning("an address is kept out", seconds=BARRED_S, refused=STRIKES_MAX)
+            self._barred[place] = now_s + BARRED_S
+            self._called.set()
+
+    async def run(self) -> None:
+        """Look, for ever."""
+        while True:
+            self.look()
+            self._called.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_BARRED_S if self._barred else LOOK_S):
+                    await self._called.wait()
+
+    def look(self) -> int:
+        """End what is too much; how many that were."""
+        now_s = self._monotonic()
+        self._barred = {place: until for place, until in self._barred.items() if until > now_s}
+        ended = 0
+        by_place: dict[str, list[socket.socket]] = defaultdict(list)
+        with contextlib.ExitStack() as stack:
+            for connection, host in _connections(self.port):
+                by_place[place_of_host(host)].append(stack.enter_context(connection))
+            for place, found in by_place.items():
+                kept = 0 if place in self._barred else self._connections_max
+                for connection in found[kept:]:
+                    with contextlib.suppress(OSError):  # it has ended by itself
+                        connection.shutdown(socket.SHUT_RDWR)
+                        ended += 1
+        return ended
+
+
+def _connections(port: int) -> Iterator[tuple[socket.socket, str]]:
+    """This process's connections to one of its ports, as duplicates, and who is at the other end.
+
+    A duplicate is still the same connection when its first descriptor is closed and given to
+    another, so nobody is hit by accident.
+    """
+    listing = next((one for one in LISTINGS if os.path.isdir(one)), None)
+    if listing is None:
+        return
+    ours: set[int] = set()  # duplicates may get the number that the listing itself had
+    for number in sorted(map(int, os.listdir(listing))):
+        try:
+            if number in ours or not stat.S_ISSOCK(os.stat(number).st_mode):
+                continue
+            connection = socket.socket(fileno=os.dup(number))
+        except OSError:
+            continue
+        ours.add(connection.fileno())
+        with contextlib.suppress(OSError):  # it listens, or has ended by itself
+            if connection.family in _INTERNET and connection.getsockname()[1] == port:
+                yield connection, connection.getpeername()[0]
+                continue
+        connection.close()

@@ -1,0 +1,116 @@
+"""Connections that are too many, or of somebody who does not stop asking, are ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from novamesh_coordinator import bouncer as bouncing
+from novamesh_coordinator.bouncer import BARRED_S, STRIKES_MAX, WINDOW_S, Bouncer
+
+HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"
+
+
+class Door:
+    """A port of this process, those who came through it, and a clock."""
+
+    def __init__(self, connections_max: int) -> None:
+        self.now_s = 0.0
+        self.listener = socket.create_server((HERE, 0))
+        self.inside: list[socket.socket] = []
+        self.outside: list[socket.socket] = []
+        self.bouncer = Bouncer(connections_max, lambda: self.now_s)
+        self.bouncer.port = self.listener.getsockname()[1]
+
+    def come(self, host: str = HERE) -> socket.socket:
+        """Somebody connects; the caller's end."""
+        caller = socket.create_connection((HERE, self.bouncer.port), 5, source_address=(host, 0))
+        self.outside.append(caller)
+        self.inside.append(self.listener.accept()[0])
+        return caller
+
+    def close(self) -> None:
+        for one in (self.listener, *self.inside, *self.outside):
+            one.close()
+
+
+@pytest.fixture
+def door() -> Iterator[Door]:
+    with contextlib.closing(Door(connections_max=3)) as made:
+        yield made
+
+
+def ended(caller: socket.socket) -> bool:
+    caller.setblocking(False)
+    try:
+        return caller.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_the_newest_of_too_many_connections_of_one_address_go(door: Door) -> None:
+    mine = [door.come() for _ in range(5)]
+    other = door.come(ELSEWHERE)
+    assert door.bouncer.look() == 2
+    assert [ended(caller) for caller in (*mine, other)] == [False] * 3 + [True] * 2 + [False]
+
+
+def test_connections_to_other_ports_are_nobodys_business(door: Door) -> None:
+    mine = [door.come() for _ in range(4)]
+    door.bouncer.port += 1
+    assert door.bouncer.look() == 0
+    assert not any(map(ended, mine))
+
+
+def test_who_does_not_stop_asking_is_kept_out_for_a_while(door: Door) -> None:
+    noisy, other = door.come(ELSEWHERE), door.come()
+    for _ in range(STRIKES_MAX):
+        assert door.bouncer.look() == 0
+        door.bouncer.strike(ELSEWHERE)
+    assert door.bouncer.look() == 1
+    assert (ended(noisy), ended(other)) == (True, False)
+    again = door.come(ELSEWHERE)
+    assert door.bouncer.look() >= 1
+    assert ended(again)
+    door.now_s += BARRED_S + 1
+    assert not ended(door.come(ELSEWHERE))
+    door.inside[0].close()
+    door.inside[2].close()
+    assert door.bouncer.look() == 0
+
+
+def test_strikes_of_long_ago_do_not_count(door: Door) -> None:
+    door.come(ELSEWHERE)
+    for _ in range(2):
+        for _ in range(STRIKES_MAX - 1):
+            door.bouncer.strike(ELSEWHERE)
+        door.now_s += WINDOW_S
+    assert door.bouncer.look() == 0
+
+
+async def test_it_looks_by_itself_and_at_once_when_somebody_is_to_go(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bouncing, "LOOK_S", 60.0)
+    noisy = door.come(ELSEWHERE)
+    task = asyncio.create_task(door.bouncer.run())
+    await asyncio.sleep(0)
+    for _ in range(STRIKES_MAX):
+        door.bouncer.strike(ELSEWHERE)
+    async with asyncio.timeout(10):
+        while not ended(noisy):  # noqa: ASYNC110  nobody would tell
+            await asyncio.sleep(0.005)
+    task.cancel()
+
+
+def test_a_system_that_lists_no_sockets_is_left_alone(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bouncing, "LISTINGS", ("/nowhere",))
+    for _ in range(5):
+        door.come()
+    assert door.bouncer.look() == 0
