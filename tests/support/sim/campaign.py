@@ -40,10 +40,10 @@ def run_seed(seed: int) -> Verdict:
         swarm = Swarm(seed, Path(folder))
         try:
             swarm.run()
-            problems = broken(swarm)
         except Exception as error:
-            # The boundary of a world: a party that cannot even start is a finding.
-            problems = [f"the world ended: {error!r}"]
+            # The boundary of a world: what is left of it is judged all the same.
+            swarm.findings.append(f"the world ended: {error!r}")
+        problems = broken(swarm)
         wishes = [wish for client in swarm.clients for wish in client.wishes]
         answered = sum(wish.completion is not None for wish in wishes)
         told = (tuple(problems), tuple(swarm.trace))

@@ -64,6 +64,7 @@ class Process:
 
 
 def check_alive() -> None:
-    """Stop a task of a process that was killed."""
-    if not HERE.get().alive:
+    """Stop a task of a process that was killed; whoever looks from outside of the world goes on."""
+    process = HERE.get()
+    if process is not None and not process.alive:
         raise asyncio.CancelledError

@@ -19,6 +19,7 @@ from support.sim.loop import HERE
 from support.sim.network import Network
 from support.sim.process import Process, check_alive
 from support.sim.stream import GONE, LATE, OK, Status, Stream
+from support.sim.witness import Witness
 
 RESET_SHARE = 0.5  # of lost messages: the connection is reset at once; else nobody ever knows
 
@@ -26,8 +27,9 @@ RESET_SHARE = 0.5  # of lost messages: the connection is reset at once; else nob
 class Server:
     """One listening process: methods by name, as the generated `add_…_to_server` registers them."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, witness: Witness) -> None:
         self.process = process
+        self.witness = witness
         self.methods: dict[str, Any] = {}
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
@@ -46,6 +48,7 @@ class Context:
     deadline_s: float | None
     stream: Stream | None = None
     handler: Any = None
+    witness: Witness | None = None
     status: Status | None = None
     ended: bool = False
 
@@ -69,14 +72,28 @@ class Context:
         item = await self.stream.up.next()
         if item is GONE:
             await asyncio.get_running_loop().create_future()  # cancelled with the stream
-        return item if item is grpc.aio.EOF else self.handler.request_deserializer(item)
+        return item if item is grpc.aio.EOF else self.parse(item)
+
+    def parse(self, data: bytes) -> Any:
+        """What the caller said."""
+        message = self.handler.request_deserializer(data)
+        if self.witness is not None:
+            self.witness.hear(self.caller, data, message)
+        return message
+
+    def serialize(self, message: Any) -> bytes:
+        """What the caller is told."""
+        data: bytes = self.handler.response_serializer(message)
+        if self.witness is not None:
+            self.witness.tell(self.caller, data, message)
+        return data
 
     async def write(self, message: Any) -> None:
         """Answer."""
         check_alive()
         assert self.stream is not None
         await asyncio.sleep(0)
-        self.stream.down.send(self.handler.response_serializer(message))
+        self.stream.down.send(self.serialize(message))
         self.stream.maybe_snap()
 
     async def abort(
@@ -200,19 +217,21 @@ class Channel:
     async def _later(
         self, server: Server, caller: Process, method: str, data: bytes, limit_s: float
     ) -> None:
-        await asyncio.sleep(self._hosts.network.rng.uniform(0, 5))
+        rng = self._hosts.network.rng
+        await asyncio.sleep(rng.uniform(0, rng.choice((5, 5, 90))))  # or after its life
         await self._start(server, caller, method, data, limit_s)
 
     def _start(
         self, server: Server, caller: Process, method: str, data: bytes, limit_s: float
     ) -> asyncio.Task[Any]:
         handler = server.methods[method]
-        context = Context(caller.name, server.process.monotonic() + limit_s)
+        deadline_s = server.process.monotonic() + limit_s
+        context = Context(caller.name, deadline_s, None, handler, server.witness)
 
         async def work() -> tuple[Any, Status]:
-            request = handler.request_deserializer(data)
+            request = context.parse(data)
             reply, status = await _status_of(handler.unary_unary(request, context), context)
-            return handler.response_serializer(reply) if status is OK else None, status
+            return context.serialize(reply) if status is OK else None, status
 
         return server.process.spawn(work(), method)
 
@@ -237,7 +256,7 @@ class Call:
         ends = (caller.name, server.process.name)
         self._stream = stream = Stream(network, ends)
         deadline_s = None if timeout is None else network.loop.time() + timeout
-        context = Context(caller.name, deadline_s, stream, handler)
+        context = Context(caller.name, deadline_s, stream, handler, server.witness)
         stream.task = server.process.spawn(self._serve(handler, context, stream), method)
 
     @property
@@ -312,6 +331,6 @@ class Call:
             data = await stream.up.next()
             if data is GONE:
                 return
-            work = handler.unary_stream(handler.request_deserializer(data), context)
+            work = handler.unary_stream(context.parse(data), context)
         _, status = await _status_of(work, context)
         stream.down.send(status)

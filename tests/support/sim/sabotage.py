@@ -1,13 +1,14 @@
-"""Deliberate bugs, each a patch of production code that the simulator must find.
+"""Deliberate bugs, each a patch of production code, and the sentence that must give it away.
 
 They are what a careless change might do: an effect that leaves too early, a check that is gone, a
-field that is forgotten. A simulator that finds none of them proves nothing.
+field that is forgotten. A simulator that finds none of them proves nothing, and one that finds them
+only because something fell over proves little: the promise that is broken must be named.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pytest
@@ -18,13 +19,15 @@ from novamesh_coordinator import clearing
 from novamesh_coordinator.clearing import Clearing
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.desk import Desk
-from novamesh_coordinator.dispatcher import Dispatcher
+from novamesh_coordinator.dispatcher import DEADLINE, LEASE, Dispatcher
 from novamesh_coordinator.events import AttemptEnded
 from novamesh_coordinator.floor import Floor
+from novamesh_coordinator.high_water import HighWater
 from novamesh_coordinator.ledger import Ledger
 from novamesh_coordinator.registry import Registry
 from novamesh_coordinator.sequencer import Sequencer
 from novamesh_coordinator.watch import Follower
+from novamesh_node import desk as node_desk
 from novamesh_node.tail import Tail
 from novamesh_proto.errors import Code, NovaMeshError
 
@@ -87,7 +90,14 @@ def an_unlogged_change(patch: Patch) -> None:
 
 def recovery_sets_no_lease(patch: Patch) -> None:
     """After a restart nobody watches the live jobs."""
-    patch.setattr(Core, "recover", lambda self, now: None)
+    recover = Dispatcher.recover
+
+    def forget(self: Dispatcher, job: Any, now: Any, network: str) -> None:
+        recover(self, job, now, network)
+        for kind in (LEASE, DEADLINE):
+            self._timers.drop((kind, job.job))
+
+    patch.setattr(Dispatcher, "recover", forget)
 
 
 def time_runs_nothing_out(patch: Patch) -> None:
@@ -190,22 +200,113 @@ def pieces_come_twice(patch: Patch) -> None:
     patch.setattr(ReceivedAttempt, "take_chunk", stutter)
 
 
-BUGS: Final[tuple[Bug, ...]] = (
-    effects_leave_before_the_commit,
-    nobody_is_ever_matched,
-    a_failed_commit_keeps_its_state,
-    replay_forgets_an_event,
-    an_unlogged_change,
-    recovery_sets_no_lease,
-    time_runs_nothing_out,
-    the_same_terms_are_another_job,
-    a_job_ends_again,
-    claims_are_paid_as_claimed,
-    a_settled_attempt_is_settled_again,
-    the_relay_counts_one_less,
-    a_resumed_stream_skips_a_chunk,
-    a_watcher_misses_a_chunk,
-    the_reader_asks_from_the_wrong_chunk,
-    a_receipt_without_its_attestation,
-    pieces_come_twice,
+def a_snapshot_of_what_is_not_written(patch: Patch) -> None:
+    """The state is kept for a place in the log that it is ahead of."""
+    patch.setattr(Sequencer, "_settled", True)
+
+
+def the_mark_is_never_written(patch: Patch) -> None:
+    """Nobody knows how far the log must go."""
+    patch.setattr(HighWater, "write", lambda self, mark: None)
+
+
+def a_late_claim_is_settled(patch: Patch) -> None:
+    """What comes from an old fence counts."""
+
+    def believe(self: Floor, turn: Any, job: Any, said: Any) -> None:
+        stream = self._relay.get(job.job)
+        if stream is not None and job.state.terminal and not job.settled:
+            self._dispatcher.settle_part(turn, job, stream, said.attestation)
+
+    patch.setattr(Floor, "_keep_late", believe)
+
+
+def a_continuation_is_paid_from_its_start(patch: Patch) -> None:
+    """What an earlier part of the answer was paid for is forgotten."""
+    patch.setattr(Ledger, "paid_until", lambda self, root: 0)
+
+
+def the_last_token_is_not_paid(patch: Patch) -> None:
+    """A bound is off by one."""
+    settle = clearing.settlement.settle
+
+    def short(work: Any) -> Any:
+        paid = settle(work)
+        return replace(paid, completion_tokens=max(0, paid.completion_tokens - 1))
+
+    patch.setattr(clearing.settlement, "settle", short)
+
+
+def what_ran_out_of_time_is_not_claimed(patch: Patch) -> None:
+    """A node falls silent where it should say what it did; it once did so."""
+    patch.setattr(node_desk, "_COUNTS", frozenset({Code.CANCELLED.value}))
+
+
+def an_error_that_quotes_the_prompt(patch: Patch) -> None:
+    """A refusal that means to be helpful, and goes through the pool."""
+    build = node_desk.build_request
+
+    def helpful(name: str, terms: Any, body: Any, prompt: Any, shape: Any) -> Any:
+        if terms.sampling.max_tokens % 5 == 0:
+            text = body.chat.messages[0].content
+            raise NovaMeshError(Code.TOO_LARGE, f"too many tokens for {text!r}")
+        return build(name, terms, body, prompt, shape)
+
+    patch.setattr(node_desk, "build_request", helpful)
+
+
+def a_resumed_stream_is_sealed_anew(patch: Patch) -> None:
+    """What is sent again is another text under the same key."""
+    since = Tail.since
+
+    def anew(self: Tail, chunk: int) -> Any:
+        return tuple(_other_text(message) for message in since(self, chunk))
+
+    patch.setattr(Tail, "since", anew)
+
+
+def _other_text(message: Any) -> Any:
+    if message.chunk is None:
+        return message
+    sealed = message.chunk.chunk
+    other = replace(sealed, ciphertext=sealed.ciphertext[::-1])
+    return replace(message, chunk=replace(message.chunk, chunk=other))
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """A bug, a part of the sentence that tells of it, and a seed near which that is heard."""
+
+    bug: Bug
+    finds: str
+    near: int = 0
+
+
+SABOTAGES: Final = (
+    Sabotage(effects_leave_before_the_commit, "that is not on its disk"),
+    Sabotage(nobody_is_ever_matched, "all is well, and client-"),
+    Sabotage(a_failed_commit_keeps_its_state, "the log gives another state", 52),
+    Sabotage(replay_forgets_an_event, "the log gives another state", 1),
+    Sabotage(an_unlogged_change, "the log gives another state"),
+    Sabotage(recovery_sets_no_lease, "has not ended", 16),
+    Sabotage(time_runs_nothing_out, "has not ended", 30),
+    Sabotage(the_same_terms_are_another_job, "was admitted twice"),
+    Sabotage(a_job_ends_again, "ended 2 times"),
+    Sabotage(claims_are_paid_as_claimed, "were relayed"),
+    Sabotage(a_settled_attempt_is_settled_again, "were paid twice"),
+    Sabotage(a_continuation_is_paid_from_its_start, "were paid twice"),
+    Sabotage(a_late_claim_is_settled, "was settled by a claim of something else"),
+    Sabotage(the_last_token_is_not_paid, "tokens that nobody had paid, and was paid"),
+    Sabotage(what_ran_out_of_time_is_not_claimed, "sent a part of an answer and was not paid"),
+    Sabotage(the_relay_counts_one_less, "a receipt"),
+    Sabotage(a_resumed_stream_skips_a_chunk, "is honest, and the log says", 16),
+    Sabotage(a_watcher_misses_a_chunk, "everybody is honest, and client-"),
+    Sabotage(the_reader_asks_from_the_wrong_chunk, "everybody is honest, and client-"),
+    Sabotage(a_receipt_without_its_attestation, "does not verify"),
+    Sabotage(pieces_come_twice, "got tokens"),
+    Sabotage(a_snapshot_of_what_is_not_written, "is not the state that the log gives"),
+    Sabotage(the_mark_is_never_written, "pool starts on a disk with"),
+    Sabotage(an_error_that_quotes_the_prompt, "something that everybody can read"),
+    Sabotage(a_resumed_stream_is_sealed_anew, "used one chunk key twice"),
 )
+BUGS: Final = tuple(sabotage.bug for sabotage in SABOTAGES)

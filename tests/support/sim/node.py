@@ -1,0 +1,173 @@
+"""A volunteer's node: production keeper, desk and session over an engine that counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from novamesh_engine.request import FinishReason, Request, StepOutput, Timing
+from novamesh_node import lifecycle
+from novamesh_node.admission import Admission, House
+from novamesh_node.answer import Usage
+from novamesh_node.attestor import Machine
+from novamesh_node.clock import Clock
+from novamesh_node.descriptor import Advertiser, Facts
+from novamesh_node.desk import Desk, Fixtures, Served
+from novamesh_node.keeper import Hands, Keeper
+from novamesh_node.link import Link
+from novamesh_node.replays import ReplayJournal
+from novamesh_node.request import Shape
+from novamesh_node.session import Line, Session, Stream
+from novamesh_node.state import NodeState
+from novamesh_node.statements import Signer
+from novamesh_node.worker import Output, Ticket
+from novamesh_proto.errors import NovaMeshError
+from support.fake_engine import CONTEXT, FIRST_TOKEN, VOCAB, FakeTokenizer
+from support.parties import COORDINATOR, HARDWARE, NETWORK, OFFER, PROFILE, party
+from support.sim.process import Process
+from support.sim.world import Party, World
+
+
+@dataclass
+class Pace:
+    """How fast an engine is, seconds."""
+
+    prefill_s: float = 0.05
+    token_s: float = 0.02
+
+
+class SimEngine:
+    """A worker whose engine counts in virtual time: token n of an answer is `FIRST_TOKEN + n`."""
+
+    alive = True
+
+    def __init__(self, process: Process, pace: Pace) -> None:
+        self._process = process
+        self._pace = pace
+        self._aborted: set[str] = set()
+        self._tickets: dict[str, Ticket] = {}
+        self.prefilled = 0
+
+    def submit(self, request: Request) -> Ticket:
+        """Begin."""
+        ticket = Ticket(self, request.id)  # type: ignore[arg-type]
+        self._tickets[request.id] = ticket
+        self._process.spawn(self._compute(request, ticket), "engine")
+        return ticket
+
+    def abort(self, ticket: Ticket) -> None:
+        """End at the next token."""
+        self._aborted.add(ticket.name)
+
+    def forget(self, ticket: Ticket) -> None:
+        """Nobody reads on."""
+        self._aborted.add(ticket.name)
+        self._tickets.pop(ticket.name, None)
+
+    def release(self, count: int) -> None:
+        """Nothing is held back."""
+
+    async def _compute(self, request: Request, ticket: Ticket) -> None:
+        began_s = self._process.monotonic()
+        for _ in request.prompt:  # as a real engine does: a long prefill shows its progress
+            await asyncio.sleep(self._pace.prefill_s / len(request.prompt))
+            self.prefilled += 1
+        first_s, position = self._process.monotonic(), len(request.prefix)
+        finish: FinishReason | None = None
+        while finish is None and ticket.name in self._tickets:
+            if position > len(request.prefix):
+                await asyncio.sleep(self._pace.token_s)
+            aborted = ticket.name in self._aborted
+            tokens = () if aborted else (FIRST_TOKEN + position,)
+            position += len(tokens)
+            if aborted:
+                finish = FinishReason.ABORTED
+            elif position >= request.sampling.max_tokens:
+                finish = FinishReason.LENGTH
+            timing = self._timing(began_s, first_s) if finish is not None else None
+            text = "".join(f"<{token}>" for token in tokens)
+            output = StepOutput(request.id, tokens, text, position, (), finish, timing)
+            ticket.deliver(Output(output, Usage()))
+
+    def _timing(self, began_s: float, first_s: float) -> Timing:
+        now_s = self._process.monotonic()
+        prefill = round((first_s - began_s) * 1e6)
+        decode = round((now_s - first_s) * 1e6)
+        return Timing(0, prefill, decode, prefill, prefill + decode)
+
+
+class Node(Party):
+    """A volunteer's node; `tamper` changes its stream, as a liar would."""
+
+    honest = True
+
+    def __init__(self, world: World, number: int, slots: int, pace: Pace) -> None:
+        super().__init__(world)
+        self.name = f"node-{number}"
+        self.key = party(self.name)
+        self.slots = slots
+        self.pace = pace
+        self.tamper: Callable[[Stream], Stream] = lambda stream: stream
+        self.keeper: Keeper | None = None
+        self.errors: list[NovaMeshError] = []
+
+    async def _run(self, process: Process) -> None:
+        clock = Clock(process.now_ms, lambda: int(process.monotonic() * 1e9))
+        state = NodeState(self._world.folder / self.name)
+        state.folder.mkdir(exist_ok=True)
+        journal = ReplayJournal(state.folder / "replays", clock.wall_ms())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                session = self._assemble(process, tasks, clock, state, journal)
+                tasks.create_task(session.run(), name="session")
+                tasks.create_task(self._tick(session), name="ticker")
+        except* NovaMeshError as group:
+            self.errors += [e for e in group.exceptions if isinstance(e, NovaMeshError)]
+            self._world.note(f"{self.name} ended: {group.exceptions[0]}")
+        finally:
+            journal.close()
+
+    def _assemble(
+        self,
+        process: Process,
+        tasks: asyncio.TaskGroup,
+        clock: Clock,
+        state: NodeState,
+        journal: ReplayJournal,
+    ) -> Session:
+        signer = Signer(self.key, NETWORK, COORDINATOR.node_id)
+        facts = Facts((OFFER,), HARDWARE, "0.1.0 sim", self.slots)
+        advertiser = Advertiser(self.key, NETWORK, facts, state.next_sequence)
+        house = House(self.key.node_id, signer.coordinator, NETWORK, {PROFILE: CONTEXT})
+        worker: Any = SimEngine(process, self.pace)
+        served = Served(OFFER.name, worker, FakeTokenizer(), Shape(CONTEXT, VOCAB))
+        fixtures = Fixtures(
+            Admission(house, journal.window), advertiser, signer, Machine(HARDWARE, "0.1.0 sim"),
+            {PROFILE: served}, journal.remember, clock,
+        )  # fmt: skip
+        self.keeper = keeper = Keeper(self.slots, clock, lifecycle.State())
+        desk = Desk(fixtures, keeper, tasks)
+        link = Link(self._world.pool.address, signer, b"")
+        rng = random.Random(self._world.rng.getrandbits(32))
+        line = Line(self._dial(link), lambda: link.join(clock.wall_ms()), clock, rng)
+        session = Session(line, signer, advertiser, desk, keeper.load)
+        keeper.hands = Hands(session.announce)
+        keeper.apply(lifecycle.Loaded())
+        return session
+
+    def _dial(self, link: Link) -> Any:
+        @contextlib.asynccontextmanager
+        async def dial() -> AsyncIterator[Stream]:
+            async with link.dial() as stream:
+                yield self.tamper(stream)
+
+        return dial
+
+    async def _tick(self, session: Session) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            session.advertise()
