@@ -25,7 +25,7 @@ from novamesh_coordinator.guests import place_of_host
 LOOK_S: Final = 1.0
 LOOK_BARRED_S: Final = 0.02  # before TLS is through, so that a barred address costs little
 WINDOW_S: Final = 10.0
-STRIKES_MAX: Final = 2_000
+STRIKES_MAX: Final = 1_000
 BARRED_S: Final = 60.0
 PLACES_MAX: Final = 1_024  # kept out at once; more are let in again
 LISTINGS: Final = ("/proc/self/fd", "/dev/fd")
@@ -47,7 +47,7 @@ class Bouncer:
         self._called = asyncio.Event()
 
     def strike(self, place: str) -> None:
-        """A call from there was refused because too many come."""
+        """A call from there was refused because too many come, or are begun and not made."""
         now_s = self._monotonic()
         if now_s >= self._window_ends_s:
             self._strikes.clear()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 from urllib.parse import unquote
 
@@ -48,11 +48,12 @@ def place_of_host(host: str) -> str:
 
 
 class Guests:
-    """Slots for calls that nobody has vouched for yet."""
+    """Slots for calls that nobody has vouched for yet; `refused` is told where from, each time."""
 
-    def __init__(self, each_max: int, all_max: int) -> None:
+    def __init__(self, each_max: int, all_max: int, refused: Callable[[str], None]) -> None:
         self._each_max = each_max
         self._all_max = all_max
+        self._refused = refused
         self._held: dict[str, int] = {}
         self._all = 0
 
@@ -68,6 +69,7 @@ class Guests:
         """
         held = self._held.get(place, 0)
         if held >= self._each_max or (self._all >= self._all_max and held >= FEW):
+            self._refused(place)
             raise NovaMeshError(
                 Code.BUSY,
                 "too many calls are begun and not made",

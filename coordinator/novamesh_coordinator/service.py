@@ -104,8 +104,10 @@ class Door:
     def __post_init__(self) -> None:
         limits = self.limits
         object.__setattr__(self, "addresses", Buckets(limits.address))
-        object.__setattr__(self, "guests", Guests(limits.guests, limits.all_guests))
-        object.__setattr__(self, "bouncer", Bouncer(limits.connections, self.clock.monotonic))
+        bouncer = Bouncer(limits.connections, self.clock.monotonic)
+        guests = Guests(limits.guests, limits.all_guests, bouncer.strike)
+        object.__setattr__(self, "bouncer", bouncer)
+        object.__setattr__(self, "guests", guests)
         object.__setattr__(self, "parties", Buckets(self.limits.party))
 
     def check_call(self, context: Context) -> None:

@@ -87,11 +87,13 @@ async def test_who_says_nothing_holds_a_slot_and_is_sent_away(
 
 async def test_begun_calls_of_one_address_have_a_bound(tmp_path: Path) -> None:
     async with serve_in_memory(tmp_path) as (running, channel):
-        object.__setattr__(running.door, "guests", Guests(each_max=2, all_max=9))
+        strike = running.door.bouncer.strike
+        object.__setattr__(running.door, "guests", Guests(2, 9, strike))
         calls = [begin(channel, POOL + "Submit"), begin(channel, ATTACH)]
         await calls[1].read()
         await until_guests(running, 2)
         assert (await refusal(begin(channel, POOL + "Submit"))).code is Code.BUSY
+        assert running.door.bouncer._strikes == {"unix": 1}
         for call in calls:
             call.cancel()
         await until_guests(running, 0)

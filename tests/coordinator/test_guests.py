@@ -26,6 +26,10 @@ def test_a_place_is_an_address_or_what_one_line_owns_of_ipv6(peer: str, place: s
     assert place_of(peer) == place
 
 
+def nobody(place: str) -> None:
+    """Who is told of refusals."""
+
+
 def refused(guests: Guests, place: str) -> bool:
     try:
         with guests.hold(place):
@@ -35,18 +39,20 @@ def refused(guests: Guests, place: str) -> bool:
 
 
 def test_a_place_has_its_share_and_gives_it_back() -> None:
-    guests = Guests(each_max=3, all_max=100)
+    told: list[str] = []
+    guests = Guests(3, 100, told.append)
     with contextlib.ExitStack() as slots:
         for _ in range(3):
             slots.enter_context(guests.hold("here"))
         assert refused(guests, "here")
         assert not refused(guests, "there")
+    assert told == ["here"]
     assert len(guests) == 0
     assert not refused(guests, "here")
 
 
 def test_places_with_few_get_in_when_all_slots_are_taken() -> None:
-    guests = Guests(each_max=50, all_max=100)
+    guests = Guests(50, 100, nobody)
     with contextlib.ExitStack() as slots:
         for place in ("one", "two"):
             for _ in range(50):
@@ -58,7 +64,7 @@ def test_places_with_few_get_in_when_all_slots_are_taken() -> None:
 
 
 def test_a_slot_is_given_back_when_the_call_fails() -> None:
-    guests = Guests(each_max=1, all_max=1)
+    guests = Guests(1, 1, nobody)
     with pytest.raises(ZeroDivisionError), guests.hold("here"):
         raise ZeroDivisionError
     assert len(guests) == 0
