@@ -34,7 +34,8 @@ TICK_S: Final = 0.25
 PROBE_S: Final = 1.0
 SNAPSHOT_EVERY: Final = 10_000  # records
 
-# Inputs that decide nothing durable: they go on while the disk does not take writes.
+# Inputs that decide nothing durable: they go on while the disk does not take writes. An answer that
+# was under way goes on, too: what it is paid waits for the disk.
 READING: Final = (
     inputs.ModelsAsked,
     inputs.MatchAsked,
@@ -43,6 +44,8 @@ READING: Final = (
     inputs.JobsAsked,
     inputs.NodesAsked,
     inputs.AckReceived,
+    inputs.ChunkArrived,
+    inputs.CheckpointArrived,
     inputs.IdleAsked,
     inputs.LoadChanged,
     inputs.PrefillMoved,
@@ -97,6 +100,8 @@ class Sequencer:
         self._ready = asyncio.Event()  # the core is what the disk says, and no other
         self._ready.set()
         self._poisoned = False
+        self._unreadable = False
+        self._lost: list[_Waiting] = []  # what a failed commit held, until they are told
         self._snapshot: tuple[Mark, bytes] | None = None  # encoded, not yet written
         self.commits = 0
 
@@ -111,9 +116,11 @@ class Sequencer:
         Raises:
             NovaMeshError: what the core refuses; STORAGE; BUSY if too much waits for the disk.
         """
+        if self._unreadable:
+            raise _storage_down("cannot be read")
         await self._ready.wait()
         if not self.healthy and not isinstance(event, READING):
-            raise _storage_down()
+            raise _storage_down("takes no writes, so no new work is taken")
         if len(self._queue) >= QUEUE_MAX:
             raise NovaMeshError(
                 Code.BUSY, "the coordinator is overloaded", "try again shortly", 1_000
@@ -135,7 +142,8 @@ class Sequencer:
             NovaMeshError: what the core refuses.
         """
         while True:
-            await self._healthy.wait()
+            if not isinstance(event, READING):
+                await self._healthy.wait()
             try:
                 return await self.submit(event)
             except NovaMeshError as error:
@@ -177,7 +185,7 @@ class Sequencer:
         """While the disk refuses, try it once a second."""
         while True:
             await asyncio.sleep(PROBE_S)
-            if self.healthy:
+            if self.healthy or not self._ready.is_set():
                 continue
             try:
                 await self._store.probe(self._clock.now().wall_ms)
@@ -253,12 +261,16 @@ class Sequencer:
         _log.error("storage refuses writes", error=error.message, hint=error.hint)
         self._healthy.clear()
         self._ready.clear()
-        await self._rebuild()
-        lost = [*batch, *self._queue]
+        self._lost = [*batch, *self._queue]
         self._queue.clear()
-        for waiting in lost:
+        await self._rebuild()
+        self._refuse_lost(error)
+
+    def _refuse_lost(self, error: NovaMeshError) -> None:
+        for waiting in self._lost:
             if not waiting.done.done():
                 waiting.done.set_exception(error)
+        self._lost.clear()
 
     async def _rebuild(self) -> None:
         """Make the core what the disk says; presence and streams stay."""
@@ -274,11 +286,16 @@ class Sequencer:
         """What is on disk; a disk that cannot be read either is asked again."""
         while True:
             try:
-                return await self._store.load()
+                loaded = await self._store.load()
             except NovaMeshError as error:
                 if error.code is not Code.STORAGE:
                     raise
+                self._unreadable = True
+                self._refuse_lost(error)
                 _log.error("storage cannot be read", error=error.message)
+            else:
+                self._unreadable = False
+                return loaded
             await asyncio.sleep(PROBE_S)
 
     async def _write_snapshot(self) -> None:
@@ -291,10 +308,10 @@ class Sequencer:
             _log.warning("no snapshot", error=error.message)
 
 
-def _storage_down() -> NovaMeshError:
+def _storage_down(how: str) -> NovaMeshError:
     return NovaMeshError(
         Code.STORAGE,
-        "the coordinator's disk takes no writes, so no new work is taken",
-        "try again later; its owner must free space",
+        f"the coordinator's disk {how}",
+        "try again later; its owner must free space on it, or mend it",
         retry_after_ms=2_000,
     )

@@ -73,11 +73,13 @@ class Rig:
             self.delivered.append,
         )
 
-    def join(self, name: str) -> asyncio.Task[object]:
+    def claim(self, name: str) -> JoinAsked:
         invite = self.table.invite(uses=100)
         claim = ClientActor(name, COORDINATOR.node_id).claim(self.table.now_ms, invite)
-        event = JoinAsked(self.table.verifier.open(claim, JoinClaim, self.table.now_ms))
-        return asyncio.create_task(self.sequencer.submit(event))
+        return JoinAsked(self.table.verifier.open(claim, JoinClaim, self.table.now_ms))
+
+    def join(self, name: str) -> asyncio.Task[object]:
+        return asyncio.create_task(self.sequencer.submit(self.claim(name)))
 
 
 @contextlib.asynccontextmanager
@@ -311,5 +313,39 @@ async def test_a_disk_that_cannot_be_read_either_is_asked_again(tmp_path: Path) 
         made.disk.full, made.disk.unreadable = True, 3
         with pytest.raises(NovaMeshError):
             await made.join("bob")
+        await wait_until(made.sequencer._ready.is_set)
         assert made.disk.unreadable == 0
         assert len(made.sequencer.core.membership) == 1
+
+
+async def test_nobody_waits_for_a_disk_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequencer, "PROBE_S", 0.2)
+    async with rig(tmp_path) as made:
+        await made.join("alice")
+        made.disk.full, made.disk.unreadable = True, 1_000_000
+        with pytest.raises(NovaMeshError, match="cannot read") as refused:
+            await made.join("bob")
+        assert refused.value.code is Code.STORAGE
+        with pytest.raises(NovaMeshError, match="cannot be read") as refused:
+            await made.join("carol")
+        assert (refused.value.code, bool(refused.value.hint)) == (Code.STORAGE, True)
+        made.disk.full, made.disk.unreadable = False, 0
+        async with asyncio.timeout(5):
+            await made.sequencer.insist(made.claim("bob"))
+        assert len(made.sequencer.core.membership) == 2
+
+
+async def test_an_answer_goes_on_while_the_disk_takes_no_writes(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        table = made.table
+        client, node = table.client(), table.node()
+        order = table.order(client, node)
+        attempt = table.assigned(node)
+        made.sequencer._healthy.clear()
+        made.disk.full = True
+        arrived = inputs.ChunkArrived(node.id, table.sessions[node.id], attempt.chunk())
+        async with asyncio.timeout(5):
+            await made.sequencer.insist(arrived)
+        assert made.delivered == [Wake(order.id)]

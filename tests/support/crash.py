@@ -14,38 +14,21 @@ import asyncio
 import multiprocessing
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
-from novamesh.config import Pool
-from novamesh.receipts import verify_file
-from novamesh_coordinator.check import check
-from novamesh_coordinator.config import CoordinatorConfig
-from novamesh_coordinator.events import AttemptSettled, JobAdmitted
-from novamesh_coordinator.log_chain import read_row
-from novamesh_coordinator.store import open_store
-from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.identity import format_node_id
 from support.failpoints import FAILPOINTS, quiet, serve
-from support.parties import COORDINATOR, NETWORK
-from support.sim.loop import START_S
-from support.sim.parties import IDENTITY, Client, Node, Pace, Wish, World
+from support.real_world import Premises, end, free_port, make_world, problems
+from support.sim.parties import Client, Node, Pace, Wish
 
 PROCESSES = multiprocessing.get_context("forkserver")
 LIMIT_S = 60.0
 TOGETHER = 12
-HARMLESS = frozenset(
-    {Code.BUSY, Code.EXPIRED, Code.NODE_LOST, Code.NO_CAPACITY, Code.STALE, Code.UNAVAILABLE}
-)
-OPENING = asyncio.Lock()
-"""Alembic keeps its context in a global: one at a time."""
 
 
 @dataclass
@@ -72,23 +55,19 @@ class Crash:
         return self
 
     async def _live(self, root: Path) -> None:
-        rng, port = random.Random(f"{self.name} {self.seed}"), _free_port()
-        folder = root / "coordinator"
-        folder.mkdir()
-        (folder / "coordinator.key").touch(0o600)
-        (folder / "coordinator.key").write_text(COORDINATOR.to_bytes().hex() + "\n")
-        config = CoordinatorConfig(NETWORK, f"127.0.0.1:{port}", "", open=True)
-        keeping = asyncio.create_task(self._keep_alive(folder, config, rng))
+        rng = random.Random(f"{self.name} {self.seed}")
+        premises = Premises(root / "coordinator", free_port())
+        premises.furnish()
+        keeping = asyncio.create_task(self._keep_alive(premises, rng))
         try:
-            clients = await self._work(root, port, rng)
+            clients = await self._work(root, premises.port, rng)
         finally:
             keeping.cancel()
             await asyncio.wait([keeping])
-        self.problems += [problem async for problem in _found(folder, clients)]
+        wishes = [wish for client in clients for wish in client.wishes]
+        self.problems += [problem async for problem in problems(premises.folder, wishes)]
 
-    async def _keep_alive(
-        self, folder: Path, config: CoordinatorConfig, rng: random.Random
-    ) -> None:
+    async def _keep_alive(self, premises: Premises, rng: random.Random) -> None:
         """Start the coordinator, and start it again whenever it is dead."""
         process: BaseProcess | None = None
         often = FAILPOINTS[self.name].often
@@ -100,7 +79,8 @@ class Crash:
                 if process is None or not process.is_alive():
                     self._note_end(process)
                     death = deaths.pop(0) if deaths else ("", 0)
-                    process = PROCESSES.Process(target=serve, args=(folder, config, *death))
+                    where = (premises.folder, premises.config)
+                    process = PROCESSES.Process(target=serve, args=(*where, *death))
                     process.start()
                 await asyncio.sleep(0.02)
         finally:
@@ -117,11 +97,7 @@ class Crash:
 
     async def _work(self, root: Path, port: int, rng: random.Random) -> list[Client]:
         """Two nodes and two clients, until every wish is over."""
-        loop = asyncio.get_running_loop()
-        epoch_ms = time.time_ns() // 1_000_000 - round((loop.time() - START_S) * 1000)
-        pool = Pool(f"127.0.0.1:{port}", format_node_id(COORDINATOR.node_id), NETWORK, "")
-        nobody: Any = None
-        world = World(loop, nobody, nobody, rng, lambda text: None, root, pool, epoch_ms)
+        world = make_world(root, port, rng)
         nodes = [Node(world, number, 2, Pace(0.01, 0.004)) for number in (0, 1)]
         clients = [Client(world, number) for number in (0, 1)]
         for client in clients:
@@ -132,54 +108,8 @@ class Crash:
         while any(client.busy for client in clients):  # noqa: ASYNC110  nobody would tell
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.1)
-        for party in (*nodes, *clients):
-            assert party.process is not None
-            for task in tuple(party.process.tasks):
-                task.cancel()
-                await asyncio.wait([task], timeout=5)
+        await end((*nodes, *clients))
         return clients
-
-
-async def _found(folder: Path, clients: list[Client]) -> AsyncIterator[str]:
-    """What is wrong with the log, and with what clients hold."""
-    try:
-        async with OPENING:
-            store = await open_store(folder / "coordinator.db")
-    except NovaMeshError as error:
-        yield f"the database cannot be opened: {error.message}"
-        return
-    try:
-        report = await check(IDENTITY, store)
-        records = [read_row(row) async for row in store.rows()]
-    finally:
-        await store.close()
-    for problem in report.problems:
-        yield problem
-    admitted = {r.job for r in records if isinstance(r, JobAdmitted)}
-    settled = {r.settlement for r in records if isinstance(r, AttemptSettled)}
-    wishes = [wish for client in clients for wish in client.wishes]
-    if not any(wish.completion for wish in wishes):
-        yield f"nobody was answered: {[wish.error and wish.error.message for wish in wishes]}"
-    for wish in wishes:
-        if wish.completion is None:
-            if wish.error is None or wish.error.code not in HARMLESS:
-                yield f"a client got neither an answer nor a reason that is one: {wish.error}"
-            continue
-        if wish.completion.job not in admitted:
-            yield "a client was answered, and its job is not in the log"
-        if wish.completion.receipt.settlement not in settled:
-            yield "a client holds a settlement that the log does not know"
-        try:
-            verify_file(wish.completion.receipt_path)
-        except (NovaMeshError, OSError) as error:
-            yield f"a receipt does not verify: {error}"
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
 
 
 async def campaign(names: list[str], seeds: range) -> list[Crash]:
