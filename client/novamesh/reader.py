@@ -20,6 +20,7 @@ from novamesh_proto import attestation, envelope
 from novamesh_proto.attestation import Finding, Witness
 from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.errors import Code, NovaMeshError, PeerError, parse_code
+from novamesh_proto.evidence import VerifiedReceipt, check_evidence
 from novamesh_proto.identity import PrivateKey, format_node_id, short
 from novamesh_proto.limits import RECORD_LIFE_MS
 from novamesh_proto.messages import (
@@ -257,6 +258,25 @@ class AnswerReader:
         )
 
     def _receipt(self, attempt: ReceivedAttempt) -> Receipt:
+        """What is kept; it is never something that would not verify later."""
+        parts = VerifiedReceipt(
+            descriptor=attempt.descriptor,
+            terms=self._record.terms,
+            assignment=attempt.assignment,
+            checkpoint=attempt.checkpoint,
+            attestation=self._attestation,
+            relay_receipt=self._relay_receipt,
+            client_receipt=self._client_receipt,
+            settlement=self._settlement,
+        )
+        try:
+            check_evidence(parts)
+        except NovaMeshError as error:
+            raise NovaMeshError(
+                Code.CORRUPT,
+                f"the proof of this answer does not hold together: {error.message}",
+                "do not trust this answer; run the job again, and tell the pool's owner",
+            ) from error
         return Receipt(
             descriptor=attempt.descriptor.envelope,
             terms=self._record.terms.envelope,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novamesh.reader import AnswerReader, Step
@@ -70,6 +70,7 @@ def test_every_checkpoint_is_acknowledged_with_a_fresh_challenge() -> None:
     assert all(COORDINATOR.node_id in ack.header.audience for ack in acks)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_whatever_the_line_does_nothing_is_lost_or_repeated(data: st.DataObject) -> None:
     """The stream breaks anywhere and is told again from anywhere before; the answer stays."""
@@ -86,6 +87,7 @@ def test_whatever_the_line_does_nothing_is_lost_or_repeated(data: st.DataObject)
     assert reader.conclude().text == TEXT
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_event_left_out_never_passes_for_a_whole_answer(data: st.DataObject) -> None:
     needed = [n for n, event in enumerate(SENT.events) if event.chunk or event.attestation]
@@ -162,6 +164,19 @@ def test_evidence_of_another_job_is_refused() -> None:
             _take(reader, mine)
         with pytest.raises(PeerError):
             _take(reader, event)
+
+
+@pytest.mark.parametrize("kind", ["relay_receipt", "settlement"])
+def test_a_proof_that_would_not_verify_later_is_not_kept(kind: str) -> None:
+    """The coordinator signs something rightly that speaks of another job."""
+    reader = SENT.reader()
+    foreign = next(event for event in send_answer().events if getattr(event, kind) is not None)
+    for event in SENT.events:
+        _take(reader, foreign if getattr(event, kind) is not None else event)
+    with pytest.raises(NovaMeshError, match="does not hold together") as caught:
+        reader.conclude()
+    assert caught.value.code is Code.CORRUPT
+    assert not isinstance(caught.value, PeerError)
 
 
 def test_view_of_another_job_is_refused() -> None:
