@@ -86,7 +86,7 @@ async def test_a_bug_shows_nothing_and_costs_one_call(
         assert "secret" not in refused.value.message
         monkeypatch.undo()
         await caller.models(client.ask_models(now_ms()))
-        page = running.door.metrics.collect(running.door.sequencer.core, True)
+        page = running.door.metrics.collect(running.door.sequencer.core, True, 0)
         assert b'novamesh_call_seconds_count{code="internal",method="ListModels"} 1.0' in page
         assert b"novamesh_members 1.0" in page
     assert "secret insides" in capsys.readouterr().out
