@@ -36,6 +36,7 @@ class Metrics:
             registry=self.registry,
             buckets=_BUCKETS_S,
         )
+        self._rows: dict[tuple[str, str], Histogram] = {}  # one a method and code: few
         self._refused = Counter(
             "novamesh_stream_refusals",
             "Messages of node streams that were refused, by error code.",
@@ -49,7 +50,10 @@ class Metrics:
 
     def observe_call(self, method: str, code: str, seconds: float) -> None:
         """One call ended."""
-        self._calls.labels(method, code).observe(seconds)
+        row = self._rows.get((method, code))
+        if row is None:
+            row = self._rows[method, code] = self._calls.labels(method, code)
+        row.observe(seconds)
 
     def count_refusal(self, code: str) -> None:
         """A message on a node's stream was refused."""

@@ -151,7 +151,8 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         """What the node says, in order."""
         bucket = Buckets(self.door.limits.stream)
         while (message := await _read(context)) is not None:
-            await asyncio.sleep(_pause(bucket, self.door.clock.monotonic()))
+            if pause_s := _pause(bucket, self.door.clock.monotonic()):
+                await asyncio.sleep(pause_s)
             try:
                 await self._take(message, outbox)
             except NovaMeshError as error:

@@ -161,7 +161,8 @@ class Sequencer:
             await self._work.wait()
             self._work.clear()
             while self._queue:
-                await asyncio.sleep(self._group.pause_s(self._clock.monotonic()))
+                if pause_s := self._group.pause_s(self._clock.monotonic()):
+                    await asyncio.sleep(pause_s)
                 await self._write_batch()
             if self._poisoned:
                 await self._rebuild()
