@@ -6,7 +6,8 @@ PROTOS := $(wildcard proto/novamesh_proto/v1/*.proto)
 EXTRAS := node,coordinator,test
 SEEDS ?= 10000
 ROUNDS ?= 25
-.PHONY: demo test sim crash lint fix proto check-proto check-compose docs bench train clean
+MESSAGES ?= 100000
+.PHONY: demo test sim crash hostile siege lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.run
 	$(BIN)/novamesh demo
@@ -16,6 +17,10 @@ sim: $(VENV)/.run
 	cd tests && ../$(PY) -m support.sim.campaign --seeds $(SEEDS)
 crash: $(VENV)/.run
 	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.crash --rounds $(ROUNDS)
+hostile: $(VENV)/.run
+	cd tests && ../$(PY) -m support.hostile.storm --messages $(MESSAGES)
+siege: $(VENV)/.run
+	PYTHONPATH=tests $(PY) benchmarks/hostile.py
 lint: $(VENV)/.dev check-proto check-compose
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 	$(BIN)/lint-imports && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code
