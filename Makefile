@@ -7,7 +7,8 @@ EXTRAS := node,coordinator,test
 SEEDS ?= 10000
 ROUNDS ?= 25
 MESSAGES ?= 100000
-.PHONY: demo test sim crash hostile siege lint fix proto check-proto check-compose docs bench train clean
+SECONDS ?= 600
+.PHONY: demo test sim crash hostile siege load soak lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.run
 	$(BIN)/novamesh demo
@@ -21,6 +22,11 @@ hostile: $(VENV)/.run
 	cd tests && ../$(PY) -m support.hostile.storm --messages $(MESSAGES)
 siege: $(VENV)/.run
 	PYTHONPATH=tests $(PY) benchmarks/hostile.py
+load: $(VENV)/.run
+	@for mode in core latency idle overload "steady --seconds $(SECONDS)"; do echo "== $$mode"; \
+	  PYTHONPATH=tests $(PY) benchmarks/coordinator.py $$mode || missed=1; done; test -z "$$missed"
+soak: $(VENV)/.run
+	PYTHONPATH=tests $(PY) benchmarks/coordinator.py soak --rate 5 --seconds 3600
 lint: $(VENV)/.dev check-proto check-compose
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 	$(BIN)/lint-imports && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code
