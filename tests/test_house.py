@@ -202,6 +202,18 @@ def test_every_path_named_in_a_document_exists(document: str) -> None:
         assert (base / name).exists() or ((ROOT / document).parent / name).exists(), name
 
 
+def test_every_defence_in_the_threat_model_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/threat-model.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    for wish, defence, shown in (row for row in rows if row[0].strip() != "wants to"):
+        named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", shown)
+        assert named or "not stopped" in defence, wish
+        for path, name in named:
+            assert (ROOT / path).exists(), path
+            source = (ROOT / path).read_text()
+            assert re.search(rf"(def|class) {name}\b", source), f"{path}::{name}"
+
+
 def test_architecture_names_every_module() -> None:
     text = (ROOT / "docs/ARCHITECTURE.md").read_text()
     named = set(re.findall(r"`([\w./-]+)`", text))
