@@ -3,7 +3,7 @@
     PYTHONPATH=tests python benchmarks/hostile.py [--rounds 3] [--only NAME] [--json]
 
 A real coordinator, honest parties in this process, each attacker in a process of its own that is
-niced to 19, dials from an address of its own, and has its processor time reported apart. Rounds
+niced by 10, dials from an address of its own, and has its processor time reported apart. Rounds
 without and with the attack alternate; the ratio is of the two next to each other, and the median
 over the rounds counts. Floods are run twice: over a line of 40 Mbit/s up, as a home has at most,
 and as fast as the attacker's own processor allows, which on a small machine is partly the
@@ -107,7 +107,7 @@ async def attacked(victim: Victim, row: Row, here: str) -> AsyncIterator[None]:
     bytes_per_s = LINE_BYTES_PER_S if row.line == "home" else 0.0
     began_s, cpu_s = time.monotonic(), victim.cpu_s
     attacker = await asyncio.create_subprocess_exec(
-        "nice", "-n", "19", sys.executable, "-m", "support.hostile.attacks", row.attack,
+        "nice", "-n", "10", sys.executable, "-m", "support.hostile.attacks", row.attack,
         str(victim.port), here, str(bytes_per_s),
         cwd=TESTS, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip

@@ -25,7 +25,7 @@ from novamesh_coordinator.guests import place_of_host
 LOOK_S: Final = 1.0
 LOOK_BARRED_S: Final = 0.02  # before TLS is through, so that a barred address costs little
 WINDOW_S: Final = 10.0
-STRIKES_MAX: Final = 1_000
+STRIKES_MAX: Final = 500
 BARRED_S: Final = 60.0
 PLACES_MAX: Final = 1_024  # kept out at once; more are let in again
 LISTINGS: Final = ("/proc/self/fd", "/dev/fd")

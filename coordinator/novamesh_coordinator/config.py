@@ -39,7 +39,7 @@ class CoordinatorConfig:
     address: str = ""  # HOST:PORT that members dial, where it differs from listen
     open: bool = False  # whether anybody may join without an invite
     rpcs_max: int = 4096  # calls at the same time, 16 to 65536; each attached node is one
-    requests_per_s: int = 100  # of one member in the long run, 1 to 100000
+    requests_per_s: int = 100  # of one member, of an address twice as many, 1 to 100000
     log_format: str = "text"  # text for people, json for programs
 
 

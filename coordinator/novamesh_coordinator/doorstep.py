@@ -1,6 +1,6 @@
 """What every call passes before anybody looks at what it says; laid in front of the services.
 
-Order: the place it comes from may not ask too often → a slot among the guests → its message within
+Order: a slot among the guests → the place it comes from may not ask too often → its message within
 HEAR_S → bytes that are such a message. Rules: gRPC would wait for a message for ever, and answer
 bytes that are none with a traceback in our log; here both are refusals. A call with one message is
 taken as a stream of one, which looks the same on the wire, because only of a stream can be read
@@ -23,6 +23,7 @@ from novamesh_coordinator.service import Context, Door, refuse
 from novamesh_proto.errors import Code, NovaMeshError
 
 HEAR_S: Final = 20.0  # 900 KiB of a prompt take 15 s on half a megabit a second
+PENANCE_S: Final = 2.0  # before a refusal of an address that asks too often
 HEALTH: Final = "grpc.health.v1.Health"  # anybody may ask, and follow it for ever
 
 Answer = Callable[[Any, Context], Any]
@@ -60,8 +61,9 @@ class Doorstep:
         async def call(_: object, context: Context) -> Any:
             with contextlib.ExitStack() as slot:
                 try:
-                    place = self._admit(context)
+                    place = place_of(context.peer())
                     slot.enter_context(self._door.guests.hold(place))
+                    await self._admit(place)
                     request = await _hear(context)
                 except NovaMeshError as error:
                     await self._refuse(name, context, error)
@@ -76,8 +78,10 @@ class Doorstep:
         """A method that reads for itself."""
 
         async def call(messages: object, context: Context) -> None:
+            place = place_of(context.peer())
             try:
-                self._admit(context)
+                with self._door.guests.hold(place):
+                    await self._admit(place)
             except NovaMeshError as error:
                 await self._refuse(name, context, error)
                 return
@@ -85,15 +89,17 @@ class Doorstep:
 
         return call
 
-    def _admit(self, context: Context) -> str:
-        """Where a call comes from. Raises BUSY if too many come from there."""
-        place = place_of(context.peer())
+    async def _admit(self, place: str) -> None:
+        """Raises BUSY, after a while, if too many calls come from there.
+
+        A connection has room for few calls at once: while one waits here, no other takes its place.
+        """
         try:
             self._door.addresses.take(place, self._door.clock.monotonic())
         except NovaMeshError:
             self._door.bouncer.strike(place)
+            await asyncio.sleep(PENANCE_S)
             raise
-        return place
 
     async def _refuse(self, name: str, context: Context, error: NovaMeshError) -> None:
         self._door.metrics.observe_call(name, error.code, 0.0)

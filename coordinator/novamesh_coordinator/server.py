@@ -178,6 +178,7 @@ def make_door(
         metrics=Metrics(),
         version=metadata.version("novamesh"),
         limits=Limits(
+            address=Rate(2 * per_s, 8 * per_s),
             party=Rate(per_s, 4 * per_s),
             guests=config.rpcs_max // 4,
             all_guests=config.rpcs_max // 2,
@@ -284,6 +285,7 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 async def serve(
@@ -300,6 +302,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    gc.disable()  # until all is loaded: a long log makes millions of objects, and none is garbage
     store = await open_store(folder.database)
     try:
         async with run_coordinator(identity, store, config) as running:
@@ -310,6 +313,7 @@ async def serve(
             await stop.wait()
             _log.info("stopping")
     finally:
+        gc.enable()
         await store.close()
 
 

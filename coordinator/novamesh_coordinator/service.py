@@ -1,7 +1,7 @@
 """What all gRPC services share: server options, the door every call goes through, refusals.
 
-Order of checks: size (by gRPC) → address's bucket → a slot among the guests → the message in time
-(those two by `doorstep`) → deadline → envelope (size, signature, network, audience, freshness,
+Order of checks: size (by gRPC) → a slot among the guests → address's bucket → the message in time
+(these three by `doorstep`) → deadline → envelope (size, signature, network, audience, freshness,
 replay) → party's bucket → core. A refusal is a gRPC status by the one table of
 errors, with an ErrorDetail in the trailing metadata. Only the services know protobuf classes.
 """
@@ -39,6 +39,7 @@ T = TypeVar("T", bound=Signable)
 DEADLINE_S_MAX: Final = 600.0
 DEADLINE_SLACK_S: Final = 30.0  # clients allow a job's whole life and a little for the way
 STREAMS_MAX: Final = 64  # of one connection
+PENDING_MAX: Final = 8_192
 AGE_MS_MAX: Final = 3_600_000  # of a connection; nodes sign their session anew every hour
 
 SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
@@ -50,6 +51,9 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_concurrent_streams", STREAMS_MAX),
     # Sealed bytes do not get smaller, so nobody honest compresses: what is packed is refused.
     ("grpc.compression_enabled_algorithms_bitset", 1),
+    # Calls that wait to be taken; gRPC would drop any of them, honest ones too, from a thousand on.
+    ("grpc.server.max_pending_requests", PENDING_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MAX),
     # Clients that connect and then say nothing, or say it slowly.
     ("grpc.server_handshake_timeout_ms", 3_000),
     ("grpc.http2.settings_timeout", 3_000),
@@ -74,7 +78,7 @@ class Limits:
     """How often somebody may ask, one address, one party that proved itself; and what one address
     may have open. An address is one of IPv4, or 64 bits of IPv6."""
 
-    address: Rate = field(default=Rate(1_000, 2_000))
+    address: Rate = field(default=Rate(200, 800))
     party: Rate = field(default=Rate(100, 400))
     stream: Rate = field(default=Rate(4_000, 8_000))  # messages of one node's stream
     connections: int = 2_048  # of one address; a thousand nodes may share one

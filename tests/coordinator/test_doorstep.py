@@ -100,6 +100,16 @@ async def test_begun_calls_of_one_address_have_a_bound(tmp_path: Path) -> None:
         await send(channel, POOL + "Hello", b"")
 
 
+async def test_who_waits_for_a_refusal_takes_up_a_slot(tmp_path: Path) -> None:
+    async with serve_in_memory(tmp_path) as (running, channel):
+        object.__setattr__(running.door, "addresses", Buckets(Rate(0.001, 1)))
+        await send(channel, POOL + "Hello", b"")
+        waits = begin(channel, POOL + "Hello")
+        await until_guests(running, 1)
+        waits.cancel()
+        await until_guests(running, 0)
+
+
 async def test_who_follows_the_health_stays_a_guest(tmp_path: Path) -> None:
     async with serve_in_memory(tmp_path) as (running, channel):
         follow = begin(channel, HEALTH + "Watch")
@@ -112,7 +122,10 @@ async def test_who_follows_the_health_stays_a_guest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [POOL + "Hello", ATTACH])
-async def test_an_address_that_asks_too_often_gets_strikes(tmp_path: Path, method: str) -> None:
+async def test_an_address_that_asks_too_often_waits_and_gets_strikes(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorstep, "PENANCE_S", 0.0)
     async with serve_in_memory(tmp_path) as (running, channel):
         object.__setattr__(running.door, "addresses", Buckets(Rate(0.001, 1)))
         await send(channel, POOL + "Hello", b"")

@@ -350,6 +350,8 @@ class _Reading:
         self._connection = connection
         self._credit = 65_535
         self._opened = asyncio.Event()
+        self._ended = -1  # this stream and all before it are over
+        self._over: set[int] = set()  # and these after it
         self.room = asyncio.Semaphore(STREAMS)
 
     async def __aenter__(self) -> _Reading:
@@ -379,11 +381,20 @@ class _Reading:
                     self._opened.set()
                 elif came.kind == http2.PING and not came.flags & ACK:
                     await self._connection.send(frame(http2.PING, ACK, 0, came.payload))
-                elif came.stream and (
+                elif came.stream > self._ended and (
                     came.kind == http2.RST_STREAM or (came.flags & END_STREAM and came.kind < 2)
                 ):
-                    self.room.release()
+                    self._end(came.stream)
         self._opened.set()
+
+    def _end(self, stream: int) -> None:
+        """A call is over: once, although the server may say so twice."""
+        if stream not in self._over:
+            self._over.add(stream)
+            self.room.release()
+        while self._ended + 2 in self._over:
+            self._ended += 2
+            self._over.remove(self._ended)
 
 
 @cache

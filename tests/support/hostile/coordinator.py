@@ -64,16 +64,17 @@ class Victim:
 
 
 @contextmanager
-def serve(root: Path, *flags: str) -> Iterator[Victim]:
+def serve(root: Path, requests_per_s: int = 100) -> Iterator[Victim]:
     """Start it with its files below `root`; kill it at the end."""
     real = RealPool(root)
     folder = real.home("pool") / "coordinator"
     folder.mkdir()
     (folder / "coordinator.key").touch(0o600)
     (folder / "coordinator.key").write_text(COORDINATOR.to_bytes().hex() + "\n")
-    (folder / "config.toml").write_text(f'network = "{NETWORK}"\nopen = true\n')
+    settings = f'network = "{NETWORK}"\nopen = true\nrequests_per_s = {requests_per_s}\n'
+    (folder / "config.toml").write_text(settings)
     address = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
-    daemon = real.start("pool", ["coordinator", "serve", *address, *flags])
+    daemon = real.start("pool", ["coordinator", "serve", *address])
     try:
         yield Victim(daemon, daemon.ready.split()[-1])
     finally:

@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import grpc.aio
+
 from novamesh.transport import Channel, open_channel
-from novamesh_proto import envelope
+from novamesh_proto import envelope, wire
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.messages import JobAssignment, JobState
+from novamesh_proto.messages import AttachResponse, JobAssignment, JobState
 from support.actors import Attempt, ClientActor, NodeActor, Order
 from support.memory_channel import AttachCall, Caller
 from support.parties import COORDINATOR, NETWORK
@@ -73,12 +75,14 @@ class HonestNode:
 
     async def _serve(self, call: AttachCall, tasks: asyncio.TaskGroup) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                message = await call.read()
-                if message.assignment is not None:
-                    given = message.assignment
-                    attempt = self.actor.take(given.assignment, given.job)
-                    tasks.create_task(self._answer(call, attempt))
+            # Not call.read(): a read that is cut short loses the message that comes next.
+            came = await call.stream.read()
+            if came is grpc.aio.EOF:
+                return
+            given = wire.from_pb(AttachResponse, came).assignment
+            if given is not None:
+                attempt = self.actor.take(given.assignment, given.job)
+                tasks.create_task(self._answer(call, attempt))
 
     async def _answer(self, call: AttachCall, attempt: Attempt) -> None:
         pace = self._pace

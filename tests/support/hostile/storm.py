@@ -192,7 +192,11 @@ def _same(data: bytes) -> bytes:
 async def storm(messages: int, seed: int) -> Storm:
     """One storm against a coordinator of its own."""
     made = Storm(seed)
-    with tempfile.TemporaryDirectory(prefix="storm-") as folder, serve(Path(folder)) as victim:
+    # As many as come: what comes back is to be the message's own refusal, and not "slow down".
+    with (
+        tempfile.TemporaryDirectory(prefix="storm-") as folder,
+        serve(Path(folder), requests_per_s=100_000) as victim,
+    ):
         await made.run(victim, messages)
     return made
 
