@@ -159,7 +159,7 @@ class PoolConnection:
             call: Any = stub.Watch(pb.WatchRequest(query=self._sign(query)), timeout=CALL_S_MAX)
             try:
                 async for event in call:
-                    yield wire.from_pb(WatchResponse, event)
+                    yield wire.from_pb(WatchResponse, transport.require_message(event))
             finally:
                 call.cancel()
         except grpc.aio.AioRpcError as error:
@@ -221,7 +221,7 @@ class PoolConnection:
             call: Callable[..., Awaitable[Any]] = getattr(
                 rpc.PoolServiceStub(line.channel.channel), method
             )
-            return await call(request(), timeout=self._timeout_s)
+            return transport.require_message(await call(request(), timeout=self._timeout_s))
         except grpc.aio.AioRpcError as error:
             raise self._refused(line, error) from None
         finally:

@@ -14,7 +14,7 @@ import contextlib
 import os
 import ssl
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -25,6 +25,7 @@ from novamesh_proto.limits import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
 from novamesh_proto.messages import ErrorDetail, NodeId
 from novamesh_proto.names import ERROR_METADATA, TLS_SERVER_NAME
 
+T = TypeVar("T")
 CHANNEL_OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
     ("grpc.ssl_target_name_override", TLS_SERVER_NAME),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -137,6 +138,19 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> NovaMeshError:
     if code is Code.BUSY and any(words in details for words in _TOO_LARGE):
         code = Code.TOO_LARGE
     return NovaMeshError(code, f"{_SENTENCES[code]}: {details}", _HINTS.get(code, ""))
+
+
+def require_message(came: T | None) -> T:
+    """What came with a call; gRPC gives None for bytes that are no such message.
+
+    Raises:
+        NovaMeshError: BAD_REQUEST.
+    """
+    if came is None:
+        raise NovaMeshError(
+            Code.BAD_REQUEST, "the coordinator sent bytes that are no message", _VERSIONS_HINT
+        )
+    return came
 
 
 _TOO_LARGE: Final = ("message larger than max", "metadata size exceeds")

@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 import grpc
 import grpc.aio
 
-from novamesh.transport import error_from_rpc, open_channel
+from novamesh.transport import error_from_rpc, open_channel, require_message
 from novamesh_node.statements import Signer
 from novamesh_proto import envelope, wire
 from novamesh_proto.errors import Code, NovaMeshError
@@ -46,7 +46,7 @@ class GrpcStream:
                 await self._raise_status()
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from None
-        return wire.from_pb(AttachResponse, message)
+        return wire.from_pb(AttachResponse, require_message(message))
 
     async def write(self, message: AttachRequest) -> None:
         """Send a message; waits while the transport is full.
@@ -117,7 +117,7 @@ class Link:
         try:
             stub = coordinator_pb2_grpc.PoolServiceStub(channel.channel)
             request = coordinator_pb2.JoinRequest(claim=wire.to_pb(claim))
-            await stub.Join(request, timeout=JOIN_S)
+            require_message(await stub.Join(request, timeout=JOIN_S))
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from None
         finally:
