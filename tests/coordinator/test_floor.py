@@ -10,28 +10,8 @@ from novamesh_coordinator.floor import SPARE_CHUNKS
 from novamesh_coordinator.jobs import EVIDENCE_KEPT_MAX
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import FinishReason, JobState
-from support.actors import Attempt, ClientActor, NodeActor, Order
-from support.table import Table
-
-
-class Scene:
-    """A job whose only node has taken it."""
-
-    def __init__(self) -> None:
-        self.table = Table()
-        self.client: ClientActor = self.table.client()
-        self.node: NodeActor = self.table.node()
-        self.order: Order = self.table.order(self.client, self.node)
-        self.attempt: Attempt = self.table.assigned(self.node)
-        self.table.decide(self.attempt)
-        self.table.taken(StopAttempt)
-
-    @property
-    def state(self) -> JobState:
-        return self.table.view(self.client, self.order.id).state
-
-    def records(self, kind: type[object]) -> list[object]:
-        return [record for record in self.table.log if isinstance(record, kind)]
+from support.actors import Attempt
+from support.scene import Scene
 
 
 @pytest.fixture

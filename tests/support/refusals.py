@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
+
+import pytest
 
 from novamesh_proto.errors import Code, NovaMeshError
 
@@ -18,3 +21,12 @@ def unless_refused(call: Callable[[], T], *codes: Code) -> T | None:
         if error.code not in codes:
             raise
         return None
+
+
+@contextmanager
+def refused(code: Code, message: str, hint: str = "") -> Iterator[None]:
+    """What runs inside must be refused, and in exactly these words: people act on them."""
+    with pytest.raises(NovaMeshError) as caught:
+        yield
+    error = caught.value
+    assert (error.code, error.message, error.hint) == (code, message, hint)
