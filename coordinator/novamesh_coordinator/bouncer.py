@@ -24,6 +24,9 @@ from novamesh_coordinator.guests import place_of_host
 
 LOOK_S: Final = 1.0
 LOOK_BARRED_S: Final = 0.02  # before TLS is through, so that a barred address costs little
+LOOK_REST: Final = (
+    20  # times as long as a look takes: a thousand sockets are not looked at for ever
+)
 WINDOW_S: Final = 10.0
 STRIKES_MAX: Final = 500
 BARRED_S: Final = 60.0
@@ -63,10 +66,12 @@ class Bouncer:
     async def run(self) -> None:
         """Look, for ever."""
         while True:
+            began_s = self._monotonic()
             self.look()
+            rest_s = (self._monotonic() - began_s) * LOOK_REST
             self._called.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_BARRED_S if self._barred else LOOK_S):
+                async with asyncio.timeout(max(rest_s, LOOK_BARRED_S if self._barred else LOOK_S)):
                     await self._called.wait()
 
     def look(self) -> int:
