@@ -31,7 +31,6 @@ from support.hostile import http2
 from support.hostile.http2 import ACK, DATA, END_HEADERS, END_STREAM, HEADERS, Connection, frame
 from support.parties import COORDINATOR
 
-SLOW_CLIENTS: Final = 500
 CONNECTIONS: Final = 16  # of a flood
 STREAMS: Final = 64  # that a server takes of one connection
 SLOW_S: Final = 1.0  # between two bytes of a slow client
@@ -51,6 +50,7 @@ class Attacker:
     port: int
     here: str
     bytes_per_s: float = 0.0  # that his line takes up; 0 for no bound
+    slow_clients: int = 500
     did: Counter[str] = field(default_factory=Counter)
     _free_at_s: float = 0.0
 
@@ -84,7 +84,7 @@ async def silent(him: Attacker) -> None:
     async def one() -> None:
         await _tcp(him, b"")
 
-    await _many(SLOW_CLIENTS, one)
+    await _many(him.slow_clients, one)
 
 
 async def slow_tls(him: Attacker) -> None:
@@ -93,7 +93,7 @@ async def slow_tls(him: Attacker) -> None:
     async def one() -> None:
         await _tcp(him, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500))
 
-    await _many(SLOW_CLIENTS, one)
+    await _many(him.slow_clients, one)
 
 
 async def slow_http2(him: Attacker) -> None:
@@ -107,7 +107,7 @@ async def slow_http2(him: Attacker) -> None:
                 await asyncio.sleep(SLOW_S)
             await connection.drain()
 
-    await _many(SLOW_CLIENTS, one)
+    await _many(him.slow_clients, one)
 
 
 async def slow_calls(him: Attacker) -> None:
@@ -127,7 +127,7 @@ async def slow_calls(him: Attacker) -> None:
                     await him.say(connection, byte, what="bytes said slowly")
                 await asyncio.sleep(SLOW_S)
 
-    await _many(SLOW_CLIENTS, one)
+    await _many(him.slow_clients, one)
 
 
 async def big_headers(him: Attacker) -> None:
@@ -203,7 +203,7 @@ async def attach_streams(him: Attacker) -> None:
                     await him.say(connection, opening, what="calls")
                 await asyncio.sleep(SLOW_S)
 
-    await _many(SLOW_CLIENTS, one)
+    await _many(him.slow_clients, one)
 
 
 async def resets(him: Attacker) -> None:

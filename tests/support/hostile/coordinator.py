@@ -57,6 +57,11 @@ class Victim:
         """File descriptors it has open."""
         return int(psutil.Process(self.daemon.process.pid).num_fds())
 
+    @property
+    def kept_out(self) -> int:
+        """How often an address was kept out."""
+        return self.daemon.log.read_text(errors="replace").count("an address is kept out")
+
     def traces(self) -> list[str]:
         """Lines of its log that tell of a bug."""
         lines = self.daemon.log.read_text(errors="replace").splitlines()

@@ -52,7 +52,8 @@ class HonestNode:
     """A node with slots for many jobs; `run` ends with its stream."""
 
     def __init__(self, name: str, address: str, pace: Pace, slots: int = 16) -> None:
-        self.actor = NodeActor(name, COORDINATOR.node_id, slots=slots)
+        # Every life of a node advertises itself anew, with a greater number.
+        self.actor = NodeActor(name, COORDINATOR.node_id, slots=slots, sequence=now_ms())
         self.answered = 0
         self._address = address
         self._pace = pace
