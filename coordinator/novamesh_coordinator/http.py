@@ -1,7 +1,8 @@
 """/metrics and /healthz over plain HTTP, for the owner's own tools; loopback by default.
 
 Rules: GET only, one request a connection, a request of at most REQUEST_BYTES_MAX within REQUEST_S,
-at most CONNECTIONS_MAX at once. No member, job or address is in any answer.
+at most CONNECTIONS_MAX at once: for one more the oldest goes, so that slow clients cost no answer.
+No member, job or address is in any answer.
 """
 
 from __future__ import annotations
@@ -24,18 +25,24 @@ class Pages:
 
     def __init__(self, pages: dict[str, Page]) -> None:
         self._pages = pages
-        self._slots = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._open: dict[asyncio.StreamWriter, None] = {}  # oldest first
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
+        if len(self._open) >= CONNECTIONS_MAX:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.transport.abort()
+        self._open[writer] = None
         try:
-            async with asyncio.timeout(REQUEST_S), self._slots:
+            async with asyncio.timeout(REQUEST_S):
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.write(self._respond(head))
                 await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             return  # whoever asked is gone, slow or not speaking HTTP
         finally:
+            self._open.pop(writer, None)
             writer.close()
 
     def _respond(self, head: bytes) -> bytes:

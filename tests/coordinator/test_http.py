@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -48,3 +49,16 @@ async def test_a_slow_or_endless_request_is_dropped(monkeypatch: pytest.MonkeyPa
     async with serve_pages("127.0.0.1", 0, PAGES) as port:
         assert await ask(port, b"GET /healthz HTT") == b""
         assert await ask(port, b"GET /" + b"x" * http.REQUEST_BYTES_MAX) == b""
+
+
+async def test_slow_clients_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "REQUEST_S", 60.0)
+    async with serve_pages("127.0.0.1", 0, PAGES) as port:
+        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+        for _, writer in slow:
+            writer.write(b"GET /healthz HTT")
+        assert (await ask(port, b"GET /healthz HTTP/1.1\r\n\r\n")).endswith(b"ok\n")
+        with contextlib.suppress(ConnectionError):
+            assert await slow[0][0].read() == b""  # the oldest went
+        for _, writer in slow:
+            writer.transport.abort()
