@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from novamesh_coordinator.audit import Auditor
-from novamesh_coordinator.events import AttemptSettled, JobAdmitted, Record
+from novamesh_coordinator.events import AttemptSettled, JobAdmitted, JobEnded, Record
 from novamesh_proto import envelope
-from novamesh_proto.messages import JobId, Settlement
+from novamesh_proto.messages import FinishReason, JobId, Settlement
 from support.parties import COORDINATOR, NETWORK, party
 from support.table import Table
 
@@ -78,3 +78,70 @@ def test_a_job_that_has_not_ended_is_live() -> None:
 )
 def test_what_is_wrong_is_told(records: list[Record], said: str) -> None:
     assert any(said in problem for problem in audit(records)), audit(records)
+
+
+def test_every_sentence_names_its_job() -> None:
+    """All that one forged settlement breaks is told, and nothing else."""
+    (paid,) = [r for r in LOG if isinstance(r, AttemptSettled)][:1]
+    job = f"job {paid.job.hex()[:12]}"
+    begun = [r for r in LOG if not isinstance(r, AttemptSettled)]
+    other = next(r for r in LOG if isinstance(r, AttemptSettled) and r.job != paid.job)
+    wrong = replace(paid, claim=other.claim, relay_receipt=other.relay_receipt, completion_tokens=4)
+    assert audit([*begun, wrong]) == [
+        f"{job} was settled by a claim of something else",
+        f"{job} was settled by a relay receipt of something else",
+        f"the settlement of {job} says something else than the log",
+        f"4 tokens of {job} were paid, 3 were relayed",
+    ]
+    assert audit([*begun, replace(paid, node=COORDINATOR.node_id)]) == [
+        f"{job} was settled by a claim of something else"
+    ]
+    assert audit([*begun, forge(paid)]) == [
+        f"the settlement of {job} was not signed by this coordinator"
+    ]
+    assert audit([*begun, paid, paid]) == [
+        f"{job} ended 2 times",
+        f"positions of {job} were paid twice",
+    ]
+    assert audit([paid]) == [
+        f"{job} ended and was never admitted",
+        f"{job} was settled and never admitted",
+    ]
+
+
+def test_a_job_that_ended_otherwise_may_be_paid_in_part() -> None:
+    table = Table()
+    client, node = table.client(), table.node()
+    for tokens in (2, 0):
+        order = table.order(client, node, key=f"cancelled after {tokens}")
+        attempt = table.assigned(node)
+        if tokens:
+            table.send(attempt, attempt.chunk(tokens))
+        table.cancel(client, order.id)
+        table.attest(attempt, attempt.attest(table.now_ms, FinishReason.CANCELLED))
+    auditor = Auditor(COORDINATOR.node_id, NETWORK)
+    assert [p for record in table.log for p in auditor.take(record)] == []
+    assert (auditor.jobs, auditor.settlements, auditor.live()) == (2, 2, ())
+    ended = next(r for r in table.log if isinstance(r, JobEnded))
+    assert list(auditor.take(ended)) == [f"job {ended.job.hex()[:12]} ended 2 times"]
+
+
+def test_a_part_that_only_a_checkpoint_vouches_for_is_checked_too() -> None:
+    table = Table()
+    client, node = table.client(), table.node()
+    table.order(client, node)
+    attempt = table.assigned(node)
+    table.send(attempt, attempt.chunk(2))
+    table.checkpoint(attempt)
+    table.pass_time(16)
+    assert isinstance(table.log[-1], AttemptSettled)
+    assert audit(table.log) == []
+
+
+def test_terms_that_nobody_signed_are_found() -> None:
+    (admitted, *_) = [r for r in LOG if isinstance(r, JobAdmitted)]
+    unsigned = replace(admitted, terms=replace(admitted.terms, payload=b"x"))
+    (problem,) = audit([unsigned])
+    assert problem.startswith(f"the terms of job {admitted.job.hex()[:12]} do not verify: ")
+    (problem,) = audit([replace(admitted, client=COORDINATOR.node_id)])
+    assert problem.endswith("is filed under other terms or another client")

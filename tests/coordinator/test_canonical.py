@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Annotated
 
 import pytest
 from hypothesis import given
@@ -103,3 +104,21 @@ def test_what_has_no_form_is_a_bug() -> None:
 
     with pytest.raises(TypeError):
         canonical.encode(Odd([]))
+
+
+def test_what_a_type_is_annotated_with_is_not_written() -> None:
+    @dataclass(frozen=True)
+    class Bounded:
+        text: Annotated[str, "at most 8"]
+
+    data = canonical.encode(Bounded("x"))
+    assert data == b'{"text":"x"}'
+    assert canonical.decode(Bounded, data) == Bounded("x")
+
+
+def test_a_tuple_of_another_length_is_corrupt() -> None:
+    short = canonical.encode(Outer(NodeId(b""), "", 0, 0.0, False, None, (), ((b"", 1),)))
+    assert b'[["",1]]' in short
+    with pytest.raises(NovaMeshError) as refused:
+        canonical.decode(Outer, short.replace(b'[["",1]]', b'[["",1,2]]'))
+    assert refused.value.code is Code.CORRUPT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from novamesh_coordinator.effects import Turn
 from novamesh_coordinator.events import AttemptSettled
 from novamesh_proto import envelope
 from novamesh_proto.envelope import message_id
-from novamesh_proto.limits import LEASE_MS
+from novamesh_proto.limits import LEASE_MS, RECORD_LIFE_MS
 from novamesh_proto.messages import (
     ChunkCheckpoint,
     InferenceAttestation,
@@ -118,3 +119,48 @@ def test_positions_that_are_paid_are_not_paid_again(table: Table) -> None:
 def test_the_same_turn_signs_the_same_bytes(table: Table) -> None:
     work = part(table, half_done(table), attested=True)
     assert CLEARING.clear(turn(table), work) == CLEARING.clear(turn(table), work)
+
+
+def test_every_signed_word_is_dated_named_and_answers_its_claim(table: Table) -> None:
+    attempt = half_done(table)
+    work, at = part(table, attempt, attested=True, paid_until=2), turn(table)
+    record = CLEARING.clear(at, work)
+    relay = envelope.open(record.relay_receipt, RelayReceipt, network=NETWORK).message
+    nonces = random.Random(7)
+    for header in (relay.header, settlement(record).header):
+        assert header == envelope.header(
+            COORDINATOR,
+            NETWORK,
+            (attempt.terms.issuer, attempt.node.id),
+            at.now.wall_ms,
+            RECORD_LIFE_MS,
+            in_reply_to=work.claim.id,
+            nonce=nonces.randbytes(16),
+        )
+    assert (relay.rtt_us, relay.chain_head) == (500, attempt.sealer.head)
+    given = CLEARING.assign(turn(table), attempt.terms, attempt.node.id, 2, 9).message
+    assert given.header.nonce == random.Random(7).randbytes(16)
+    assert (given.header.issued_at_ms, given.job) == (at.now.wall_ms, work.job.job)
+
+
+@pytest.mark.parametrize("attested", [True, False])
+def test_the_record_says_what_the_settlement_says(table: Table, attested: bool) -> None:
+    attempt = half_done(table)
+    work, at = part(table, attempt, attested, paid_until=1), turn(table)
+    record = CLEARING.clear(at, work)
+    paid = settlement(record)
+    assert (record.job, record.at_ms, record.node) == (
+        work.job.job,
+        at.now.wall_ms,
+        attempt.node.id,
+    )
+    assert (record.attempt, record.fence) == (paid.attempt, paid.fence) == (1, work.job.fence)
+    assert record.outcome is paid.outcome is work.outcome
+    assert record.start_position == paid.start_position == 1
+    assert record.prompt_tokens == paid.prompt_tokens == (20 if attested else 0)
+    assert record.claim == work.claim.envelope
+
+
+def test_nobody_is_ranked_by_a_machine_that_is_not_known(table: Table) -> None:
+    work = part(table, half_done(table), attested=True)
+    assert CLEARING.clear(turn(table), replace(work, descriptor=None)).milli_tokens_per_s == 0

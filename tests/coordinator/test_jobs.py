@@ -10,6 +10,7 @@ import pytest
 from novamesh_coordinator.events import (
     AttemptAccepted,
     AttemptEnded,
+    EvidenceKept,
     JobAdmitted,
     JobAssigned,
     JobEnded,
@@ -113,3 +114,102 @@ def test_forgetting_leaves_nothing_behind() -> None:
     assert jobs.find(records[0].client, "job-1") is None
     assert jobs.of_client(records[0].client, 5) == ()
     assert jobs.dump() == JobsState((), jobs.last_fence)
+
+
+def test_a_table_can_be_asked_by_client_key_and_node() -> None:
+    table = Table()
+    client, other, node = table.client(), table.client("other"), table.node(slots=4)
+    orders = [table.order(client, node, key=key) for key in ("one", "two", "three")]
+    foreign = table.order(other, node, key="one")
+    jobs = table.core.jobs
+    assert [job.job for job in jobs.live()] == [*(order.id for order in orders), foreign.id]
+    assert [job.job for job in jobs.on_node(node.id)] == [job.job for job in jobs.live()]
+    assert (jobs.live_count(), jobs.live_count(client.id), jobs.active(node.id)) == (4, 3, 4)
+    assert jobs.live_count(node.id) == 0
+    found = jobs.find(client.id, "two")
+    assert found is not None
+    assert found.job == orders[1].id
+    assert [job.job for job in jobs.of_client(client.id, 2)] == [orders[2].id, orders[1].id]
+    table.cancel(client, orders[0].id)
+    assert (jobs.live_count(), jobs.live_count(client.id), jobs.active(node.id)) == (3, 2, 3)
+    again = Jobs(jobs.dump())
+    assert again.dump() == jobs.dump()
+    assert (again.live(), again.on_node(node.id)) == (jobs.live(), jobs.on_node(node.id))
+    assert again.oldest_ended_ms() == jobs.oldest_ended_ms() == table.now_ms
+    table.pass_time(1_900)
+    assert table.core.jobs.live() == ()
+    assert jobs.live_count(client.id) == 0
+
+
+def test_evidence_is_counted_and_a_receipt_remembered() -> None:
+    table, records = story()
+    jobs = Jobs(JobsState())
+    for record in records:
+        jobs.apply(record)
+    job = records[0].job
+    kept = EvidenceKept(job, 1, records[0].client, "late_attestation", records[0].terms)
+    assert (jobs.apply(kept).evidence, jobs.apply(kept).receipt) == (1, False)
+    assert jobs.apply(replace(kept, kind="client_receipt")).receipt
+    after = jobs.apply(kept)
+    assert (after.evidence, after.receipt) == (4, True)
+    assert table.core.jobs.get(job) is not None
+
+
+def test_an_answer_in_parts_is_forgotten_with_its_last_part() -> None:
+    table = Table()
+    client, node = table.client(), table.node()
+    first = table.order(client, node, key="first")
+    attempt = table.assigned(node)
+    table.send(attempt, attempt.chunk(2))
+    table.cancel(client, first.id)
+    ended_ms = table.now_ms
+    table.clock.advance(10)
+    table.order(client, node, key="second", parent=first.id, held=2)
+    jobs = table.core.jobs
+    assert jobs.forget(JobsForgotten(0, ended_ms + 1)) == (), "its root is still needed"
+    assert (len(jobs), len(jobs.of_client(client.id, 9))) == (1, 1)
+    table.cancel(client, jobs.live()[0].job)
+    assert jobs.forget(JobsForgotten(0, table.now_ms + 1)) == (first.id,)
+
+
+def test_a_part_of_a_job_that_ended_is_settled_under_that_end() -> None:
+    _, records = story()
+    *before, settled = records
+    jobs = Jobs(JobsState())
+    for record in before:
+        jobs.apply(record)
+    job = settled.job
+    ended = jobs.apply(JobEnded(job, 5, JobState.CANCELLED, "cancelled", "by its client", 7))
+    assert (ended.tokens, ended.code, ended.message, ended.ended_ms) == (
+        7,
+        "cancelled",
+        "by its client",
+        5,
+    )
+    with pytest.raises(AssertionError):
+        jobs.apply(replace(settled, outcome=JobState.EXPIRED))
+    with pytest.raises(AssertionError):
+        jobs.apply(settled)
+    part = jobs.apply(replace(settled, outcome=JobState.CANCELLED, completion_tokens=2))
+    assert (part.state, part.settled, part.tokens, part.ended_ms) == (
+        JobState.CANCELLED,
+        True,
+        2,
+        5,
+    )
+    assert part.view(9).tokens == 9
+    assert part.view().tokens == 2
+
+
+def test_ended_jobs_are_forgotten_in_the_order_of_their_end() -> None:
+    table = Table()
+    client, node = table.client(), table.node(slots=4)
+    one, two = (table.order(client, node, key=key) for key in ("one", "two"))
+    table.cancel(client, two.id)
+    first_ms = table.now_ms
+    table.clock.advance(5)
+    table.cancel(client, one.id)
+    for jobs in (table.core.jobs, Jobs(table.core.jobs.dump())):
+        assert jobs.oldest_ended_ms() == first_ms
+        assert jobs.forget(JobsForgotten(0, table.now_ms)) == (two.id,)
+        assert jobs.oldest_ended_ms() == table.now_ms

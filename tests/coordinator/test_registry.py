@@ -297,3 +297,32 @@ def test_a_slot_is_free_again_when_its_attempt_ends(table: Table, end: str) -> N
     session = table.core.registry.sessions.get(node.id)
     assert session is not None
     assert session.free == 1
+
+
+def test_a_registry_goes_on_from_what_it_dumped(table: Table) -> None:
+    nodes = [table.node(name) for name in ("a", "b")]
+    state = table.core.registry.dump()
+    assert [advert.node for advert in state.adverts] == sorted(node.id for node in nodes)
+    again = registry.Registry(table.core.ledger, lambda node: 0, state)
+    assert again.dump() == state
+    for node in nodes:
+        assert again.descriptor(node.id) == table.core.registry.descriptor(node.id)
+
+
+def test_a_full_registry_forgets_whom_it_heard_of_longest_ago(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "POOL_NODES_MAX", 2)
+    client, first = table.client(), table.node("a")
+    table.clock.advance(1)
+    others = [table.node("b")]
+    table.clock.advance(1)
+    others.append(table.node("c"))
+    known = table.core.registry
+    assert known.descriptor(first.id) is None
+    assert {view.node for view in table.nodes()} == {node.id for node in others}
+    assert known.sessions.get(first.id) is not None
+    (model,) = models(table, client)
+    assert (model.nodes, model.free_slots) == (2, 4), "one is attached and not known any more"
+    assert known.counts() == (4, 4)
+    assert len(table.match(client)) == 2

@@ -72,3 +72,17 @@ def test_reasons_are_counted_by_cause_and_the_last_words_are_kept(made: Sessions
         ("all 3 slots are busy", 2),
         ("too long", 1),
     ]
+
+
+def test_every_open_stream_can_be_listed(made: Sessions) -> None:
+    made.open(TWO, b"other", 1, 700, LATER)
+    listed = [(one.node, one.session, one.free, one.rtt_us, one.attached_ms) for one in made.all()]
+    assert listed == [(ONE, b"first", 4, 500, 1_000), (TWO, b"other", 1, 700, 9_000)]
+    assert len(made) == 2
+    assert not made.close(party("three").node_id, b"")
+
+
+def test_a_long_reason_is_cut(made: Sessions) -> None:
+    made.account(Ranking((), (Refused(ONE, Cause.FULL, "x" * 501),)))
+    (reason,) = session(made).report().reasons
+    assert reason.reason == "x" * 500
