@@ -19,6 +19,7 @@ from support.sim.invariants import broken
 from support.sim.swarm import Swarm
 
 SHARED_MEMORY = Path("/dev/shm")
+PROGRESS = 500  # seeds
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,14 @@ def main() -> int:
     began_s, failed, wished, answered = time.monotonic(), 0, 0, 0
     seeds = range(options.first, options.first + options.seeds)
     with ProcessPoolExecutor() as pool:
-        for verdict in pool.map(run_seed, seeds, chunksize=20):
+        for number, verdict in enumerate(pool.map(run_seed, seeds, chunksize=20), 1):
             wished, answered = wished + verdict.wished, answered + verdict.answered
             if verdict.problems:
                 failed += 1
                 print(f"seed {verdict.seed}:", *verdict.problems[:5], sep="\n  ", flush=True)
+            if number % PROGRESS == 0:
+                took_s = time.monotonic() - began_s
+                print(f"{number} seeds, {failed} failed, {took_s:.0f} s", file=sys.stderr)
     took_s = time.monotonic() - began_s
     served = f"{answered} of {wished} wishes answered"
     print(f"{len(seeds)} seeds, {failed} failed, {served}, {took_s:.0f} s")

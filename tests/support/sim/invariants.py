@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from novamesh.receipts import verify_file
-from novamesh_coordinator.audit import Auditor
 from novamesh_coordinator.check import check
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.events import (
@@ -77,21 +76,14 @@ def _checked(swarm: Swarm) -> Iterator[str]:
 
 def _ended(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
     """1: every job came to its one end, and in time: its deadline, or healing, and 15 s."""
-    auditor = Auditor(COORDINATOR.node_id, NETWORK)
-    for record in records:
-        list(auditor.take(record))
-    for job in auditor.live():
-        yield f"job {job.hex()[:8]} has not ended"
     due = {r.job: r.at_ms + r.timeout_ms for r in records if isinstance(r, JobAdmitted)}
-    for record in records:
-        over = isinstance(record, JobEnded) or (
-            isinstance(record, AttemptSettled) and record.outcome is JobState.SETTLED
-        )
-        if over:
-            latest_ms = max(due.get(_job(record), 0), swarm.healed_ms) + HEALING_S * 1000
-            if record.at_ms > latest_ms:
-                late_s = (record.at_ms - latest_ms) / 1000
-                yield f"job {_job(record).hex()[:8]} ended {late_s:.1f} s too late"
+    ended = {_job(record): record.at_ms for record in records if _ends(record)}
+    for job, due_ms in due.items():
+        latest_ms = max(due_ms, swarm.healed_ms) + HEALING_S * 1000
+        if job not in ended:
+            yield f"job {job.hex()[:8]} has not ended"
+        elif ended[job] > latest_ms:
+            yield f"job {job.hex()[:8]} ended {(ended[job] - latest_ms) / 1000:.1f} s too late"
 
 
 def _replayed(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
@@ -148,6 +140,11 @@ def _just(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
         ended = isinstance(record, JobEnded) and record.tokens > 0 and swarm.quiet
         if ended and nodes.get(_job(record)) in honest and _job(record) not in settled:
             yield f"{honest[nodes[_job(record)]]} sent a part of an answer and was not paid"
+
+
+def _ends(record: Record) -> bool:
+    settled = isinstance(record, AttemptSettled) and record.outcome is JobState.SETTLED
+    return settled or isinstance(record, JobEnded)
 
 
 def _job(record: Record) -> JobId:

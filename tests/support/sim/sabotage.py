@@ -2,7 +2,8 @@
 
 They are what a careless change might do: an effect that leaves too early, a check that is gone, a
 field that is forgotten. A simulator that finds none of them proves nothing, and one that finds them
-only because something fell over proves little: the promise that is broken must be named.
+only because something fell over proves little: the promise that is broken must be named. What a
+seed once found in production is kept here too: seeds mean other worlds when the simulator changes.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from novamesh_coordinator.clearing import Clearing
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.desk import Desk
 from novamesh_coordinator.dispatcher import DEADLINE, LEASE, Dispatcher
-from novamesh_coordinator.events import AttemptEnded
+from novamesh_coordinator.events import AttemptEnded, AttemptSettled, JobAdmitted, JobEnded
 from novamesh_coordinator.floor import Floor
 from novamesh_coordinator.high_water import HighWater
+from novamesh_coordinator.jobs import Jobs
 from novamesh_coordinator.ledger import Ledger
 from novamesh_coordinator.registry import Registry
+from novamesh_coordinator.relay import Stream
 from novamesh_coordinator.sequencer import Sequencer
 from novamesh_coordinator.watch import Follower
 from novamesh_node import desk as node_desk
@@ -105,9 +108,36 @@ def time_runs_nothing_out(patch: Patch) -> None:
     patch.setattr(Dispatcher, "tick", lambda self, turn: None)
 
 
-def the_same_terms_are_another_job(patch: Patch) -> None:
+def _without_guards(patch: Patch) -> None:
+    """The table of jobs takes what it is told; only then is it the log that must give it away."""
+    apply, change = Jobs.apply, Jobs._change
+
+    def take(self: Jobs, record: Any) -> Any:
+        if isinstance(record, JobAdmitted) and (known := self.get(record.job)) is not None:
+            return known
+        return apply(self, record)
+
+    def let_be(self: Jobs, job: Any, record: Any) -> Any:
+        ended = isinstance(record, JobEnded) and job.state.terminal
+        settled = isinstance(record, AttemptSettled) and job.settled
+        return job if ended or settled else change(self, job, record)
+
+    patch.setattr(Jobs, "apply", take)
+    patch.setattr(Jobs, "_change", let_be)
+
+
+def the_same_terms_are_admitted_again(patch: Patch) -> None:
     """Submission is not idempotent."""
-    patch.setattr(Desk, "_known", lambda self, terms: None)
+    submit = Desk.submit
+
+    def again(self: Desk, turn: Any, asked: Any) -> Any:
+        known = self._jobs.get(asked.terms.id)
+        if known is not None:
+            self._admit(turn, asked, known.root)
+        return submit(self, turn, asked)
+
+    _without_guards(patch)
+    patch.setattr(Desk, "submit", again)
 
 
 def a_job_ends_again(patch: Patch) -> None:
@@ -118,6 +148,7 @@ def a_job_ends_again(patch: Patch) -> None:
         self._dispatcher.cancel(turn, job, asked.order)
         return self.view(self._job(job.job))
 
+    _without_guards(patch)
     patch.setattr(Desk, "cancel", cancel)
 
 
@@ -144,6 +175,7 @@ def a_settled_attempt_is_settled_again(patch: Patch) -> None:
         if job is not None and job.state.terminal and (stream := self._relay.get(att.job)):
             self._dispatcher._settle(turn, job, stream, said.attestation, job.state)
 
+    _without_guards(patch)
     patch.setattr(Floor, "attest", again)
     patch.setattr(Ledger, "paid_until", lambda self, root: 0)
 
@@ -255,6 +287,11 @@ def an_error_that_quotes_the_prompt(patch: Patch) -> None:
     patch.setattr(node_desk, "build_request", helpful)
 
 
+def a_restart_forgets_what_was_delivered(patch: Patch) -> None:
+    """An attempt of which the client holds a part is begun anew; it once was."""
+    patch.setattr(Stream, "started", property(lambda self: self.chain.chunks > 0))
+
+
 def a_resumed_stream_is_sealed_anew(patch: Patch) -> None:
     """What is sent again is another text under the same key."""
     since = Tail.since
@@ -285,28 +322,28 @@ class Sabotage:
 SABOTAGES: Final = (
     Sabotage(effects_leave_before_the_commit, "that is not on its disk"),
     Sabotage(nobody_is_ever_matched, "all is well, and client-"),
-    Sabotage(a_failed_commit_keeps_its_state, "the log gives another state", 52),
-    Sabotage(replay_forgets_an_event, "the log gives another state", 1),
+    Sabotage(a_failed_commit_keeps_its_state, "the log gives another state", 12),
+    Sabotage(replay_forgets_an_event, "the log gives another state", 4),
     Sabotage(an_unlogged_change, "the log gives another state"),
-    Sabotage(recovery_sets_no_lease, "has not ended", 16),
-    Sabotage(time_runs_nothing_out, "has not ended", 30),
-    Sabotage(the_same_terms_are_another_job, "was admitted twice"),
-    Sabotage(a_job_ends_again, "ended 2 times"),
-    Sabotage(claims_are_paid_as_claimed, "were relayed"),
+    Sabotage(recovery_sets_no_lease, "s too late", 53),
+    Sabotage(time_runs_nothing_out, "has not ended", 3),
+    Sabotage(the_same_terms_are_admitted_again, "was admitted twice", 4),
+    Sabotage(a_job_ends_again, "ended 2 times", 4),
+    Sabotage(claims_are_paid_as_claimed, "were relayed", 1),
     Sabotage(a_settled_attempt_is_settled_again, "were paid twice"),
-    Sabotage(a_continuation_is_paid_from_its_start, "were paid twice"),
-    Sabotage(a_late_claim_is_settled, "was settled by a claim of something else"),
+    Sabotage(a_continuation_is_paid_from_its_start, "were paid twice", 10),
+    Sabotage(a_late_claim_is_settled, "was settled by a claim of something else", 11),
     Sabotage(the_last_token_is_not_paid, "tokens that nobody had paid, and was paid"),
     Sabotage(what_ran_out_of_time_is_not_claimed, "sent a part of an answer and was not paid"),
-    Sabotage(the_relay_counts_one_less, "a receipt"),
-    Sabotage(a_resumed_stream_skips_a_chunk, "is honest, and the log says", 16),
-    Sabotage(a_watcher_misses_a_chunk, "everybody is honest, and client-"),
-    Sabotage(the_reader_asks_from_the_wrong_chunk, "everybody is honest, and client-"),
+    Sabotage(the_relay_counts_one_less, "names another chain than the other parts"),
+    Sabotage(a_resumed_stream_skips_a_chunk, "is honest, and the log says", 11),
+    Sabotage(a_watcher_misses_a_chunk, "everybody is honest, and client-", 6),
+    Sabotage(the_reader_asks_from_the_wrong_chunk, "everybody is honest, and client-", 6),
     Sabotage(a_receipt_without_its_attestation, "does not verify"),
     Sabotage(pieces_come_twice, "got tokens"),
-    Sabotage(a_snapshot_of_what_is_not_written, "is not the state that the log gives"),
-    Sabotage(the_mark_is_never_written, "pool starts on a disk with"),
+    Sabotage(a_snapshot_of_what_is_not_written, "is not the state that the log gives", 32),
+    Sabotage(the_mark_is_never_written, "pool starts on a disk with", 1),
     Sabotage(an_error_that_quotes_the_prompt, "something that everybody can read"),
-    Sabotage(a_resumed_stream_is_sealed_anew, "used one chunk key twice"),
+    Sabotage(a_restart_forgets_what_was_delivered, "everybody is honest, and client-", 134),
+    Sabotage(a_resumed_stream_is_sealed_anew, "used one chunk key twice", 17),
 )
-BUGS: Final = tuple(sabotage.bug for sabotage in SABOTAGES)

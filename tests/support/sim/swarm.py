@@ -31,7 +31,7 @@ from support.sim.pool import Coordinator
 from support.sim.rpc import Hosts
 from support.sim.world import World
 
-STORM_S: Final = 60.0  # in which things break
+STORM_S: Final = 60.0  # in which things break, at most
 HEALING_S: Final = 15.0
 """After the last deadline: by then every job must have ended."""
 CALM_SHARE: Final = 0.1  # worlds in which nothing breaks and nobody lies
@@ -112,13 +112,13 @@ class Swarm:
             await asyncio.sleep(max(0.0, began_s + fault.at_s - self.loop.time()))
             self.note(f"fault: {fault.name}")
             await fault.strike()
-        await asyncio.sleep(max(0.0, began_s + STORM_S - self.loop.time()))
+        await self._until(self._is_over, began_s + STORM_S)
         await self._heal()
         await self._finish()
 
     def _node(self, number: int) -> Node:
         rng = self.rng
-        pace = Pace(rng.choice((0.02, 0.3, 2.0, 20.0)), rng.choice((0.004, 0.02, 0.2)))
+        pace = Pace(rng.choice((0.02, 0.3, 2.0, 20.0)), rng.choice((0.004, 0.02, 0.2, 0.8)))
         node = Node(self.world, number, rng.randint(1, 3), pace)
         if not self.calm and rng.random() < LYING_SHARE:
             name = rng.choice(sorted(LIES))
@@ -166,12 +166,17 @@ class Swarm:
         latest_s = self.loop.time() + self._longest_s() + HEALING_S
         await self._until(lambda: not any(client.busy for client in self.clients), latest_s)
         late = [client.name for client in self.clients if client.busy]
-        door = self.coordinator.door
-        if door is not None:
-            await self._until(lambda: not door.sequencer.core.jobs.live_count(), latest_s)
+        if self.coordinator.door is not None:
+            await self._until(self._is_over, latest_s)
         self.findings += [f"{name} is not done in time" for name in late]
         await asyncio.sleep(1.0)  # what is on its way to the disk gets there
         self.note(f"{len(self.coordinator.disk.rows)} events in the log")
+
+    def _is_over(self) -> bool:
+        """Whether nobody wants or does anything any more."""
+        door = self.coordinator.door
+        idle = not any(client.busy for client in self.clients)
+        return door is not None and idle and not door.sequencer.core.jobs.live_count()
 
     async def _until(self, over: Callable[[], bool], latest_s: float) -> None:
         while not over() and self.loop.time() < latest_s:  # noqa: ASYNC110  nobody would tell

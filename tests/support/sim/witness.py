@@ -17,8 +17,8 @@ from support.fake_engine import FIRST_TOKEN
 from support.parties import party
 from support.sim.disk import Disk
 
-SECRET: Final = "tell nobody that "
-"""Every prompt begins so."""
+SECRET: Final = "hush: "
+"""Every prompt begins so; each character costs a step of simulated prefill."""
 PLAIN: Final = (SECRET.encode(), f"<{FIRST_TOKEN}>".encode())  # a prompt, an answer
 _LOGGED: Final = ("assignment", "attestation", "relay_receipt", "settlement")
 
