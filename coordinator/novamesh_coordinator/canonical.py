@@ -33,6 +33,8 @@ class _Plan:
 
     cls: type
     fields: tuple[tuple[str, _Turn | None, _Turn | None, bool], ...]
+    names: tuple[str, ...]
+    reads: tuple[_Turn | None, ...]
 
     def write(self, value: Any) -> dict[str, Any]:
         made = {}
@@ -42,6 +44,9 @@ class _Plan:
         return made
 
     def read(self, data: Any) -> Any:
+        if tuple(data) == self.names:  # as this version writes it: a long log has many of these
+            turned = zip(self.reads, data.values(), strict=True)
+            return self.cls(*[value if read is None else read(value) for read, value in turned])
         values = {}
         for name, _, read, optional in self.fields:
             if name in data:
@@ -85,7 +90,8 @@ def _plan(cls: Any) -> _Plan:
         write, read = _turns(hints[field.name])
         optional = field.default is not dataclasses.MISSING
         fields.append((field.name, write, read, optional))
-    return _Plan(cls, tuple(fields))
+    names, _, reads, _ = zip(*fields, strict=True)
+    return _Plan(cls, tuple(fields), names, reads)
 
 
 def _turns(hint: Any) -> tuple[_Turn | None, _Turn | None]:
@@ -101,7 +107,7 @@ def _turns(hint: Any) -> tuple[_Turn | None, _Turn | None]:
         plan = _plan(cast(Any, hint))
         return plan.write, plan.read
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return (lambda value: value.value), hint
+        return (lambda value: value.value), hint._value2member_map_.__getitem__
     if hint is bytes:
         return _write_bytes, _read_bytes
     if hint in _PLAIN:
@@ -149,5 +155,4 @@ def _write_bytes(value: bytes) -> str:
     return binascii.b2a_base64(value, newline=False).decode()
 
 
-def _read_bytes(text: str) -> bytes:
-    return binascii.a2b_base64(text, strict_mode=True)
+_read_bytes: Final = functools.partial(binascii.a2b_base64, strict_mode=True)

@@ -5,6 +5,7 @@ Whatever may heal by itself, such as a full disk, is STORAGE and asked again; da
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Final
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -29,7 +30,7 @@ class storage:  # noqa: N801  reads as a statement: with storage("write the log"
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, SQLAlchemyError):
+        if isinstance(error, SQLAlchemyError | sqlite3.Error):
             said = str(error.orig if isinstance(error, DBAPIError) else error)
             if any(sign in said for sign in _DAMAGED):
                 raise corrupt(f"the database says: {said}") from error

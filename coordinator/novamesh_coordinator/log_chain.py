@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from novamesh_coordinator import canonical
 from novamesh_coordinator.core import CoreState
@@ -124,16 +124,26 @@ def check_links(rows: Sequence[RowLike], after: Mark) -> Mark:
     Raises:
         NovaMeshError: CORRUPT, saying which event.
     """
+    return follow_links(((row.seq, row.kind, row.body, row.digest) for row in rows), after)
+
+
+def follow_links(links: Iterable[tuple[Any, Any, Any, Any]], after: Mark) -> Mark:
+    """The same for (seq, kind, body, digest) as a database's own driver gives them.
+
+    Raises:
+        NovaMeshError: CORRUPT, saying which event.
+    """
     seq, digest = after.seq, after.digest
-    for row in rows:
+    for number, kind, body, claimed in links:
         seq += 1
-        if row.seq != seq:
+        if number != seq:
             raise corrupt(f"event {seq} is missing from the log")
         # SQLite keeps whatever type was written, so the type is checked like the value.
-        as_written = isinstance(row.kind, str) and isinstance(row.body, bytes)
-        if not as_written or _link(digest, seq, row.kind, row.body) != row.digest:
+        if type(kind) is not str or type(body) is not bytes:
             raise corrupt(f"event {seq} of the log was changed")
-        digest = row.digest
+        digest = _link(digest, seq, kind, body)
+        if digest != claimed:
+            raise corrupt(f"event {seq} of the log was changed")
     return Mark(seq, digest)
 
 

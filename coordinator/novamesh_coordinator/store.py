@@ -8,6 +8,7 @@ after it. Sealed bodies of live jobs are kept beside the log and go when their j
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +26,10 @@ from novamesh_coordinator.log_chain import (
     Row,
     SnapshotLike,
     body_digest,
-    check_links,
     check_rows,
     check_snapshot,
     corrupt,
+    follow_links,
     make_rows,
     read_row,
     snapshot_digest,
@@ -37,7 +38,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId, JobState
 
 SNAPSHOTS_KEPT: Final = 2
-OLDER_ROWS: Final = 20_000  # checked at a time
+PART_ROWS: Final = 20_000  # read at a time
 
 _META: Final = sa.MetaData()
 _EVENTS: Final = sa.Table(
@@ -72,6 +73,9 @@ _PROBES: Final = sa.Table(
 )
 _ADD_EVENTS: Final = sa.insert(_EVENTS)
 _ADD_BODIES: Final = sa.insert(_BODIES)
+_LINKS: Final = sa.select(_EVENTS.c.seq, _EVENTS.c.kind, _EVENTS.c.body, _EVENTS.c.digest).order_by(
+    _EVENTS.c.seq
+)
 _DROP_BODIES: Final = sa.delete(_BODIES).where(_BODIES.c.job == sa.bindparam("ended"))
 
 
@@ -99,6 +103,7 @@ class Store:
         self._high_water = high_water
         self.mark = Mark()  # of the last committed event
         self.snapshot_seq = 0  # of the newest snapshot
+        self._checked = Mark()  # of the newest snapshot that this process has read
         self._bodies = BodyCache()
 
     async def load(self) -> Loaded:
@@ -107,14 +112,24 @@ class Store:
         Raises:
             NovaMeshError: CORRUPT, saying where; STORAGE.
         """
+        # Two threads: whoever checks what is older waits much for the disk and for SHA-256.
+        checked, found = await asyncio.gather(
+            self._database.read("read the log", self._check_older),
+            self._database.read("read the log", self._load),
+            return_exceptions=True,
+        )
         try:
-            loaded, self.mark, self.snapshot_seq = await self._database.read(
-                "read the log", self._load
-            )
+            for failed in (checked, found):
+                if isinstance(failed, BaseException):
+                    raise failed
         except NovaMeshError as error:
             if error.code is Code.CORRUPT:
                 self._database.keep_evidence()
             raise
+        assert isinstance(checked, Mark)
+        assert not isinstance(found, BaseException)
+        self._checked = checked
+        loaded, self.mark, self.snapshot_seq = found
         return loaded
 
     def _load(self, reader: sa.Connection) -> tuple[Loaded, Mark, int]:
@@ -125,7 +140,6 @@ class Store:
         log = sa.select(_EVENTS).order_by(_EVENTS.c.seq)
         log = log.where(_EVENTS.c.seq >= snapshot.seq) if snapshot else log
         rows = reader.execute(log).all()
-        _check_older(reader, snapshot, acknowledged)
         for body in reader.execute(sa.select(_BODIES)):
             as_written = isinstance(body.job, bytes) and isinstance(body.body, bytes)
             if not as_written or body_digest(body.job, body.body) != body.digest:
@@ -135,6 +149,24 @@ class Store:
         if acknowledged.seq > mark.seq:
             raise self._high_water.ahead(mark)
         return loaded, mark, snapshot.seq if snapshot else 0
+
+    def _check_older(self, reader: sa.Connection) -> Mark:
+        """What the newest snapshot stands for was not changed either; nothing of it is replayed.
+
+        What this process has checked before is not read again: a coordinator whose disk failed for
+        a moment must not be away for long.
+        """
+        last = reader.scalar(sa.select(sa.func.max(_SNAPSHOTS.c.seq))) or 0
+        older = _LINKS.where(_EVENTS.c.seq > self._checked.seq, _EVENTS.c.seq <= last)
+        # The driver's own rows: of a long log there are very many, and each is looked at once.
+        driver: Any = reader.execute(older).cursor
+        mark = follow_links(driver, self._checked)
+        if mark.seq < last:
+            raise corrupt(f"event {mark.seq + 1} is missing from the log")
+        acknowledged = self._high_water.read()
+        its = _LINKS.where(_EVENTS.c.seq == acknowledged.seq)
+        _check_same(reader.execute(its).all(), acknowledged)
+        return mark
 
     async def commit(self, entries: Sequence[Entry]) -> None:
         """Write what some steps decided, in order, in one transaction, durably.
@@ -205,7 +237,7 @@ class Store:
         seq = 0
         while True:
             part = sa.select(_EVENTS).where(_EVENTS.c.seq > seq).order_by(_EVENTS.c.seq)
-            rows = await self._database.read("read the log", _all(part.limit(OLDER_ROWS)))
+            rows = await self._database.read("read the log", _all(part.limit(PART_ROWS)))
             if not rows:
                 return
             for row in rows:
@@ -242,18 +274,6 @@ def _all(query: sa.Select[Any]) -> Callable[[sa.Connection], Sequence[Any]]:
 
 def _kept(job: JobId, body: bytes) -> dict[str, bytes]:
     return {"job": job, "body": body, "digest": body_digest(job, body)}
-
-
-def _check_older(reader: sa.Connection, snapshot: Any, acknowledged: Mark) -> None:
-    """What the snapshot stands for was not changed either; nothing of it is replayed."""
-    mark, last = Mark(), snapshot.seq if snapshot else 0
-    while mark.seq < last:
-        part = sa.select(_EVENTS).where(_EVENTS.c.seq > mark.seq, _EVENTS.c.seq <= last)
-        rows = reader.execute(part.order_by(_EVENTS.c.seq).limit(OLDER_ROWS)).all()
-        if not rows:
-            raise corrupt(f"event {mark.seq + 1} is missing from the log")
-        mark = check_links(rows, mark)
-        _check_same(rows, acknowledged)
 
 
 def _check_same(rows: Sequence[Any], acknowledged: Mark) -> None:
