@@ -147,10 +147,11 @@ def rank(request: Request, nodes: Iterable[NodeState], rng: random.Random, count
     for state in ordered:
         offer = state.offer(request.model_profile)
         refusal = _refuse(request, state, offer)
-        if refusal is None and offer is not None:
-            passed.append((state, offer))
-        elif refusal is not None:
+        if refusal is not None:
             refused.append(refusal)
+            continue
+        assert offer is not None  # whoever offers nothing was refused
+        passed.append((state, offer))
     fits = _weigh(request, passed)
     chosen = _draw(fits, rng, count)
     total = sum(fit.weight for fit in fits)

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from novamesh_proto import wire
 from novamesh_proto.chunks import ChainFollower, ChunkOpener, ChunkSealer
 from novamesh_proto.errors import Code, NovaMeshError, PeerError
+from novamesh_proto.identity import format_node_id
 from novamesh_proto.limits import CHUNK_BYTES_MAX, CHUNK_PADDING
 from novamesh_proto.messages import ChunkBody, FinishReason, JobId, NodeId, StreamChunk
+from novamesh_proto.padding import pad
 from support.parties import CLIENT, NODE, digest
-from support.refusals import unless_refused
+from support.refusals import refused, unless_refused
 from support.vectors import Vector, golden
 
 RESPONSE_KEY = digest("response key")
@@ -235,3 +237,70 @@ def test_a_relay_names_the_node_whose_chain_is_broken() -> None:
     with pytest.raises(PeerError) as caught:
         relay.follow(seal_all(one_each(2))[1])
     assert caught.value.code is Code.CORRUPT
+
+
+def test_a_broken_chain_says_where_and_whose_it_is() -> None:
+    first, second, *_ = seal_all(one_each(3))
+    relay = ChainFollower(**ATTEMPT)
+    with pytest.raises(PeerError) as caught:
+        relay.follow(second)
+    assert (caught.value.code, caught.value.message, caught.value.peer) == (
+        Code.CORRUPT,
+        "the answer's chain is broken: chunk 1 came where 0 was due",
+        format_node_id(ATTEMPT["node"]),
+    )
+    with refused(Code.CORRUPT, "the answer's chain is broken: chunk 1 came where 0 was due"):
+        opener().open(second)
+    with refused(Code.CANNOT_OPEN, "chunk 0 was changed or is not of this attempt"):
+        opener().open(replace(first, tokens=first.tokens + 1))
+    only = sealer().seal(ChunkBody((1,), "x", finish=FinishReason.STOP), True)
+    relay.follow(only)
+    with refused(Code.CORRUPT, "the answer's chain is broken: chunk 1 follows the final one"):
+        relay.check_next(replace(only, index=1))
+
+
+def test_a_sealer_says_what_it_refuses() -> None:
+    writer = sealer()
+    words = "a finish reason goes with the final chunk only"
+    with refused(Code.BAD_REQUEST, words):
+        writer.seal(ChunkBody((1,), "x"), True)
+    with refused(Code.BAD_REQUEST, words):
+        writer.seal(ChunkBody((1,), "x", finish=FinishReason.STOP), False)
+    writer.seal(ChunkBody((1,), "x", finish=FinishReason.STOP), True)
+    with refused(Code.CONFLICT, "nothing follows the final chunk"):
+        writer.seal(ChunkBody((1,), "x"), False)
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens", "final", "problem"),
+    [
+        (ChunkBody((1, 2), "xy"), 3, False, "it counts other tokens than it holds"),
+        (ChunkBody((1, 2), "xy"), 2, True, "its finish reason and final flag do not fit"),
+        (
+            ChunkBody((1,), "x", finish=FinishReason.STOP),
+            1,
+            False,
+            "its finish reason and final flag do not fit",
+        ),
+    ],
+)
+def test_what_a_node_sealed_against_the_rules_is_its_fault(
+    body: ChunkBody, tokens: int, final: bool, problem: str
+) -> None:
+    plaintext = pad(wire.encode(body), CHUNK_PADDING, CHUNK_BYTES_MAX)
+    chunk = sealer().seal_padded(plaintext, tokens, final)
+    with pytest.raises(PeerError) as caught:
+        opener().open(chunk)
+    assert (caught.value.code, caught.value.message, caught.value.peer) == (
+        Code.CANNOT_OPEN,
+        f"chunk 0 breaks the rules: {problem}",
+        format_node_id(ATTEMPT["node"]),
+    )
+
+
+def test_what_is_no_body_at_all_is_the_nodes_fault_too() -> None:
+    chunk = sealer().seal_padded(bytes(CHUNK_PADDING), 1, False)
+    with pytest.raises(PeerError) as caught:
+        opener().open(chunk)
+    assert caught.value.message.startswith("chunk 0 breaks the rules: ")
+    assert not caught.value.message.endswith("None")

@@ -11,6 +11,7 @@ import pytest
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.evidence import VerifiedReceipt, check_evidence
 from novamesh_proto.identity import PrivateKey
+from novamesh_proto.limits import CLOCK_SKEW_MS
 from novamesh_proto.messages import JobState, ReceiptVerdict
 from novamesh_proto.settlement import record, settle
 from support.clock import START_MS
@@ -19,6 +20,7 @@ from support.parties import (
     DAY_MS,
     HARDWARE,
     MS,
+    NODE,
     OFFER,
     digest,
     head,
@@ -306,3 +308,75 @@ def test_findings_are_told_and_change_nothing() -> None:
     assert [finding.rule for finding in told.findings] == [5]
     assert told.settlement is not None
     assert told.settlement.message.completion_tokens == 100
+
+
+def test_what_is_not_there_is_not_vouched_for() -> None:
+    told = evidence(HONEST)
+    claim = HONEST.attestation.message
+    assert (told.prompt_tokens, told.completion_tokens) == (
+        claim.prompt_tokens,
+        claim.completion_tokens,
+    )
+    assert told.ttft_us == HONEST.client_receipt.message.ttft_us
+    dead = evidence(HONEST, attestation=None, relay_receipt=None, client_receipt=None)
+    point = HONEST.checkpoint.message
+    assert (dead.prompt_tokens, dead.completion_tokens) == (None, point.position)
+    assert (dead.ttft_us, dead.tokens_per_s, dead.findings) == (None, None, ())
+    assert evidence(HONEST, attestation=None, checkpoint=None).completion_tokens == 0
+    assert [part for part, _ in dead.signatures] == [
+        "descriptor",
+        "terms",
+        "assignment",
+        "checkpoint",
+        "settlement",
+    ]
+
+
+OPTIONAL = ("checkpoint", "relay_receipt", "client_receipt", "settlement")
+
+
+@pytest.mark.parametrize("absent", [(part,) for part in OPTIONAL] + [OPTIONAL])
+def test_parts_may_be_absent(absent: tuple[str, ...]) -> None:
+    missing: dict[str, Any] = dict.fromkeys(absent)
+    if "relay_receipt" in absent or "client_receipt" in absent:
+        missing["settlement"] = None  # it would rest on what is not here
+    check_evidence(evidence(HONEST, **missing))
+
+
+def test_a_node_that_died_needs_no_other_word() -> None:
+    missing = ("attestation", "relay_receipt", "client_receipt", "settlement")
+    check_evidence(evidence(HONEST, **dict.fromkeys(missing)))
+
+
+def test_every_refusal_says_that_the_copy_proves_nothing() -> None:
+    error = refusal(client_receipt=tell({"client_receipt": {"fence": 9}}).client_receipt)
+    assert (error.code, error.hint) == (
+        Code.CORRUPT,
+        "this copy proves nothing: use an unchanged one",
+    )
+
+
+@pytest.mark.parametrize(
+    ("issued_ms", "life_ms", "fits"),
+    [
+        (CLOCK_SKEW_MS, DAY_MS, True),
+        (CLOCK_SKEW_MS + 1, DAY_MS, False),
+        (-DAY_MS, DAY_MS - CLOCK_SKEW_MS, True),
+        (-DAY_MS, DAY_MS - CLOCK_SKEW_MS - 1, False),
+    ],
+)
+def test_a_descriptor_is_in_force_give_or_take_the_clocks(
+    issued_ms: int, life_ms: int, fits: bool
+) -> None:
+    header = replace(
+        HONEST.descriptor.message.header,
+        issued_at_ms=START_MS + issued_ms,
+        expires_at_ms=START_MS + issued_ms + life_ms,
+    )
+    shifted = sign(replace(HONEST.descriptor.message, header=header), NODE)
+    if fits:
+        check_evidence(evidence(HONEST, descriptor=shifted))
+        return
+    with pytest.raises(NovaMeshError) as caught:
+        check_evidence(evidence(HONEST, descriptor=shifted))
+    assert "it was not in force when the terms were signed" in caught.value.message

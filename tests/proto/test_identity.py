@@ -12,7 +12,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import NODE_ID_PREFIX, PrivateKey
 from novamesh_proto.messages import NodeId
 from support.parties import CLIENT, NODE
-from support.refusals import unless_refused
+from support.refusals import refused, unless_refused
 from support.vectors import Vector, golden, load
 
 NEUTRAL = bytes([1]) + bytes(31)
@@ -140,3 +140,50 @@ def test_a_seed_has_32_bytes(size: int) -> None:
 def test_a_short_id_keeps_both_ends() -> None:
     text = identity.format_node_id(NODE.node_id)
     assert identity.short(NODE.node_id) == f"12D3Koo…{text[-4:]}"
+
+
+NO_PEER_ID = (
+    Code.BAD_KEY,
+    "this is not the PeerId of an Ed25519 key",
+    "a PeerId is 52 characters and begins with 12D3KooW; copy it whole",
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "z" * identity.NODE_ID_TEXT_CHARS, "1" * identity.NODE_ID_TEXT_CHARS, "0OIl"]
+)
+def test_what_is_no_peer_id_says_what_one_looks_like(text: str) -> None:
+    with refused(*NO_PEER_ID):
+        identity.parse_node_id(text)
+    for data in (b"", NODE.node_id[:-1], NODE.node_id + b"x", bytes(38)):
+        with refused(*NO_PEER_ID):
+            identity.public_key_bytes(NodeId(data))
+
+
+@pytest.mark.parametrize(
+    ("public_key", "problem"),
+    [
+        (bytes(31), "has 31 bytes instead of 32"),
+        (bytes(33), "has 33 bytes instead of 32"),
+        (b"\xff" * 32, "is not in canonical form"),
+        ((2**255 - 19).to_bytes(32, "little"), "is not in canonical form"),
+        (NEUTRAL, "is of small order"),
+    ],
+)
+def test_a_key_that_is_not_taken_says_why(public_key: bytes, problem: str) -> None:
+    with refused(Code.BAD_KEY, f"this public key {problem}", "its owner must make a new key"):
+        identity.node_id_of(public_key)
+
+
+def test_a_seed_of_another_size_and_a_foreign_signature_are_told() -> None:
+    with refused(
+        Code.BAD_KEY,
+        "a private key has 32 bytes, this has 31",
+        "restore the key file from your copy, or make a new key",
+    ):
+        PrivateKey.from_bytes(bytes(31))
+    for signature in (b"", bytes(64), CLIENT.sign(b"x") + b"x", NODE.sign(b"x")):
+        with refused(
+            Code.BAD_SIGNATURE, f"this signature is not by {identity.short(CLIENT.node_id)}"
+        ):
+            identity.verify(CLIENT.node_id, signature, b"x")

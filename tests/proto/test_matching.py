@@ -307,3 +307,88 @@ def test_every_node_is_chosen_or_refused_and_no_filter_is_passed_by(
         assert 0 < entry.score <= 1
     shuffler.shuffle(pool)
     assert rank(request, pool, random.Random(seed), count) == ranking
+
+
+def refusal(*states: NodeState, request: Request = REQUEST) -> tuple[Code, str, str, int]:
+    error = unservable(draw(*states, request=request))
+    assert error is not None
+    return error.code, error.message, error.hint, error.retry_after_ms
+
+
+def test_every_refusal_says_what_to_do_next() -> None:
+    paused = {"accepting": False, "refusal": "paused"}
+    assert refusal(state(models=())) == (
+        Code.MODEL_NOT_FOUND,
+        "no attached node offers this model",
+        "list what the pool serves: novamesh pool models",
+        0,
+    )
+    assert refusal(state(**paused), state(1, models=())) == (
+        Code.NO_CAPACITY,
+        "no node can take the job: takes no work: paused (1)",
+        "try again when one of them takes work again: novamesh pool models",
+        0,
+    )
+    assert refusal(state(), request=replace(REQUEST, excluded=(NODES[0].node_id,))) == (
+        Code.NO_CAPACITY,
+        "no node can take the job: excluded by the client (1)",
+        "shorten the prompt, ask for fewer tokens or exclude fewer nodes",
+        0,
+    )
+
+
+def test_the_most_frequent_reasons_come_first_and_at_most_three_of_them() -> None:
+    reasons = ("d", "b", "b", "c", "a", "c", "c")
+    states = [
+        state(number, accepting=False, refusal=reason) for number, reason in enumerate(reasons)
+    ]
+    _, message, _, _ = refusal(*states)
+    assert message == (
+        "no node can take the job: takes no work: c (3); takes no work: b (2); takes no work: a (1)"
+    )
+
+
+def test_one_reserved_slot_of_one_is_none_and_one_of_two_is_one() -> None:
+    assert draw(state(free_slots=1, reserved=1)).refused[0].cause is Cause.RESERVED
+    (chosen,) = draw(state(free_slots=2, reserved=1)).chosen
+    assert "1 of 4 slots free" in chosen.reason
+    assert draw(state(free_slots=1, reserved=0)).chosen
+    assert draw(state(free_slots=1, reserved=-1)).chosen, "a client's own reservation is no bar"
+
+
+def test_new_nodes_share_their_part_of_the_draw_to_the_digit() -> None:
+    wave = [state(number, **offering(80.0)) for number in (1, 2)]
+    ranking = draw(state(0), *wave, count=3)
+    scores = {entry.node: entry.score for entry in ranking.chosen}
+    assert scores[NODES[0].node_id] == pytest.approx(1 - EXPLORATION_SHARE)
+    for number in (1, 2):
+        assert scores[NODES[number].node_id] == pytest.approx(EXPLORATION_SHARE / 2)
+    assert all("new here" in e.reason for e in ranking.chosen if e.node != NODES[0].node_id)
+
+
+def test_expected_time_is_queue_and_prompt_and_answer() -> None:
+    (chosen,) = draw(state(queue_ms=4_000)).chosen
+    assert chosen.reason.startswith("about 6.1 s: ")
+    (chosen,) = draw(state(witnessed_tokens_per_s=0.5)).chosen
+    assert chosen.reason.startswith("about 202 s: 0.5 tokens/s witnessed")
+    (chosen,) = draw(state(witnessed_tokens_per_s=10.0)).chosen
+    assert chosen.reason.startswith("about 10 s: 10 tokens/s witnessed")
+
+
+def test_a_claim_is_believed_up_to_a_witnessed_speed_below_one() -> None:
+    boaster = state(0, **offering(100.0) | {"jobs_settled": EXPLORED_JOBS})
+    slow = state(1, witnessed_tokens_per_s=0.5, jobs_settled=EXPLORED_JOBS)
+    scores = [entry.score for entry in draw(boaster, slow, count=2).chosen]
+    assert scores == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_whoever_was_outdrawn_is_named() -> None:
+    ranking = draw(state(0), state(1))
+    assert {ranking.chosen[0].node, ranking.refused[0].node} == {n.node_id for n in NODES[:2]}
+
+
+@pytest.mark.parametrize(("slots", "retry_ms"), [(1, 2_125), (2, 1_062)])
+def test_the_wait_for_a_slot_is_shared_by_its_slots(slots: int, retry_ms: int) -> None:
+    code, _, hint, wait_ms = refusal(state(free_slots=0, slots=slots))
+    assert (code, hint) == (Code.BUSY, f"try again in {retry_ms / 1000:.2g} s")
+    assert wait_ms == pytest.approx(retry_ms, abs=1)

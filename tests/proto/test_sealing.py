@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.bindings._rust import openssl
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from novamesh_proto import envelope, sealing, wire
+from novamesh_proto import envelope, names, sealing, wire
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError, PeerError
+from novamesh_proto.identity import format_node_id
 from novamesh_proto.limits import BODY_BYTES_MAX, BODY_PADDING
-from novamesh_proto.messages import JobBody, JobId, JobTerms, NodeId, SealedJob
+from novamesh_proto.messages import JobBody, JobId, JobTerms, NodeId, Sampling, SealedJob
 from novamesh_proto.sealing import HpkeKey
 from support import parties
 from support.message_values import values
 from support.parties import CLIENT, NETWORK, NODE
-from support.refusals import unless_refused
+from support.refusals import refused, unless_refused
 from support.vectors import Vector, golden, load
 
 MARKER = "the-secret-question"
@@ -216,3 +219,121 @@ def test_the_client_is_who_signs() -> None:
     job, terms = parties.sealed_job(DESCRIPTOR)
     assert terms.issuer == CLIENT.node_id
     assert envelope.message_id(job.terms) == terms.id
+
+
+FOREIGN = (
+    Code.CANNOT_OPEN,
+    "the body key was wrapped for another key or job",
+    "ask for new candidates and seal the job again",
+)
+
+
+def test_a_body_that_does_not_open_says_why() -> None:
+    job, terms = parties.sealed_job(DESCRIPTOR)
+    _, other = parties.sealed_job(DESCRIPTOR, timeout_ms=1)
+    with refused(Code.CANNOT_OPEN, "these terms belong to another job"):
+        open_job(job, other)
+    for body in (job.body + b"x", bytes(len(job.body))):
+        with refused(Code.CANNOT_OPEN, "the sealed body is not the one the terms name"):
+            open_job(replace(job, body=body), terms)
+    with refused(Code.CANNOT_OPEN, "the body key was not wrapped for this node", FOREIGN[2]):
+        open_job(job, terms, node=CLIENT.node_id)
+    with refused(*FOREIGN):
+        open_job(job, terms, parties.hpke_key("another"))
+    with refused(*FOREIGN):
+        parties.hpke_key("node").unwrap(b"", JOB)
+    wrap = sealing.wrap_key(bytes(32), JobId(terms.id), DESCRIPTOR)
+    with refused(Code.CANNOT_OPEN, "the body key is not the one the terms commit to"):
+        open_job(replace(job, wraps=(wrap,)), terms)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"sampling": Sampling(seed_commitment=bytes(32), max_tokens=200)},
+            "the seed is not the one the terms commit to",
+        ),
+        ({"start_position": 1}, "start, parent and forced prefix do not fit together"),
+        ({"parent_job": JOB}, "start, parent and forced prefix do not fit together"),
+        ({"prefix_digest": bytes(32)}, "start, parent and forced prefix do not fit together"),
+    ],
+)
+def test_what_the_terms_promised_otherwise_is_told(changes: dict[str, Any], problem: str) -> None:
+    content = parties.body()
+    sealed = sealing.seal_body(content)
+    wanted = parties.terms(
+        body_digest=sealed.digest,
+        body_bytes=len(sealed.ciphertext),
+        key_commitment=sealed.commitment,
+    )
+    seed = sealing.seed_commitment(content.client_seed)
+    wanted = replace(wanted, sampling=replace(wanted.sampling, seed_commitment=seed))
+    terms = parties.sign(replace(wanted, **changes), CLIENT)
+    wrap = sealing.wrap_key(sealed.key, JobId(terms.id), DESCRIPTOR)
+    job = SealedJob(terms.envelope, sealed.ciphertext, (wrap,))
+    with refused(Code.CANNOT_OPEN, problem):
+        open_job(job, terms)
+
+
+def test_another_prefix_than_the_terms_name_is_told() -> None:
+    content = parties.body(prefix_token_ids=(1, 2))
+    changes = {"parent_job": JOB, "start_position": 2, "prefix_digest": bytes(32)}
+    job, terms = parties.sealed_job(DESCRIPTOR, content, **changes)
+    with refused(Code.CANNOT_OPEN, "the forced prefix is not the one the terms name"):
+        open_job(job, terms)
+
+
+@pytest.mark.parametrize("plaintext", [b"\xff" * 15 + b"\x80", b"no padding at all"])
+def test_a_sealed_body_that_holds_none_is_told(plaintext: bytes) -> None:
+    key = bytes(32)
+    ciphertext = ChaCha20Poly1305(key).encrypt(bytes(12), plaintext, names.LABEL_BODY)
+    terms = parties.sign(
+        parties.terms(
+            body_digest=hashlib.sha256(ciphertext).digest(),
+            body_bytes=len(ciphertext),
+            key_commitment=sealing.body_key_commitment(key),
+        ),
+        CLIENT,
+    )
+    wrap = sealing.wrap_key(key, JobId(terms.id), DESCRIPTOR)
+    with pytest.raises(NovaMeshError) as caught:
+        open_job(SealedJob(terms.envelope, ciphertext, (wrap,)), terms)
+    assert caught.value.code is Code.CANNOT_OPEN
+    assert caught.value.message.startswith("the body opens, but is none: ")
+    assert not caught.value.message.endswith("None")
+
+
+def test_a_body_under_another_key_or_label_does_not_open() -> None:
+    key = bytes(32)
+    ciphertext = ChaCha20Poly1305(key).encrypt(bytes(12), bytes(64), b"another label")
+    terms = parties.sign(
+        parties.terms(
+            body_digest=hashlib.sha256(ciphertext).digest(),
+            body_bytes=len(ciphertext),
+            key_commitment=sealing.body_key_commitment(key),
+        ),
+        CLIENT,
+    )
+    wrap = sealing.wrap_key(key, JobId(terms.id), DESCRIPTOR)
+    with refused(Code.CANNOT_OPEN, "the sealed body does not open"):
+        open_job(SealedJob(terms.envelope, ciphertext, (wrap,)), terms)
+
+
+def test_an_hpke_key_is_told_by_its_size_and_its_order() -> None:
+    with refused(Code.BAD_KEY, "an X25519 key has 32 bytes, this has 31"):
+        HpkeKey.from_bytes(bytes(31))
+    weak = parties.sign(parties.descriptor(hpke_key=bytes(32)), NODE)
+    with pytest.raises(PeerError) as caught:
+        sealing.wrap_key(bytes(32), JOB, weak)
+    error = caught.value
+    assert (error.code, error.message, error.peer) == (
+        Code.BAD_KEY,
+        "this node's HPKE key is of small order",
+        format_node_id(NODE.node_id),
+    )
+    key = HpkeKey.generate()
+    assert (
+        key.public
+        == X25519PrivateKey.from_private_bytes(key.to_bytes()).public_key().public_bytes_raw()
+    )
