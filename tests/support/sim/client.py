@@ -45,7 +45,6 @@ class Wish:
 class Client(Party):
     """An honest one; see `lying_clients` for what others change."""
 
-    honest = True
     connection: ClassVar[type[PoolConnection]] = PoolConnection
     session: ClassVar[type[JobSession]] = JobSession
 

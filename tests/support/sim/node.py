@@ -103,8 +103,6 @@ class SimEngine:
 class Node(Party):
     """A volunteer's node; `tamper` changes its stream, as a liar would."""
 
-    honest = True
-
     def __init__(self, world: World, number: int, slots: int, pace: Pace) -> None:
         super().__init__(world)
         self.name = f"node-{number}"

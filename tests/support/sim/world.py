@@ -70,6 +70,7 @@ class Party:
     """Somebody with a machine: it lives in one process after another."""
 
     name: str
+    honest = True
 
     def __init__(self, world: World) -> None:
         self._world = world
