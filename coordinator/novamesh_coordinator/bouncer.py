@@ -1,10 +1,10 @@
 """Ends connections: of an address that has too many, and of one that does not stop asking.
 
 gRPC bounds what one connection does and knows nothing of addresses, and even a refusal costs this
-process a tenth of a millisecond. So it looks at its own sockets: what is shut down here, gRPC sees
-as a connection that broke. Rules: only connections to our own port; the newest of too many go; an
-address that was refused STRIKES_MAX times within WINDOW_S is kept out for BARRED_S. Where a
-system does not list a process's sockets, nothing is done.
+process a fraction of a millisecond. So it looks at its own sockets: what is shut down here, gRPC
+sees as a connection that broke. Rules: only connections to our own port; what is one too many
+goes; an address that was refused a call or a connection STRIKES_MAX times within WINDOW_S is kept
+out for BARRED_S. Where a system does not list a process's sockets, nothing is done.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOOK_REST: Final = (
     20  # times as long as a look takes: a thousand sockets are not looked at for ever
 )
 WINDOW_S: Final = 10.0
-STRIKES_MAX: Final = 500
+STRIKES_MAX: Final = 200  # each was taken from gRPC's queue, where members wait too
 BARRED_S: Final = 60.0
 PLACES_MAX: Final = 1_024  # kept out at once; more are let in again
 LISTINGS: Final = ("/proc/self/fd", "/dev/fd")
@@ -50,7 +50,7 @@ class Bouncer:
         self._called = asyncio.Event()
 
     def strike(self, place: str) -> None:
-        """A call from there was refused because too many come, or are begun and not made."""
+        """A call or a connection from there was one too many."""
         now_s = self._monotonic()
         if now_s >= self._window_ends_s:
             self._strikes.clear()
@@ -84,11 +84,13 @@ class Bouncer:
             for connection, host in _connections(self.port):
                 by_place[place_of_host(host)].append(stack.enter_context(connection))
             for place, found in by_place.items():
-                kept = 0 if place in self._barred else self._connections_max
-                for connection in found[kept:]:
+                barred = place in self._barred
+                for connection in found if barred else found[self._connections_max :]:
                     with contextlib.suppress(OSError):  # it has ended by itself
                         connection.shutdown(socket.SHUT_RDWR)
                         ended += 1
+                    if not barred:
+                        self.strike(place)
         return ended
 
 

@@ -178,9 +178,10 @@ def make_door(
         metrics=Metrics(),
         version=metadata.version("novamesh"),
         limits=Limits(
-            address=Rate(2 * per_s, 8 * per_s),
+            address=Rate(2 * per_s, 6 * per_s),
             party=Rate(per_s, 4 * per_s),
-            guests=config.rpcs_max // 4,
+            connections=4 * config.requests_per_s,
+            guests=config.rpcs_max // 16,
             all_guests=config.rpcs_max // 2,
         ),
     )

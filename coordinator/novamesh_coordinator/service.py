@@ -78,11 +78,11 @@ class Limits:
     """How often somebody may ask, one address, one party that proved itself; and what one address
     may have open. An address is one of IPv4, or 64 bits of IPv6."""
 
-    address: Rate = field(default=Rate(200, 800))
+    address: Rate = field(default=Rate(200, 600))
     party: Rate = field(default=Rate(100, 400))
     stream: Rate = field(default=Rate(4_000, 8_000))  # messages of one node's stream
-    connections: int = 2_048  # of one address; a thousand nodes may share one
-    guests: int = 1_024  # calls of one address that are begun and not yet heard
+    connections: int = 400  # of one address, which several members may share
+    guests: int = 256  # calls of one address that are begun and not yet heard
     all_guests: int = 2_048
 
 

@@ -59,6 +59,17 @@ def test_the_newest_of_too_many_connections_of_one_address_go(door: Door) -> Non
     assert [ended(caller) for caller in (*mine, other)] == [False] * 3 + [True] * 2 + [False]
 
 
+def test_whoever_dials_again_and_again_is_kept_out(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bouncing, "STRIKES_MAX", 4)
+    mine = [door.come() for _ in range(7)]
+    assert door.bouncer.look() == 4
+    assert not ended(mine[0])
+    door.bouncer.look()
+    assert all(map(ended, mine))
+
+
 def test_connections_to_other_ports_are_nobodys_business(door: Door) -> None:
     mine = [door.come() for _ in range(4)]
     door.bouncer.port += 1

@@ -10,7 +10,8 @@ import itertools
 
 import pytest
 
-from support.hostile.attacks import ATTACKS, Attacker
+from support.hostile.attacker import Attacker
+from support.hostile.attacks import ATTACKS
 from support.hostile.coordinator import Victim
 from support.hostile.honest import HonestClient, HonestNode, Pace
 

@@ -8,7 +8,6 @@ of its own, dialling from the address HERE; it ends with its standard input and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import itertools
 import json
@@ -16,9 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Final
 
@@ -28,54 +25,17 @@ from novamesh_proto.messages import JobId
 from novamesh_proto.v1 import coordinator_pb2 as pb
 from support.actors import ClientActor
 from support.hostile import http2
-from support.hostile.http2 import ACK, DATA, END_HEADERS, END_STREAM, HEADERS, Connection, frame
+from support.hostile.attacker import STREAMS, Attacker, Reading, many, opened
+from support.hostile.http2 import DATA, END_HEADERS, END_STREAM, HEADERS, frame
 from support.parties import COORDINATOR
 
 CONNECTIONS: Final = 16  # of a flood
-STREAMS: Final = 64  # that a server takes of one connection
 SLOW_S: Final = 1.0  # between two bytes of a slow client
-AGAIN_S: Final = 0.05
 PIECE: Final = 16_384  # bytes of a DATA frame
 HELLO: Final = "/novamesh.v1.PoolService/Hello"
 SUBMIT: Final = "/novamesh.v1.PoolService/Submit"
 WATCH: Final = "/novamesh.v1.PoolService/Watch"
 ATTACH: Final = "/novamesh.v1.NodeService/Attach"
-GONE: Final = (OSError, EOFError, TimeoutError)
-
-
-@dataclass
-class Attacker:
-    """Where he sends to and from, over which line, and what he did."""
-
-    port: int
-    here: str
-    bytes_per_s: float = 0.0  # that his line takes up; 0 for no bound
-    slow_clients: int = 500
-    did: Counter[str] = field(default_factory=Counter)
-    _free_at_s: float = 0.0
-
-    async def pay(self, size: int) -> None:
-        """Wait until the line has taken as many bytes more."""
-        self.did["bytes"] += size
-        if self.bytes_per_s:
-            now_s = time.monotonic()
-            self._free_at_s = max(now_s, self._free_at_s) + size / self.bytes_per_s
-            await asyncio.sleep(self._free_at_s - now_s)
-        else:
-            await asyncio.sleep(0)
-
-    async def dial(self, *, settled: bool = True) -> Connection:
-        """A connection with TLS."""
-        await self.pay(2_000)
-        connection = await Connection.open(self.port, self.here, settled=settled)
-        self.did["connections"] += 1
-        return connection
-
-    async def say(self, connection: Connection, *data: bytes, what: str) -> None:
-        """Send frames, and count them as `what`."""
-        await self.pay(sum(map(len, data)))
-        await connection.send(*data)
-        self.did[what] += 1
 
 
 async def silent(him: Attacker) -> None:
@@ -84,7 +44,7 @@ async def silent(him: Attacker) -> None:
     async def one() -> None:
         await _tcp(him, b"")
 
-    await _many(him.slow_clients, one)
+    await many(him.slow_clients, one)
 
 
 async def slow_tls(him: Attacker) -> None:
@@ -93,7 +53,7 @@ async def slow_tls(him: Attacker) -> None:
     async def one() -> None:
         await _tcp(him, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500))
 
-    await _many(him.slow_clients, one)
+    await many(him.slow_clients, one)
 
 
 async def slow_http2(him: Attacker) -> None:
@@ -101,13 +61,13 @@ async def slow_http2(him: Attacker) -> None:
 
     async def one() -> None:
         connection = await him.dial(settled=False)
-        async with _open(connection):
+        async with opened(connection):
             for byte in http2.PREFACE + frame(http2.SETTINGS, 0, 0):
                 await him.say(connection, bytes([byte]), what="bytes said slowly")
                 await asyncio.sleep(SLOW_S)
             await connection.drain()
 
-    await _many(him.slow_clients, one)
+    await many(him.slow_clients, one)
 
 
 async def slow_calls(him: Attacker) -> None:
@@ -115,7 +75,7 @@ async def slow_calls(him: Attacker) -> None:
 
     async def one() -> None:
         connection = await him.dial()
-        async with _open(connection):
+        async with opened(connection):
             head = http2.block(http2.request(SUBMIT, timeout=None))
             for _ in range(STREAMS):
                 stream = connection.next_stream()
@@ -127,7 +87,7 @@ async def slow_calls(him: Attacker) -> None:
                     await him.say(connection, byte, what="bytes said slowly")
                 await asyncio.sleep(SLOW_S)
 
-    await _many(him.slow_clients, one)
+    await many(him.slow_clients, one)
 
 
 async def big_headers(him: Attacker) -> None:
@@ -138,7 +98,7 @@ async def big_headers(him: Attacker) -> None:
 
     async def one() -> None:
         connection = await him.dial()
-        async with _open(connection):
+        async with opened(connection):
             while True:
                 for block in blocks:
                     opening = frame(
@@ -146,7 +106,7 @@ async def big_headers(him: Attacker) -> None:
                     )
                     await him.say(connection, opening, what="calls")
 
-    await _many(CONNECTIONS, one)
+    await many(CONNECTIONS, one)
 
 
 async def endless_headers(him: Attacker) -> None:
@@ -155,7 +115,7 @@ async def endless_headers(him: Attacker) -> None:
 
     async def one() -> None:
         connection = await him.dial()
-        async with _open(connection):
+        async with opened(connection):
             stream = connection.next_stream()
             opening = http2.block(http2.request(HELLO))
             await him.say(connection, frame(HEADERS, 0, stream, opening), what="calls")
@@ -163,7 +123,7 @@ async def endless_headers(him: Attacker) -> None:
                 more = frame(http2.CONTINUATION, 0, stream, piece)
                 await him.say(connection, more, what="continuations")
 
-    await _many(CONNECTIONS, one)
+    await many(CONNECTIONS, one)
 
 
 async def big_messages(him: Attacker) -> None:
@@ -194,7 +154,7 @@ async def attach_streams(him: Attacker) -> None:
 
     async def one() -> None:
         connection = await him.dial()
-        async with _open(connection):
+        async with opened(connection):
             reading = asyncio.create_task(connection.drain())
             head = http2.block(http2.request(ATTACH, timeout=None))
             while not reading.done():
@@ -203,7 +163,7 @@ async def attach_streams(him: Attacker) -> None:
                     await him.say(connection, opening, what="calls")
                 await asyncio.sleep(SLOW_S)
 
-    await _many(him.slow_clients, one)
+    await many(him.slow_clients, one)
 
 
 async def resets(him: Attacker) -> None:
@@ -212,7 +172,7 @@ async def resets(him: Attacker) -> None:
 
     async def one() -> None:
         connection = await him.dial()
-        async with _open(connection):
+        async with opened(connection):
             while True:
                 batch = []
                 for _ in range(20):
@@ -221,7 +181,7 @@ async def resets(him: Attacker) -> None:
                     batch.append(frame(http2.RST_STREAM, 0, stream, b"\0\0\0\x08"))
                 await him.say(connection, *batch, what="twenties of calls")
 
-    await _many(CONNECTIONS, one)
+    await many(CONNECTIONS, one)
 
 
 async def pings(him: Attacker) -> None:
@@ -241,7 +201,7 @@ async def handshakes(him: Attacker) -> None:
         connection = await him.dial()
         connection.close()
 
-    await _many(CONNECTIONS, one, pause_s=0.0)
+    await many(CONNECTIONS, one, pause_s=0.0)
 
 
 SLOW: Final = (silent, slow_tls, slow_http2, slow_calls, attach_streams)
@@ -252,29 +212,6 @@ FLOODS: Final = (
 ATTACKS: Final[dict[str, Callable[[Attacker], Awaitable[None]]]] = {
     attack.__name__: attack for attack in (*SLOW, *FLOODS)
 }
-
-
-async def _many(count: int, one: Callable[[], Awaitable[None]], pause_s: float = AGAIN_S) -> None:
-    """That many of them side by side, each begun again when it ends."""
-
-    async def again(number: int) -> None:
-        await asyncio.sleep(number * 0.002)
-        while True:
-            with contextlib.suppress(*GONE):
-                await one()
-            await asyncio.sleep(pause_s)
-
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(count):
-            tasks.create_task(again(number))
-
-
-@contextlib.asynccontextmanager
-async def _open(connection: Connection) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        connection.close()
 
 
 async def _tcp(him: Attacker, data: bytes) -> None:
@@ -299,7 +236,7 @@ async def _messages(him: Attacker, data: bytes, encoding: bytes) -> None:
 
     async def one() -> None:
         connection = await him.dial()
-        async with _open(connection), _Reading(connection) as reading:
+        async with opened(connection), Reading(connection) as reading:
             while True:
                 async with asyncio.timeout(http2.CONNECT_S):
                     await reading.room.acquire()
@@ -311,7 +248,7 @@ async def _messages(him: Attacker, data: bytes, encoding: bytes) -> None:
                     flags = END_STREAM if start + PIECE >= len(data) else 0
                     await him.say(connection, frame(DATA, flags, stream, piece), what="pieces")
 
-    await _many(CONNECTIONS, one)
+    await many(CONNECTIONS, one)
 
 
 async def _flood(him: Attacker, method: str, requests: list[bytes]) -> None:
@@ -320,7 +257,7 @@ async def _flood(him: Attacker, method: str, requests: list[bytes]) -> None:
 
     async def one() -> None:
         connection = await him.dial()
-        async with _open(connection), _Reading(connection) as reading:
+        async with opened(connection), Reading(connection) as reading:
             for request in itertools.cycle(requests):
                 async with asyncio.timeout(http2.CONNECT_S):
                     await reading.room.acquire()
@@ -330,71 +267,17 @@ async def _flood(him: Attacker, method: str, requests: list[bytes]) -> None:
                 body = frame(DATA, END_STREAM, stream, http2.message(request))
                 await him.say(connection, opening, body, what="calls")
 
-    await _many(CONNECTIONS, one)
+    await many(CONNECTIONS, one)
 
 
 async def _repeat(him: Attacker, data: bytes, what: str) -> None:
     async def one() -> None:
         connection = await him.dial()
-        async with _open(connection):
+        async with opened(connection):
             while True:
                 await him.say(connection, data, what=what)
 
-    await _many(CONNECTIONS, one)
-
-
-class _Reading:
-    """Reads what comes, so that calls end and windows open; ends with what it is a context of."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._credit = 65_535
-        self._opened = asyncio.Event()
-        self._ended = -1  # this stream and all before it are over
-        self._over: set[int] = set()  # and these after it
-        self.room = asyncio.Semaphore(STREAMS)
-
-    async def __aenter__(self) -> _Reading:
-        self._task = asyncio.create_task(self._read())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    async def spend(self, size: int) -> None:
-        """Wait until the connection's window takes as many bytes more."""
-        while self._credit < size:
-            self._opened.clear()
-            if self._task.done():
-                raise EOFError
-            async with asyncio.timeout(http2.CONNECT_S):
-                await self._opened.wait()
-        self._credit -= size
-
-    async def _read(self) -> None:
-        with contextlib.suppress(*GONE):
-            while True:
-                came = await self._connection.read()
-                if came.kind == http2.WINDOW_UPDATE and not came.stream:
-                    self._credit += int.from_bytes(came.payload, "big")
-                    self._opened.set()
-                elif came.kind == http2.PING and not came.flags & ACK:
-                    await self._connection.send(frame(http2.PING, ACK, 0, came.payload))
-                elif came.stream > self._ended and (
-                    came.kind == http2.RST_STREAM or (came.flags & END_STREAM and came.kind < 2)
-                ):
-                    self._end(came.stream)
-        self._opened.set()
-
-    def _end(self, stream: int) -> None:
-        """A call is over: once, although the server may say so twice."""
-        if stream not in self._over:
-            self._over.add(stream)
-            self.room.release()
-        while self._ended + 2 in self._over:
-            self._ended += 2
-            self._over.remove(self._ended)
+    await many(CONNECTIONS, one)
 
 
 @cache
