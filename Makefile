@@ -8,12 +8,16 @@ SEEDS ?= 10000
 ROUNDS ?= 25
 MESSAGES ?= 100000
 SECONDS ?= 600
-.PHONY: demo test sim crash hostile siege load soak lint fix proto check-proto check-compose docs bench train clean
+.PHONY: demo test coverage mutants sim crash hostile siege load soak lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.run
 	$(BIN)/novamesh demo
 test: $(VENV)/.run
 	$(PY) -m pytest
+coverage: $(VENV)/.run
+	cd tests && ../$(PY) -m support.own_coverage $(MODULES)
+mutants: $(VENV)/.mutants
+	cd tests && ../$(PY) -m support.mutants $(MODULES)
 sim: $(VENV)/.run
 	cd tests && ../$(PY) -m support.sim.campaign --seeds $(SEEDS)
 crash: $(VENV)/.run
@@ -55,6 +59,9 @@ $(PY):
 # Without a C++ compiler the wheel is pure and the engine computes with torch: `novamesh doctor` says which.
 $(VENV)/.run: pyproject.toml constraints.txt $(wildcard engine/native/*) | $(PY)
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+$(VENV)/.mutants: $(VENV)/.run
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),mutants]'
 	@touch $@
 $(VENV)/.dev: $(VENV)/.run
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),dev]'

@@ -40,15 +40,12 @@ import pytest
 
 sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__name__.startswith("ScikitBuild")]
 pytest.Item._nodeid = property(lambda item: item.nodeid)  # mutmut 3.8 reads it, pytest 9.2 lost it
-hypothesis.settings.register_profile(
-    "few", max_examples=EXAMPLES, derandomize=True, database=None, deadline=None
-)
-hypothesis.settings.load_profile("few")
 as_many = hypothesis.settings.__init__
 
 
 def few(self, *args, max_examples=EXAMPLES, **wanted):
-    as_many(self, *args, max_examples=min(max_examples, EXAMPLES), **wanted)
+    wanted |= {"max_examples": min(max_examples, EXAMPLES), "derandomize": True, "database": None}
+    as_many(self, *args, **wanted)
 
 
 hypothesis.settings.__init__ = few
