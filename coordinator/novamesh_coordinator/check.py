@@ -2,7 +2,8 @@
 
 Every event from the first on is bound to the next, what it means is replayed, each snapshot is
 compared with the state that it stands for, and the audit looks at jobs, payments and signatures.
-Rules: nothing is mended; a damaged log ends the check there, everything else is told to its end.
+Rules: nothing is mended, and no byte of the coordinator's folder changes, nor does a file come or
+go; a damaged log ends the check there, everything else is told to its end.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final
 from novamesh_coordinator.audit import Auditor
 from novamesh_coordinator.core import Core, PoolIdentity
 from novamesh_coordinator.log_chain import Mark, RowLike, SnapshotLike, check_rows, corrupt
-from novamesh_coordinator.store import Store, open_store
+from novamesh_coordinator.store import Store, open_store_to_look
 from novamesh_proto.errors import NovaMeshError
 
 PROBLEMS_MAX: Final = 100
@@ -71,13 +72,13 @@ class _Reading:
 
 
 async def check_folder(identity: PoolIdentity, database: Path) -> Report:
-    """Open a database that nobody uses, and check it.
+    """Open a database that nobody uses, and check it; its folder stays as it is, byte for byte.
 
     Raises:
         NovaMeshError: CONFLICT if a coordinator runs on it, STORAGE, CORRUPT if it cannot be
             opened at all.
     """
-    store = await open_store(database)
+    store = await open_store_to_look(database)
     try:
         return await check(identity, store)
     finally:

@@ -12,15 +12,21 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
+import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from novamesh_coordinator.database_errors import storage
@@ -38,9 +44,12 @@ Work = Callable[[sa.Connection], T]
 class Database:
     """One open database; made by `open_database`."""
 
-    def __init__(self, engine: sa.Engine, lock: IO[str]) -> None:
+    def __init__(
+        self, engine: sa.Engine, lock: IO[str] | contextlib.ExitStack, evidence: Path | None
+    ) -> None:
         self._engine = engine
         self._lock = lock
+        self._evidence = evidence  # the write-ahead log, unless nothing may be changed
         self._writer = engine.connect()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
 
@@ -71,9 +80,9 @@ class Database:
 
     def keep_evidence(self) -> None:
         """SQLite drops what it does not understand of its write-ahead log when we close it."""
-        path = self._engine.url.database or ""
-        with contextlib.suppress(OSError):  # there is none, or an earlier start kept it
-            os.link(f"{path}-wal", f"{path}-wal{REFUSED}")
+        if self._evidence is not None:
+            with contextlib.suppress(OSError):  # there is none, or an earlier start kept it
+                os.link(self._evidence, f"{self._evidence}{REFUSED}")
 
     async def close(self) -> None:
         """Let another process have it."""
@@ -95,6 +104,59 @@ async def open_database(path: Path) -> Database:
     return await asyncio.to_thread(_open, path)
 
 
+async def open_to_look(path: Path) -> Database:
+    """Open the database of a coordinator that does not run, so that no byte of its folder changes.
+
+    Raises:
+        NovaMeshError: CONFLICT if another process has it, STORAGE, CORRUPT.
+    """
+    return await asyncio.to_thread(_open_to_look, path)
+
+
+def _open_to_look(path: Path) -> Database:
+    held = contextlib.ExitStack()
+    try:
+        held.enter_context(_keep_others_out(path))
+        address = _address_to_look(path, held)
+        engine = sa.create_engine(
+            "sqlite://",
+            creator=lambda: sqlite3.connect(address, uri=True, check_same_thread=False),
+            poolclass=sa.QueuePool,
+        )
+        held.callback(engine.dispose)
+        with storage("open the database"):
+            with engine.connect() as connection:
+                _require_schema(connection)
+            return Database(engine, held, None)
+    except BaseException:
+        held.close()
+        raise
+
+
+def _address_to_look(path: Path, held: contextlib.ExitStack) -> str:
+    """Where SQLite may read without leaving a trace.
+
+    Whoever reads a write-ahead log writes an index beside it, and whoever closes one that is
+    damaged removes it. So it is read as a copy in another folder; without one nothing is written.
+    """
+    log = path.with_name(path.name + "-wal")
+    if not log.exists():
+        return f"file:{quote(str(path.absolute()))}?immutable=1"
+    try:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="novamesh-check-")))
+        shutil.copyfile(log, folder / log.name)
+        try:
+            os.link(path, folder / path.name)
+        except OSError:  # another file system, or the file of another owner
+            shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        problem = f"cannot copy {path} to look at it: {error.strerror}"
+        raise NovaMeshError(
+            Code.STORAGE, problem, "name a folder with room for it: TMPDIR=FOLDER"
+        ) from error
+    return f"file:{quote(str(folder / path.name))}?mode=ro"
+
+
 def _open(path: Path) -> Database:
     lock = _take_lock(path.with_name(path.name + ".lock"))
     engine = sa.create_engine(f"sqlite:///{path}")
@@ -104,7 +166,7 @@ def _open(path: Path) -> Database:
         with storage("open the database"):
             with MIGRATING, engine.begin() as connection:
                 _migrate(connection)
-            return Database(engine, lock)
+            return Database(engine, lock, path.with_name(path.name + "-wal"))
     except BaseException:
         # Whatever went wrong: the lock is not left behind.
         engine.dispose()
@@ -122,6 +184,23 @@ def _take_lock(path: Path) -> IO[str]:
         raise NovaMeshError(
             Code.STORAGE, f"cannot write {path}: {error.strerror}", "check owner and free space"
         ) from error
+    _have_alone(lock, path)
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def _keep_others_out(path: Path) -> IO[str]:
+    """The same lock without a write; where it was never taken there is nobody to keep out."""
+    name = path.with_name(path.name + ".lock")
+    lock = (name if name.exists() else Path(os.devnull)).open()
+    if name.exists():
+        _have_alone(lock, name)
+    return lock
+
+
+def _have_alone(lock: IO[str], path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -133,10 +212,6 @@ def _take_lock(path: Path) -> IO[str]:
             f"another coordinator (process {owner}) is using {path.with_suffix('')}",
             "stop it first, or serve another --home",
         ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    return lock
 
 
 def _begin(connection: sa.Connection) -> None:
@@ -155,9 +230,26 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _migrate(connection: sa.Connection) -> None:
+def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", "novamesh_coordinator:migrations")
+    return config
+
+
+def _require_schema(connection: sa.Connection) -> None:
+    """Whoever only looks does not migrate either."""
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found != ScriptDirectory.from_config(_config()).get_current_head():
+        raise NovaMeshError(
+            Code.CORRUPT,
+            f"the database has the schema {found}, which is not the one of this version",
+            "start the coordinator once, and it is brought up to date; or run the version of "
+            "novamesh that wrote it",
+        )
+
+
+def _migrate(connection: sa.Connection) -> None:
+    config = _config()
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")

@@ -24,15 +24,18 @@ _LINE: Final = re.compile(rb"([0-9]{20}) ([0-9a-f]{64})\n")
 class HighWater:
     """The file of one open database."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create it.
+    def __init__(self, path: Path, *, look_only: bool = False) -> None:
+        """Open it; create it where there is none, unless somebody only looks.
 
         Raises:
             NovaMeshError: STORAGE.
         """
         self._path = path
+        mode = os.O_RDONLY if look_only else os.O_RDWR | os.O_CREAT
+        if look_only and not path.exists():
+            path = Path(os.devnull)  # reads as one in which nothing was acknowledged yet
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = os.open(path, mode | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise NovaMeshError(
                 Code.STORAGE, f"cannot write {path}: {error.strerror}", "check owner and free space"

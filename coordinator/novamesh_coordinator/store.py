@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from novamesh_coordinator.body_cache import BodyCache
 from novamesh_coordinator.core import CoreState
-from novamesh_coordinator.database import Database, open_database
+from novamesh_coordinator.database import Database, open_database, open_to_look
 from novamesh_coordinator.events import AttemptSettled, JobEnded, Record
 from novamesh_coordinator.high_water import HighWater
 from novamesh_coordinator.log_chain import (
@@ -303,9 +303,22 @@ async def open_store(path: Path) -> Store:
     Raises:
         NovaMeshError: CONFLICT if another process has it, STORAGE, CORRUPT.
     """
-    database = await open_database(path)
+    return await _with_mark(await open_database(path), path, look_only=False)
+
+
+async def open_store_to_look(path: Path) -> Store:
+    """Open the log of a coordinator that does not run, so that no byte of its folder changes.
+
+    Raises:
+        NovaMeshError: CONFLICT if another process has it, STORAGE, CORRUPT.
+    """
+    return await _with_mark(await open_to_look(path), path, look_only=True)
+
+
+async def _with_mark(database: Database, path: Path, *, look_only: bool) -> Store:
+    mark = path.with_name(path.name + ".mark")
     try:
-        return Store(database, HighWater(path.with_name(path.name + ".mark")))
+        return Store(database, HighWater(mark, look_only=look_only))
     except BaseException:
         await database.close()
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from novamesh_coordinator.database import open_database
+from novamesh_coordinator.database import open_database, open_to_look
 from novamesh_proto.errors import Code, NovaMeshError
 
 COUNT = sa.text("select count(*) from probes")
@@ -89,3 +90,19 @@ async def test_only_its_owner_reads_it(tmp_path: Path) -> None:
     await (await open_database(tmp_path / "deep" / "c.db")).close()
     assert (tmp_path / "deep" / "c.db").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "deep").stat().st_mode & 0o777 == 0o700
+
+
+async def test_whoever_looks_reads_what_is_in_the_log_and_writes_nothing(tmp_path: Path) -> None:
+    writing = await open_database(tmp_path / "c.db")
+    await writing.write("add", add)
+    (tmp_path / "copy").mkdir()
+    for name in ("c.db", "c.db-wal"):
+        shutil.copy(tmp_path / name, tmp_path / "copy" / name)
+    await writing.close()
+    looking = await open_to_look(tmp_path / "copy" / "c.db")
+    assert await looking.read("count", lambda reader: reader.scalar(COUNT)) == 1
+    with pytest.raises(NovaMeshError, match="readonly"):
+        await looking.write("add", add)
+    looking.keep_evidence()
+    await looking.close()
+    assert {one.name for one in (tmp_path / "copy").iterdir()} == {"c.db", "c.db-wal"}

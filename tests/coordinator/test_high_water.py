@@ -63,3 +63,10 @@ def test_a_disk_that_refuses_the_mark_does_not_undo_a_commit(
     mark.write(Mark(816, PLACE.digest))
     assert mark.read() == PLACE
     mark.close()
+
+
+def test_whoever_only_looks_makes_no_file(tmp_path: Path) -> None:
+    looking = HighWater(tmp_path / "c.mark", look_only=True)
+    assert looking.read() == Mark()
+    looking.close()
+    assert not list(tmp_path.iterdir())
