@@ -25,7 +25,7 @@ crash: $(VENV)/.run
 hostile: $(VENV)/.run
 	cd tests && ../$(PY) -m support.hostile.storm --messages $(MESSAGES)
 siege: $(VENV)/.run
-	PYTHONPATH=tests $(PY) benchmarks/hostile.py
+	GRPC_VERBOSITY=NONE PYTHONPATH=tests $(PY) benchmarks/hostile.py
 load: $(VENV)/.run
 	@for mode in core latency idle overload "steady --seconds $(SECONDS)"; do echo "== $$mode"; \
 	  PYTHONPATH=tests $(PY) benchmarks/coordinator.py $$mode || missed=1; done; test -z "$$missed"
