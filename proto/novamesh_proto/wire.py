@@ -199,10 +199,10 @@ def _repeated(cls: type, name: str, item: Any, bounds: list[Any], check: Check |
             name, _each(plan.read), plan.write, check, optional=False, nested=False, repeated=True
         )
     item_check = _check(cls, name, item, bounds)
+    assert check is not None, f"{cls.__name__}.{name} is a list without a bound"
 
     def both(values: Any) -> None:
-        if check is not None:
-            check(values)
+        check(values)
         if item_check is not None:
             for value in values:
                 item_check(value)
@@ -250,12 +250,12 @@ def _enum_reader(cls: type, name: str, base: Any) -> Turn:
 
 def _check(cls: type, name: str, base: Any, bounds: list[Any]) -> Check | None:
     """What holds a field's bounds; the messages name the field, never its value."""
-    for bound in bounds:
-        if isinstance(bound, Size):
-            return _size_check(cls, name, base is str, bound)
-        if isinstance(bound, Range):
-            return _range_check(cls, name, bound)
-    return None
+    if not bounds:
+        return None
+    bound = bounds[0]
+    if isinstance(bound, Size):
+        return _size_check(cls, name, base is str, bound)
+    return _range_check(cls, name, bound)
 
 
 def _size_check(cls: type, name: str, text: bool, bound: Size) -> Check:

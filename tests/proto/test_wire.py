@@ -207,3 +207,39 @@ def test_a_class_without_a_protobuf_message_is_a_bug() -> None:
 def test_a_prompt_at_the_limit_passes() -> None:
     body = JobBody(parties.digest("a"), parties.digest("b"), text="x" * limits.BODY_BYTES_MAX)
     assert wire.decode(JobBody, wire.encode(body)) == body
+
+
+def test_a_job_has_ended_from_settled_on() -> None:
+    ended = {JobState.SETTLED, JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED}
+    assert {state for state in JobState if state.terminal} == ended
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (replace(VIEW, job=bytes(31)), "JobView.job has size 31, allowed is 32 to 32"),
+        (replace(VIEW, attempt=2**32), "JobView.attempt does not fit its type"),
+        (replace(VIEW, code="\ud800"), "JobView.code does not fit its type"),
+        (JobsQuery(parties.head(parties.CLIENT), 0), "JobsQuery.count is outside 1 to 200"),
+        (ChatPrompt(()), "ChatPrompt.messages has size 0, allowed is 1 to 256"),
+        (replace(BODY, text="also"), "JobBody.chat/text/tokens needs exactly one, has 2"),
+    ],
+)
+def test_a_broken_bound_is_told_with_its_numbers(message: Any, words: str) -> None:
+    assert refused(Code.BAD_REQUEST, message) == words
+
+
+def test_bytes_that_are_no_message_are_told_by_its_name() -> None:
+    for data, bytes_max, code, words in (
+        (bytes(11), 10, Code.TOO_LARGE, "ErrorDetail has 11 bytes, at most 10 are taken"),
+        (b"\xff", 10, Code.BAD_REQUEST, "these bytes are not a ErrorDetail"),
+    ):
+        with pytest.raises(NovaMeshError) as caught:
+            wire.decode(ErrorDetail, data, bytes_max)
+        assert (caught.value.code, caught.value.message) == (code, words)
+    assert wire.decode(ErrorDetail, b"", 0) == ErrorDetail("", "")
+    pb = wire.to_pb(ChunkBody((), "", (), FinishReason.STOP))
+    pb.finish = 99
+    with pytest.raises(NovaMeshError) as caught:
+        wire.from_pb(ChunkBody, pb)
+    assert caught.value.message == "ChunkBody.finish has an unknown value"
