@@ -7,8 +7,9 @@ EXTRAS := node,coordinator,test
 SEEDS ?= 10000
 ROUNDS ?= 25
 MESSAGES ?= 100000
+MINUTES ?= 30
 SECONDS ?= 600
-.PHONY: demo test coverage mutants sim crash hostile siege load soak lint fix proto check-proto check-compose docs bench train clean
+.PHONY: demo test coverage mutants sim crash fuzz hostile siege load soak lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.run
 	$(BIN)/novamesh demo
@@ -22,6 +23,8 @@ sim: $(VENV)/.run
 	cd tests && ../$(PY) -m support.sim.campaign --seeds $(SEEDS)
 crash: $(VENV)/.run
 	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.crash --rounds $(ROUNDS)
+fuzz: $(VENV)/.fuzz
+	cd tests && ../$(PY) -m support.fuzz.campaign --minutes $(MINUTES)
 hostile: $(VENV)/.run
 	cd tests && ../$(PY) -m support.hostile.storm --messages $(MESSAGES)
 siege: $(VENV)/.run
@@ -59,6 +62,9 @@ $(PY):
 # Without a C++ compiler the wheel is pure and the engine computes with torch: `novamesh doctor` says which.
 $(VENV)/.run: pyproject.toml constraints.txt $(wildcard engine/native/*) | $(PY)
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+$(VENV)/.fuzz: $(VENV)/.run
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),fuzz]'
 	@touch $@
 $(VENV)/.mutants: $(VENV)/.run
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),mutants]'
