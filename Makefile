@@ -9,7 +9,7 @@ ROUNDS ?= 25
 MESSAGES ?= 100000
 MINUTES ?= 30
 SECONDS ?= 600
-.PHONY: demo test coverage mutants sim crash fuzz hostile siege load soak lint fix proto check-proto check-compose docs bench train clean
+.PHONY: demo test coverage mutants sim crash disk restart fuzz hostile siege load soak lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.run
 	$(BIN)/novamesh demo
@@ -23,6 +23,11 @@ sim: $(VENV)/.run
 	cd tests && ../$(PY) -m support.sim.campaign --seeds $(SEEDS)
 crash: $(VENV)/.run
 	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.crash --rounds $(ROUNDS)
+	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.kills --jobs 200
+disk: $(VENV)/.run
+	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.disk_faults --rounds $(ROUNDS)
+restart: $(VENV)/.run
+	PYTHONPATH=tests $(PY) benchmarks/restart.py
 fuzz: $(VENV)/.fuzz
 	cd tests && ../$(PY) -m support.fuzz.campaign --minutes $(MINUTES)
 hostile: $(VENV)/.run

@@ -129,6 +129,7 @@ def _open_to_look(path: Path) -> Database:
                 _require_schema(connection)
             return Database(engine, held, None)
     except BaseException:
+        # Whatever went wrong: neither the lock nor the copy is left behind.
         held.close()
         raise
 

@@ -320,6 +320,7 @@ async def _with_mark(database: Database, path: Path, *, look_only: bool) -> Stor
     try:
         return Store(database, HighWater(mark, look_only=look_only))
     except BaseException:
+        # Whatever went wrong: the lock is not left behind.
         await database.close()
         raise
 

@@ -1,6 +1,6 @@
 """A real coordinator on a disk that fails mid-job: it refuses, tells, and goes on when it is well.
 
-Each fault once here, by a library that stands before its system calls; `make crash` does it again
+Each fault once here, by a library that stands before its system calls; `make disk` does it again
 under strace and on a small file system of its own, where the machine allows that.
 """
 

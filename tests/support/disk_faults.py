@@ -22,59 +22,25 @@ import tempfile
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from novamesh.clock import Clock
-from novamesh.config import ClientSettings
-from novamesh.job_records import JobRecords
-from novamesh.order import Options, Order, Prompt
 from novamesh.pool import PoolConnection
-from novamesh.receipts import Receipts
-from novamesh.session import Desk, JobSession
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.messages import ChatMessage, ChatPrompt, JobState
+from novamesh_proto.messages import JobState
 from support.bad_disks import DEAD, SLOW, BadDisk, Fault, Shim, SmallDisk, Traced, opened
 from support.failpoints import quiet
-from support.parties import OFFER, party
-from support.real_world import Premises, end, free_port, make_world, problems
-from support.sim.parties import Client, Node, Pace, Wish, World
+from support.parties import party
+from support.real_world import Asker, Premises, end, free_port, make_world, problems
+from support.sim.parties import Client, Node, Pace, Wish
 
 LIMIT_S: Final = 120.0
 LONG: Final = 250  # tokens of the answer that is under way, at 20 ms
 LATE: Final = 450  # of one that cannot be ready in time
 TOGETHER: Final = 4
 MEANS: Final = (Shim, Traced, SmallDisk)
-
-
-class Asker:
-    """A client that asks once, and does not try again unless it is told to."""
-
-    def __init__(self, world: World) -> None:
-        self.pool = PoolConnection(world.pool, party("asker"), Clock.system(), 20.0)
-        records = JobRecords(world.folder / "asker" / "jobs")
-        receipts = Receipts(world.folder / "asker" / "receipts")
-        self._desk = Desk(self.pool, ClientSettings(), records, receipts, Clock.system())
-        self.wishes: list[Wish] = []
-
-    async def ask(self, tokens: int = 4, deadline_s: float = 60.0, tries: int = 1) -> Wish:
-        """One answer, or why there is none."""
-        wish = Wish(tokens, deadline_s)
-        self.wishes.append(wish)
-        chat = ChatPrompt((ChatMessage("user", f"{len(self.wishes)}"),))
-        options = replace(Options(), max_tokens=tokens)
-        order = Order(OFFER.name, Prompt(chat=chat), options, deadline_s)
-
-        async def emit(piece: object) -> None:
-            del piece
-
-        desk = replace(self._desk, settings=ClientSettings(retries=tries))
-        try:
-            wish.completion = await JobSession(desk, emit).run(order)
-        except NovaMeshError as error:
-            wish.error = error
-        return wish
 
 
 @dataclass

@@ -11,13 +11,19 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from novamesh.config import Pool
-from novamesh.receipts import verify_file
+from novamesh.clock import Clock
+from novamesh.completion import Completion, Piece
+from novamesh.config import ClientSettings, Pool
+from novamesh.job_records import JobRecords
+from novamesh.order import Options, Order, Prompt
+from novamesh.pool import PoolConnection
+from novamesh.receipts import Receipts, verify_file
+from novamesh.session import Desk, JobSession
 from novamesh_coordinator.check import check
 from novamesh_coordinator.config import CoordinatorConfig
 from novamesh_coordinator.events import AttemptSettled, JobAdmitted
@@ -25,7 +31,8 @@ from novamesh_coordinator.log_chain import read_row
 from novamesh_coordinator.store import open_store
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id
-from support.parties import COORDINATOR, NETWORK
+from novamesh_proto.messages import ChatMessage, ChatPrompt, JobId
+from support.parties import COORDINATOR, NETWORK, OFFER, party
 from support.sim.loop import START_S
 from support.sim.parties import IDENTITY, Party, Wish, World
 
@@ -70,11 +77,53 @@ def make_world(root: Path, port: int, rng: random.Random) -> World:
     return World(loop, nobody, nobody, rng, lambda text: None, root, pool, epoch_ms)
 
 
+class Asker:
+    """A client that asks once, and does not try again unless it is told to."""
+
+    def __init__(self, world: World, name: str = "asker") -> None:
+        self.pool = PoolConnection(world.pool, party(name), Clock.system(), 20.0)
+        self.records = JobRecords(world.folder / name / "jobs")
+        receipts = Receipts(world.folder / name / "receipts")
+        self._desk = Desk(self.pool, ClientSettings(), self.records, receipts, Clock.system())
+        self.wishes: list[Wish] = []
+
+    async def ask(self, tokens: int = 4, deadline_s: float = 60.0, tries: int = 1) -> Wish:
+        """One answer, or why there is none."""
+        wish = Wish(tokens, deadline_s)
+        self.wishes.append(wish)
+        chat = ChatPrompt((ChatMessage("user", f"{len(self.wishes)}"),))
+        options = replace(Options(), max_tokens=tokens)
+        order = Order(OFFER.name, Prompt(chat=chat), options, deadline_s)
+
+        await self._carry_out(wish, tries, lambda session: session.run(order))
+        return wish
+
+    async def resume(self, job: JobId) -> Wish:
+        """The answer to what an earlier life asked for."""
+        wish = Wish(0, 60.0)
+        self.wishes.append(wish)
+        record = self.records.load(job)
+        await self._carry_out(wish, 5, lambda session: session.resume(record, 60.0))
+        return wish
+
+    async def _carry_out(
+        self, wish: Wish, tries: int, work: Callable[[JobSession], Awaitable[Completion]]
+    ) -> None:
+        async def emit(piece: Piece) -> None:
+            wish.pieces.append(piece)
+
+        desk = replace(self._desk, settings=ClientSettings(retries=tries))
+        try:
+            wish.completion = await work(JobSession(desk, emit))
+        except NovaMeshError as error:
+            wish.error = error
+
+
 async def end(parties: Sequence[Party]) -> None:
     """Everybody goes home."""
-    for party in parties:
-        if party.process is not None:
-            for task in tuple(party.process.tasks):
+    for one in parties:
+        if one.process is not None:
+            for task in tuple(one.process.tasks):
                 task.cancel()
                 await asyncio.wait([task], timeout=5)
 
