@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from novamesh_proto.attestation import witnessed_speed
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.evidence import VerifiedReceipt, check_evidence
 from novamesh_proto.identity import PrivateKey
@@ -318,6 +319,9 @@ def test_what_is_not_there_is_not_vouched_for() -> None:
         claim.completion_tokens,
     )
     assert told.ttft_us == HONEST.client_receipt.message.ttft_us
+    assert told.tokens_per_s == witnessed_speed(HONEST.client_receipt.message) > 0
+    instant = tell({"client_receipt": {"burst_tokens": 10**6}}).client_receipt
+    assert evidence(HONEST, client_receipt=instant).tokens_per_s is None
     dead = evidence(HONEST, attestation=None, relay_receipt=None, client_receipt=None)
     point = HONEST.checkpoint.message
     assert (dead.prompt_tokens, dead.completion_tokens) == (None, point.position)

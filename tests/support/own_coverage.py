@@ -35,6 +35,14 @@ class Walked:
         """Whether nothing was left out."""
         return not (self.failed or self.missing_lines or self.missing_branches)
 
+    @property
+    def line(self) -> str:
+        """Its line of the table."""
+        branches = ", ".join(f"{start}→{end}" for start, end in self.missing_branches)
+        left = f"lines {list(self.missing_lines)} branches {branches}"
+        verdict = self.failed or ("all" if self.whole else left)
+        return f"{self.module.part:9} {self.module.name:24} {self.branches:4}  {verdict}"
+
 
 def run_tests(tests: tuple[Path, ...], own: list[Module], folder: Path) -> list[Walked]:
     """Run some test files alone, and look at the modules whose own they are."""
@@ -77,17 +85,14 @@ def main() -> int:
     groups: dict[tuple[Path, ...], list[Module]] = {}
     for module in chosen:
         groups.setdefault(module.tests, []).append(module)
+    whole = 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = pool.map(lambda group: run_tests(*group, Path(folder)), groups.items())
-        results = [walked for run in runs for walked in run]
-    for walked in results:
-        branches = ", ".join(f"{start}→{end}" for start, end in walked.missing_branches)
-        left = f"lines {list(walked.missing_lines)} branches {branches}"
-        verdict = walked.failed or ("all" if walked.whole else left)
-        print(f"{walked.module.part:9} {walked.module.name:24} {walked.branches:4}  {verdict}")
-    whole = sum(walked.whole for walked in results)
-    print(f"{whole} of {len(results)} modules: every branch walked by their own tests")
-    return whole != len(results)
+        for run in pool.map(lambda group: run_tests(*group, Path(folder)), groups.items()):
+            for walked in run:
+                whole += walked.whole
+                print(walked.line, flush=True)
+    print(f"{whole} of {len(chosen)} modules: every branch walked by their own tests")
+    return whole != len(chosen)
 
 
 if __name__ == "__main__":
