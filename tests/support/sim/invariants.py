@@ -33,6 +33,7 @@ from support.sim.pool import IDENTITY
 from support.sim.swarm import HEALING_S, Swarm
 
 PATIENT_S = 45.0
+SLACK_S = 12.0
 ACCUSING = frozenset(
     {Code.BAD_KEY, Code.BAD_REQUEST, Code.BAD_SIGNATURE, Code.CORRUPT, Code.FORBIDDEN,
      Code.INTERNAL, Code.REPLAYED, Code.WRONG_TYPE}
@@ -179,7 +180,11 @@ def _served(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
     del records
     for client in swarm.clients if swarm.calm else ():
         for wish in client.wishes:
-            patient = wish.stop_after is None and wish.deadline_s >= PATIENT_S
+            # Whatever node the job came to, that one had the time for all of it, and some more.
+            paces = [node.pace for node in swarm.nodes]
+            work_s = max(pace.prefill_s + wish.tokens * pace.token_s for pace in paces)
+            enough = wish.deadline_s >= max(PATIENT_S, work_s + SLACK_S)
+            patient = wish.stop_after is None and enough
             if patient and wish.completion is None:
                 yield f"all is well, and {client.name} was not answered: {wish.error}"
 
