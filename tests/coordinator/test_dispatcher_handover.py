@@ -6,7 +6,7 @@ import pytest
 
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.effects import Assign, Publish, StopAttempt
-from novamesh_coordinator.events import AttemptEnded, JobEnded
+from novamesh_coordinator.events import AttemptEnded, JobAdmitted, JobEnded
 from novamesh_proto.errors import Code
 from novamesh_proto.limits import TAIL_KEPT_MS
 from novamesh_proto.messages import JobState
@@ -183,3 +183,27 @@ def test_the_timers_of_a_job_at_work_outlast_a_job_that_is_gone(table: Table) ->
     table.pass_time(15.1)
     assert table.core.dispatcher.terms_of(order.id) is None
     assert table.core.next_ms() is None
+
+
+def test_a_job_whose_lease_and_deadline_run_out_together_ends_once() -> None:
+    scene = Scene()
+    table = scene.table
+    for _ in range(3):
+        table.pass_time(14)
+        table.progress(scene.attempt, round(table.clock.monotonic()))
+    table.pass_time(30)
+    assert len(scene.records(JobEnded)) == 1
+    assert scene.state.terminal
+    assert table.core.next_ms() == table.now.ticks_ms + TAIL_KEPT_MS
+
+
+def test_a_job_that_was_admitted_and_never_assigned_waits_for_its_deadline(table: Table) -> None:
+    client, node = table.client(), table.node()
+    order = table.order(client, node)
+    while not isinstance(table.log[-1], JobAdmitted):
+        table.log.pop()
+    table.restart()
+    table.pass_time(30.1)
+    assert table.view(client, order.id).state is JobState.ADMITTED
+    table.pass_time(30)
+    assert table.view(client, order.id).state is JobState.EXPIRED

@@ -353,3 +353,12 @@ def test_the_liar_is_named(scene: Scene) -> None:
     with pytest.raises(floor.PeerError) as caught:
         table.core.floor._check_room(job, stream, 201)
     assert caught.value.peer == format_node_id(scene.node.id)
+
+
+@pytest.mark.parametrize(("done", "state"), [(0, JobState.FAILED), (1, JobState.RUNNING)])
+def test_only_progress_renews_a_lease(scene: Scene, done: int, state: JobState) -> None:
+    table = scene.table
+    table.pass_time(14.9)
+    table.progress(scene.attempt, done)
+    table.pass_time(0.2)
+    assert scene.state is state
