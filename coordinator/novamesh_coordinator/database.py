@@ -75,8 +75,31 @@ class Database:
         return await asyncio.to_thread(self._look, doing, work)
 
     def _look(self, doing: str, work: Work[T]) -> T:
-        with storage(doing), self._engine.connect() as reader:
-            return work(reader)
+        try:
+            with storage(doing), self._engine.connect() as reader:
+                return work(reader)
+        except NovaMeshError as error:
+            if error.code is Code.CORRUPT:
+                self._require_readable()
+            raise
+
+    def _require_readable(self) -> None:
+        """SQLite takes what the system cannot read for damage, too; but that may heal."""
+        log = self._evidence
+        for path in () if log is None else (log.with_name(log.name.removesuffix("-wal")), log):
+            try:
+                with path.open("rb") as file:
+                    while file.read(1 << 20):
+                        pass
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise NovaMeshError(
+                    Code.STORAGE,
+                    f"cannot read {path}: {error.strerror}",
+                    "mend the coordinator's disk; it goes on by itself then",
+                    retry_after_ms=2_000,
+                ) from error
 
     def keep_evidence(self) -> None:
         """SQLite drops what it does not understand of its write-ahead log when we close it."""

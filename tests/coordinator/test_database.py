@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -106,3 +108,26 @@ async def test_whoever_looks_reads_what_is_in_the_log_and_writes_nothing(tmp_pat
     looking.keep_evidence()
     await looking.close()
     assert {one.name for one in (tmp_path / "copy").iterdir()} == {"c.db", "c.db-wal"}
+
+
+async def test_what_cannot_be_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = await open_database(tmp_path / "c.db")
+
+    def malformed(reader: sa.Connection) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with pytest.raises(NovaMeshError, match="malformed") as refused:
+        await database.read("read", malformed)
+    assert refused.value.code is Code.CORRUPT
+
+    def fail(path: Path, mode: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", fail)
+        with pytest.raises(NovaMeshError, match="cannot read") as refused:
+            await database.read("read", malformed)
+    assert refused.value.code is Code.STORAGE
+    await database.close()
