@@ -93,12 +93,12 @@ async def slow_calls(him: Attacker) -> None:
 async def big_headers(him: Attacker) -> None:
     """Calls with more metadata than is taken, in one field and in many."""
     big = [(b"x-big", b"y" * METADATA_BYTES_MAX)]
-    many = [(b"x-%d" % index, b"y" * 20) for index in range(200)]
-    blocks = [http2.block(http2.request(HELLO, *more)) for more in (big, many)]
+    small = [(b"x-%d" % index, b"y" * 20) for index in range(200)]
+    blocks = [http2.block(http2.request(HELLO, *more)) for more in (big, small)]
 
     async def one() -> None:
         connection = await him.dial()
-        async with opened(connection):
+        async with opened(connection), Reading(connection):
             while True:
                 for block in blocks:
                     opening = frame(
@@ -172,7 +172,7 @@ async def resets(him: Attacker) -> None:
 
     async def one() -> None:
         connection = await him.dial()
-        async with opened(connection):
+        async with opened(connection), Reading(connection):
             while True:
                 batch = []
                 for _ in range(20):
@@ -273,7 +273,7 @@ async def _flood(him: Attacker, method: str, requests: list[bytes]) -> None:
 async def _repeat(him: Attacker, data: bytes, what: str) -> None:
     async def one() -> None:
         connection = await him.dial()
-        async with opened(connection):
+        async with opened(connection), Reading(connection):
             while True:
                 await him.say(connection, data, what=what)
 
@@ -296,7 +296,10 @@ async def _attack(name: str, him: Attacker) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     attack = asyncio.ensure_future(ATTACKS[name](him))
-    await ended.wait()
+    waiting = asyncio.create_task(ended.wait())
+    await asyncio.wait([attack, waiting], return_when=asyncio.FIRST_COMPLETED)
+    if attack.done():
+        attack.result()  # no attack ends by itself: what it raised
     attack.cancel()
     await asyncio.wait([attack])
 
