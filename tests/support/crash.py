@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -27,7 +28,7 @@ from support.real_world import Premises, end, free_port, make_world, problems
 from support.sim.parties import Client, Node, Pace, Wish
 
 PROCESSES = multiprocessing.get_context("forkserver")
-LIMIT_S = 60.0
+LIMIT_S = 180.0  # seconds of one story, on a machine with much else to do
 TOGETHER = 12
 
 
@@ -133,7 +134,7 @@ def table(stories: list[Crash]) -> Iterator[str]:
         wrong = [problem for story in mine for problem in story.problems]
         longest_s = max(story.took_s for story in mine)
         counts = f"{len(mine):4} stories {kills:4} kills {longest_s:5.1f} s at most"
-        yield f"{name:28}{counts}  {wrong[:3] or 'ok'}"
+        yield f"{name:28}{counts}  {dict(Counter(wrong)) or 'ok'}"
 
 
 def main() -> int:
