@@ -116,13 +116,10 @@ def _turns(hint: Any) -> tuple[_Turn | None, _Turn | None]:
 
 
 def _bare(hint: Any) -> Any:
-    while True:
-        if typing.get_origin(hint) is typing.Annotated:
-            hint = typing.get_args(hint)[0]
-        elif isinstance(hint, typing.NewType):
-            hint = hint.__supertype__
-        else:
-            return hint
+    """The type below a NewType; what hints are annotated with was left out when they were read."""
+    while isinstance(hint, typing.NewType):
+        hint = hint.__supertype__
+    return hint
 
 
 def _maybe(turns: tuple[_Turn | None, _Turn | None]) -> tuple[_Turn | None, _Turn | None]:
