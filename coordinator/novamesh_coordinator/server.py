@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import os
 import random
 import resource
@@ -29,6 +28,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from novamesh_coordinator.admin_service import AdminService
 from novamesh_coordinator.buckets import Rate
+from novamesh_coordinator.collector import calm_collector
 from novamesh_coordinator.config import CoordinatorConfig, Folder, split_address
 from novamesh_coordinator.core import Core, PoolIdentity
 from novamesh_coordinator.doorstep import Doorstep
@@ -280,15 +280,6 @@ async def _stop(
         _log.warning("no snapshot at the end", error=error.message)
 
 
-def _calm_collector() -> None:
-    """What was loaded lives as long as we do: the garbage collector need not look at it again, nor
-    look at all as often as Python has it look in programs with less to hold."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
-    gc.enable()
-
-
 async def serve(
     folder: Folder, config: CoordinatorConfig, ready: Callable[[Running], None]
 ) -> None:
@@ -303,19 +294,18 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    gc.disable()  # until all is loaded: a long log makes millions of objects, and none is garbage
-    store = await open_store(folder.database)
-    try:
-        async with run_coordinator(identity, store, config) as running:
-            host, _ = split_address(config.listen, "listen")
-            write_text(folder.address, f"{host}:{running.grpc_port}\n")
-            _calm_collector()
-            ready(running)
-            await stop.wait()
-            _log.info("stopping")
-    finally:
-        gc.enable()
-        await store.close()
+    with calm_collector() as loaded:
+        store = await open_store(folder.database)
+        try:
+            async with run_coordinator(identity, store, config) as running:
+                host, _ = split_address(config.listen, "listen")
+                write_text(folder.address, f"{host}:{running.grpc_port}\n")
+                loaded()
+                ready(running)
+                await stop.wait()
+                _log.info("stopping")
+        finally:
+            await store.close()
 
 
 def _allow_files() -> None:
