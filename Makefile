@@ -14,7 +14,7 @@ SECONDS ?= 600
 demo: $(VENV)/.run
 	$(BIN)/novamesh demo
 test: $(VENV)/.run
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 coverage: $(VENV)/.run
 	cd tests && ../$(PY) -m support.own_coverage $(MODULES)
 mutants: $(VENV)/.mutants

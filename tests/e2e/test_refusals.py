@@ -190,10 +190,11 @@ async def _attach(thief: Caller, descriptor: Envelope) -> Code | None:
 def test_another_coordinator_at_the_same_address_is_not_believed(pool: RealPool) -> None:
     pool.coordinator.kill()
     pool.cli("coordinator", "init", "--name", NETWORK, home="impostor")
-    pool.start(
+    impostor = pool.start(
         "impostor", ["coordinator", "serve", "--listen", pool.address, "--http", "127.0.0.1:0"]
     )
     refused = pool.cli("run", "nova-pico", "What is 5 plus 6?", check=False)
+    impostor.kill()  # the next test wants the address back
     assert refused.returncode == 77
     assert refused.stderr.startswith("error: ")
     assert "hint: " in refused.stderr

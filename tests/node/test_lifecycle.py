@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,6 +113,11 @@ def test_a_stop_while_starting_stops() -> None:
     assert live(Stop())[0].phase is Phase.STOPPED
 
 
+def test_a_second_stop_ends_without_an_announcement() -> None:
+    state, _ = live(Loaded(), Took(), Stop())
+    assert step(state, Stop(), NOW)[1] == (Abandon(), Halt())
+
+
 def test_next_ms_says_when_time_matters() -> None:
     assert live(Loaded())[0].next_ms == 0
     assert live(Loaded(), Pause(NOW + 7))[0].next_ms == NOW + 7
@@ -135,7 +142,8 @@ def test_invariants(events: list[Event | int]) -> None:
         state, effects = step(state, event, now_ms)
         halts += effects.count(Halt())
         assert state.running >= 0
-        assert (state != before) == (Announce() in effects)
+        changed = replace(state, stopped=before.stopped) != before  # an end needs no announcement
+        assert changed == (Announce() in effects)
         if before.stopped:
             assert state == before
             assert not effects

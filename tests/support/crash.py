@@ -24,7 +24,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from support.failpoints import FAILPOINTS, quiet, serve
-from support.real_world import Premises, end, free_port, make_world, problems
+from support.ports import free_port
+from support.real_world import Premises, end, make_world, problems
 from support.sim.parties import Client, Node, Pace, Wish
 
 PROCESSES = multiprocessing.get_context("forkserver")

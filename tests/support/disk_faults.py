@@ -33,7 +33,8 @@ from novamesh_proto.messages import JobState
 from support.bad_disks import DEAD, SLOW, BadDisk, Fault, Shim, SmallDisk, Traced, opened
 from support.failpoints import quiet
 from support.parties import party
-from support.real_world import Asker, Premises, end, free_port, make_world, problems
+from support.ports import free_port
+from support.real_world import Asker, Premises, end, make_world, problems
 from support.sim.parties import Client, Node, Pace, Wish
 
 LIMIT_S: Final = 120.0

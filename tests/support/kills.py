@@ -25,7 +25,8 @@ from novamesh.receipts import verify_file
 from novamesh_proto.errors import Code, NovaMeshError
 from support.crash import PROCESSES
 from support.failpoints import quiet, serve
-from support.real_world import HARMLESS, Asker, Premises, free_port, make_world, problems
+from support.ports import free_port
+from support.real_world import HARMLESS, Asker, Premises, make_world, problems
 from support.sim.parties import Node, Pace, Wish
 
 ANSWERED: Final = "answered"

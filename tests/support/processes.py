@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from support.ports import free_port
+
 READY_S = 60.0
 STOP_S = 20.0
 NETWORK = "e2e"
@@ -61,7 +63,7 @@ class RealPool:
     """A coordinator, nodes and a client's home below one temporary folder."""
 
     root: Path
-    address: str = "127.0.0.1:0"
+    address: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
     daemons: dict[str, Daemon] = field(default_factory=dict)
 
     def __enter__(self) -> RealPool:
@@ -104,7 +106,7 @@ class RealPool:
         raise AssertionError(f"fewer than {count} nodes attached within {READY_S} s")
 
     def start_coordinator(self) -> Daemon:
-        """Serve on the address of the last start, or on a free port the first time."""
+        """Serve on the pool's address."""
         arguments = ["coordinator", "serve", "--listen", self.address, "--http", "127.0.0.1:0"]
         started = self.start("pool", arguments)
         self.address = started.ready.split()[-1]
