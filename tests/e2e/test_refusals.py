@@ -190,11 +190,13 @@ async def _attach(thief: Caller, descriptor: Envelope) -> Code | None:
 def test_another_coordinator_at_the_same_address_is_not_believed(pool: RealPool) -> None:
     pool.coordinator.kill()
     pool.cli("coordinator", "init", "--name", NETWORK, home="impostor")
-    impostor = pool.start(
+    pool.start(
         "impostor", ["coordinator", "serve", "--listen", pool.address, "--http", "127.0.0.1:0"]
     )
     refused = pool.cli("run", "nova-pico", "What is 5 plus 6?", check=False)
-    impostor.kill()  # the next test wants the address back
+    pool.daemons.pop("impostor").kill()  # the next test wants the address back
+    for node in ("ada", "bob"):
+        pool.daemons[node].kill()  # one that met the impostor ends, soon or has: both begin anew
     assert refused.returncode == 77
     assert refused.stderr.startswith("error: ")
     assert "hint: " in refused.stderr

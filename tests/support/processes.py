@@ -184,6 +184,8 @@ class RealPool:
             process.kill()
             process.stdout.close()
             raise AssertionError(f"{error}; its log ends: {log.read_text()[-2000:]}") from None
+        if home in self.daemons:
+            self.daemons[home].kill()  # it is dead; its pipe is still open
         daemon = Daemon(process, self.home(home), log, ready)
         self.daemons[home] = daemon
         return daemon
