@@ -52,8 +52,7 @@ def _one_flipped_byte_is_named(pool: RealPool, receipt: Path) -> None:
 
 
 def test_daemons_end_cleanly_when_told(pool: RealPool) -> None:
-    for daemon in pool.daemons.values():
-        if daemon.running:
-            daemon.signal(signal.SIGINT)
-    for daemon in pool.daemons.values():
-        assert daemon.wait(30) == 0
+    running = [daemon for daemon in pool.daemons.values() if daemon.running]
+    for daemon in running:
+        daemon.signal(signal.SIGINT)
+    assert [daemon.wait(30) for daemon in running] == [0] * len(running)
