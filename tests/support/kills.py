@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from novamesh.receipts import verify_file
+from novamesh_coordinator.store import open_store
 from novamesh_proto.errors import Code, NovaMeshError
 from support.crash import PROCESSES
 from support.failpoints import quiet, serve
@@ -30,6 +31,7 @@ from support.real_world import HARMLESS, Asker, Premises, make_world, problems
 from support.sim.parties import Node, Pace, Wish
 
 ANSWERED: Final = "answered"
+UNHEARD: Final = "unheard"  # a client's file of jobs that the pool says it never got
 TRIES_MAX: Final = 12  # of one wish
 LIMIT_S: Final = 900.0
 
@@ -65,7 +67,12 @@ async def _ask_for(root: Path, port: int, number: int, wishes: int) -> None:
 
     try:
         for job in asker.records.jobs():
-            note(await asker.resume(job))
+            wish = await asker.resume(job)
+            if wish.error is not None and wish.error.code is Code.NOT_FOUND:
+                with (diary.parent / UNHEARD).open("a") as file:  # it died before it handed it in
+                    file.write(f"{job.hex()}\n")
+            else:
+                note(wish)
         tries = 0
         while diary.read_text().split().count(ANSWERED) < wishes and tries < wishes * TRIES_MAX:
             wish = await asker.ask(rng.randint(30, 120), tries=8)
@@ -166,8 +173,25 @@ class Massacre:
             self.problems.append(f"not everybody was answered: {dict(self.outcomes)}")
         odd = set(self.outcomes) - {ANSWERED} - {code.value for code in HARMLESS}
         self.problems += [f"a client was told {code}" for code in odd]
+        if await _admitted(premises) & _unheard(root):
+            self.problems.append("the pool denied a job that is in its log")
         found = [problem async for problem in problems(premises.folder, [])]
         self.problems += [problem for problem in found if not problem.startswith("nobody was")]
+
+
+def _unheard(root: Path) -> set[str]:
+    """Jobs that a client resumed and the pool said that it never got them."""
+    files = root.glob(f"client-*/{UNHEARD}")
+    return {job for file in files for job in file.read_text().split()}
+
+
+async def _admitted(premises: Premises) -> set[str]:
+    """The jobs of the log, in hexadecimal digits."""
+    store = await open_store(premises.folder / "coordinator.db")
+    try:
+        return {row.job.hex() async for row in store.rows() if row.job is not None}
+    finally:
+        await store.close()
 
 
 def _start(work: Any, *where: Any) -> BaseProcess:
