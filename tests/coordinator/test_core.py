@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from novamesh_coordinator import canonical, inputs
 from novamesh_coordinator.core import JOBS_KEPT_MS, Core, CoreState, PoolIdentity
 from novamesh_coordinator.events import AttemptSettled, JobAdmitted, JobsForgotten
+from novamesh_coordinator.relay import _MARK_BYTES
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import FinishReason, JobId, JobState
 from support.actors import Attempt, ClientActor, NodeActor
@@ -231,7 +232,8 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def relayed_bytes_are_counted(self) -> None:
         relay = self.table.core.relay
-        assert relay.bytes == sum(stream.bytes for stream in relay._streams.values())
+        streams = relay._streams.values()
+        assert relay.bytes == sum(s.bytes + _MARK_BYTES * s.chain.chunks for s in streams)
 
     def teardown(self) -> None:
         self.table.pass_time(61)
