@@ -1,6 +1,6 @@
 """How long a coordinator needs from the start of its process until it serves, with many jobs.
 
-    cd tests && python ../benchmarks/restart.py [--jobs N] [--folder FOLDER] [--starts N] [--json]
+    PYTHONPATH=tests python benchmarks/restart.py [--jobs N] [--folder FOLDER] [--starts N] [--json]
 
 Writes a log as production writes it, every envelope truly signed, through the production store:
 each job admitted, assigned, accepted, settled and countersigned, all of it within half an hour, so

@@ -52,7 +52,8 @@ def _is_optional(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
-def _field(hint: Any) -> st.SearchStrategy[Any]:
+def bare(hint: Any) -> tuple[Any, list[Any]]:
+    """The type below None, Annotated and NewType, and the bounds met on the way."""
     if _is_optional(hint):
         hint = typing.get_args(hint)[0]
     bounds: list[Any] = []
@@ -63,7 +64,11 @@ def _field(hint: Any) -> st.SearchStrategy[Any]:
         elif isinstance(hint, typing.NewType):
             hint = hint.__supertype__
         else:
-            break
+            return hint, bounds
+
+
+def _field(hint: Any) -> st.SearchStrategy[Any]:
+    hint, bounds = bare(hint)
     drawn = _plain(hint, bounds[0] if bounds else None)
     empty = bounds and isinstance(bounds[0], Size) and bounds[0].or_empty
     return st.one_of(st.just(hint()), drawn) if empty else drawn

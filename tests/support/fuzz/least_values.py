@@ -11,6 +11,7 @@ from typing import Any, Final
 from novamesh_proto import messages, wire
 from novamesh_proto.limits import Range, Size
 from novamesh_proto.messages import JobBody
+from support.message_values import bare
 
 MESSAGES: Final[tuple[type, ...]] = tuple(
     found
@@ -38,17 +39,7 @@ def _is_optional(hint: Any) -> bool:
 
 
 def _value(hint: Any) -> Any:
-    if _is_optional(hint):
-        hint = typing.get_args(hint)[0]
-    bounds: list[Any] = []
-    while True:
-        if typing.get_origin(hint) is typing.Annotated:
-            hint, *extras = typing.get_args(hint)
-            bounds += extras
-        elif isinstance(hint, typing.NewType):
-            hint = hint.__supertype__
-        else:
-            break
+    hint, bounds = bare(hint)
     return _plain(hint, bounds[0] if bounds else None)
 
 

@@ -45,7 +45,7 @@ from support.actors import Attempt, ClientActor, NodeActor, Order
 from support.clock import START_MS
 from support.fuzz.sealing import repeatable
 from support.parties import COORDINATOR, NETWORK
-from support.sim.loop import START_S, VirtualLoop
+from support.sim.loop import START_S, VirtualLoop, end
 
 POOL: Final = "/novamesh.v1.PoolService/"
 ADMIN: Final = "/novamesh.v1.AdminService/"
@@ -231,13 +231,7 @@ class Stage:
 
     def close(self) -> None:
         """End it."""
-        self.loop.set_exception_handler(lambda *_: None)
-        for _ in range(3):
-            left = asyncio.all_tasks(self.loop)
-            for task in left:
-                task.cancel()
-            self.loop.run_until_complete(asyncio.wait(left) if left else asyncio.sleep(0))
-        self.loop.close()
+        end(self.loop)
 
     def now_ms(self) -> int:
         """Everybody's wall clock."""

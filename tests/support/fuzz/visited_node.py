@@ -44,7 +44,7 @@ from support.fake_engine import CONTEXT
 from support.fuzz.sealing import repeatable
 from support.offers import FACTS, SIGNER, Offers
 from support.parties import COORDINATOR, HARDWARE, NETWORK, NODE, OFFER, PROFILE, digest
-from support.sim.loop import START_S, VirtualLoop
+from support.sim.loop import START_S, VirtualLoop, end
 from support.sim.node import Pace, SimEngine
 from support.sim.process import Process
 
@@ -180,13 +180,7 @@ class VisitedNode:
         return START_MS + round((self.loop.time() - START_S) * 1000)
 
     def _close(self) -> None:
-        self.loop.set_exception_handler(lambda *_: None)
-        for _ in range(3):
-            left = asyncio.all_tasks(self.loop)
-            for task in left:
-                task.cancel()
-            self.loop.run_until_complete(asyncio.wait(left) if left else asyncio.sleep(0))
-        self.loop.close()
+        end(self.loop)
 
 
 @functools.cache

@@ -77,3 +77,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         except Exception as error:
             done.set_exception(error)
         return done
+
+
+def end(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what still runs on a loop, wait for it, and close the loop."""
+    loop.set_exception_handler(lambda *_: None)
+    for _ in range(3):
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(left) if left else asyncio.sleep(0))
+    loop.close()
