@@ -1,11 +1,14 @@
-"""Which folder a model's name means: one that comes with the engine, or a path.
+"""What a model's name means: a folder that comes with the engine, a path, a checkpoint to pull.
 
-Built-in names win over paths without a separator. Nothing is downloaded and nothing is read here;
+Built-in names win over paths without a separator. The catalogue holds models that this engine runs
+and that we would name to a friend, and for some sizes of memory the one we would name first; a
+size whose best model we do not run has none. Nothing is downloaded and nothing is read here;
 shelves and pulling are the node's.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +16,67 @@ import novamesh_engine
 from novamesh_proto.errors import Code, NovaMeshError
 
 BUILTINS: Final = ("nova-pico",)
+GB: Final = 10**9
+# A card sold as 8 GB reports a little less, a machine's RAM too.
+_NOMINAL: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """A checkpoint worth pulling. `memory_gb` is the tier of memory it is for, in 10**9 bytes.
+
+    `profile_bytes` is about what its NF4 profile takes, on the disk and in memory.
+    """
+
+    name: str
+    repository: str
+    model_type: str
+    parameters: int
+    active_parameters: int
+    profile_bytes: int
+    max_context: int
+    licence: str
+    memory_gb: int
+    default: bool
+
+
+CATALOGUE: Final = (
+    CatalogueEntry(
+        "phi-tiny-moe-instruct", "microsoft/Phi-tiny-MoE-instruct", "phimoe",
+        3_755_000_000, 1_100_000_000, 2_196_000_000, 4096, "MIT", 6, True,
+    ),
+    CatalogueEntry(
+        "phi-mini-moe-instruct", "microsoft/Phi-mini-MoE-instruct", "phimoe",
+        7_647_000_000, 2_400_000_000, 4_264_000_000, 4096, "MIT", 8, True,
+    ),
+    CatalogueEntry(
+        "olmoe-1b-7b-0125-instruct", "allenai/OLMoE-1B-7B-0125-Instruct", "olmoe",
+        6_919_000_000, 1_280_000_000, 3_835_000_000, 4096, "Apache-2.0", 8, False,
+    ),
+    CatalogueEntry(
+        "qwen1.5-moe-a2.7b-chat", "Qwen/Qwen1.5-MoE-A2.7B-Chat", "qwen2_moe",
+        14_316_000_000, 2_690_000_000, 8_073_000_000, 8192, "tongyi-qianwen", 12, False,
+    ),
+    CatalogueEntry(
+        "qwen3-30b-a3b-instruct-2507", "Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3_moe",
+        30_532_000_000, 3_350_000_000, 16_722_000_000, 262_144, "Apache-2.0", 24, True,
+    ),
+)  # fmt: skip
+
+
+def find_entry(name: str) -> CatalogueEntry | None:
+    """The catalogue's entry of that name."""
+    return next((entry for entry in CATALOGUE if entry.name == name), None)
+
+
+def choose_entry(memory_bytes: int) -> CatalogueEntry | None:
+    """The first choice for so much memory: the default of the largest tier that it reaches."""
+    fitting = [
+        entry
+        for entry in CATALOGUE
+        if entry.default and memory_bytes >= entry.memory_gb * GB * _NOMINAL
+    ]
+    return max(fitting, key=lambda entry: entry.memory_gb, default=None)
 
 
 def locate(model: str | Path) -> Path:

@@ -1,46 +1,130 @@
-"""A plain Hugging Face MoE folder to an NF4 profile folder.
+"""A plain Hugging Face MoE checkpoint to an NF4 profile folder, a matrix at a time.
 
-bitsandbytes quantizes, so that its bytes are ours by construction. Attention, experts and an untied
-head become NF4; the embedding becomes float16; router and norms stay float32. Rules: one matrix is
-unpacked at a time, shards are written as they fill, the manifest last; the same folder gives the
-same bytes. This is the one module that needs bitsandbytes, and nothing imports it to serve.
+bitsandbytes quantizes, so that its bytes are ours by construction. Rules: a few million weights are
+unpacked at a time, whatever the model's size; shards are written in order, the manifest last; the
+same checkpoint gives the same bytes, interrupted or not. A conversion that was cut off goes on: its
+state names the shards that are whole, they are hashed again, and only the rest is made. This is the
+one module that needs bitsandbytes, and nothing imports it to serve.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import bitsandbytes.functional as bnb
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from novamesh_engine.files import corrupt, open_file
 from novamesh_engine.models.config import CONFIG_FILE, ModelConfig
 from novamesh_engine.quant.codebook import BLOCK, NF4Matrix
-from novamesh_engine.quant.profile import ModelProfile, write_profile
-from novamesh_engine.weights.load import PlainSource
-from novamesh_engine.weights.names import (
-    ABSMAX,
-    EMBEDDING,
-    HEAD,
-    NORM,
-    attention_name,
-    norm_names,
-    router_name,
-    stack_name,
+from novamesh_engine.quant.profile import ModelProfile, hash_file, write_profile
+from novamesh_engine.quant.shards import (
+    SHARD_BYTES,
+    Shard,
+    ShardWriter,
+    index_bytes,
+    lay_out,
+    sync_folder,
 )
-from novamesh_engine.weights.store import INDEX_FILE, TensorStore
+from novamesh_engine.quant.tensors import Part, ProfileTensor, profile_tensors
+from novamesh_engine.weights.load import FLOATS
+from novamesh_engine.weights.names import ABSMAX
+from novamesh_engine.weights.store import INDEX_FILE, TensorFile, TensorStore
 from novamesh_proto.errors import Code, NovaMeshError
 
-SHARD_BYTES: Final = 1 << 30
 # What a profile carries beside its weights, where the source has it.
 COMPANIONS: Final = (
     "chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
+STATE_FILE: Final = "conversion.json"
+STATE_BYTES_MAX: Final = 4 << 20
+CHUNK_WEIGHTS: Final = 1 << 22  # unpacked at a time: 16 MiB of float32
+_FORMAT: Final = 1  # of the state file, and of what a conversion does
+
+
+class Checkpoint(Protocol):
+    """A plain checkpoint whose files may still be on their way."""
+
+    @property
+    def folder(self) -> Path:
+        """Where config.json and the companions are."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Text that differs if any byte of the weights does."""
+        ...
+
+    @property
+    def where(self) -> Mapping[str, str]:
+        """The file that each tensor is in."""
+        ...
+
+    def open(self, name: str) -> TensorFile:
+        """A file, once all of it is here."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Nothing more will be read of a file."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FolderCheckpoint:
+    """A checkpoint in a folder that somebody else keeps: nothing of it is changed or removed."""
+
+    folder: Path
+    where: Mapping[str, str]
+    files: Mapping[str, TensorFile]
+
+    @classmethod
+    def at(cls, folder: Path) -> FolderCheckpoint:
+        """Raises: NovaMeshError (model_not_found, not_found, corrupt, unsupported)."""
+        found = TensorStore.open(folder).files
+        where = {name: file.path.name for name, file in found.items()}
+        return cls(folder, where, {file.path.name: file for file in found.values()})
+
+    @property
+    def identity(self) -> str:
+        """Names, sizes and times of the files: hashing tens of gigabytes twice helps nobody."""
+        marks = [
+            (name, file.path.stat().st_size, file.path.stat().st_mtime_ns)
+            for name, file in sorted(self.files.items())
+        ]
+        return json.dumps([str(self.folder.resolve()), marks])
+
+    def open(self, name: str) -> TensorFile:
+        """One of the folder's files."""
+        return self.files[name]
+
+    def release(self, name: str) -> None:
+        """Nothing: the folder is not ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a conversion is: bytes of the profile's weights, and the shard at hand, from 1."""
+
+    shard: int
+    shards: int
+    written: int
+    total: int
+
+
+Report = Callable[[Step], None]
+
+
+def quiet(_: Step) -> None:
+    """Report to nobody."""
 
 
 def convert(source: Path, target: Path, name: str, shard_bytes: int = SHARD_BYTES) -> ModelProfile:
@@ -49,18 +133,9 @@ def convert(source: Path, target: Path, name: str, shard_bytes: int = SHARD_BYTE
     Raises: NovaMeshError (conflict) if `target` holds anything, (unsupported) if a width is no
     multiple of 64, and as reading the source does.
     """
-    config = ModelConfig.from_file(source / CONFIG_FILE)
-    _check_widths(config, source)
-    store = TensorStore.open(source)
     if target.exists() and any(target.iterdir()):
         raise NovaMeshError(Code.CONFLICT, f"{target}: is not empty", "name a new folder")
-    target.mkdir(parents=True, exist_ok=True)
-    files = _write_shards(target, _tensors(config, PlainSource(config, store)), shard_bytes)
-    for companion in (CONFIG_FILE, *COMPANIONS):
-        if (source / companion).is_file():
-            shutil.copyfile(source / companion, target / companion)
-            files.append(companion)
-    return write_profile(target, name, "nf4", files)
+    return Conversion(FolderCheckpoint.at(source), shard_bytes).run(target, name)
 
 
 def quantize(weight: Tensor) -> NF4Matrix:
@@ -72,70 +147,209 @@ def quantize(weight: Tensor) -> NF4Matrix:
     return NF4Matrix(packed.view(*rows, width // 2), absmax)
 
 
-def _check_widths(config: ModelConfig, source: Path) -> None:
-    widths = {
-        "hidden_size": config.hidden_size,
-        "the expert size": config.expert_size,
-        "heads * head_dim": config.heads * config.head_dim,
-    }
-    for name, width in widths.items():
-        if width % BLOCK:
-            what = f"{source / CONFIG_FILE}: {name} is {width}, not a multiple of {BLOCK}"
-            raise NovaMeshError(Code.UNSUPPORTED, what, "run this model unquantized")
+class Conversion:
+    """One checkpoint on its way to a profile: what it takes is known before it begins."""
+
+    def __init__(self, checkpoint: Checkpoint, shard_bytes: int = SHARD_BYTES) -> None:
+        """Raises: NovaMeshError (unsupported, corrupt) if this checkpoint cannot be converted."""
+        self._checkpoint = checkpoint
+        self._config = ModelConfig.from_file(checkpoint.folder / CONFIG_FILE)
+        self._where = checkpoint.where
+        plan = profile_tensors(self._config, self._where)
+        self._check(plan)
+        self.shards = lay_out(plan, shard_bytes)
+        self.size = sum(shard.size for shard in self.shards)
+        self._last_use = self._last_uses()
+
+    def disk_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Most bytes on disk at once, if files of `sizes` come when needed and go when released.
+
+        Files that are not in `sizes` cost nothing: they are here anyway.
+        """
+        here: set[str] = set()
+        most = written = 0
+        for number, shard in enumerate(self.shards):
+            here |= self._files(shard)
+            written += shard.size
+            most = max(most, written + sum(sizes.get(name, 0) for name in here))
+            here -= {name for name, last in self._last_use.items() if last == number}
+        return most
+
+    def run(self, target: Path, name: str, report: Report = quiet) -> ModelProfile:
+        """Make the profile in a folder that holds nothing, or what an earlier run has left there.
+
+        Raises: NovaMeshError (corrupt, unsupported, storage), and what the checkpoint raises.
+        """
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            digests = self._make_shards(target, report)
+            files = list(digests)
+            if len(self.shards) > 1:
+                (target / INDEX_FILE).write_bytes(index_bytes(self.shards))
+                files.append(INDEX_FILE)
+            for companion in (CONFIG_FILE, *COMPANIONS):
+                if (self._checkpoint.folder / companion).is_file():
+                    shutil.copyfile(self._checkpoint.folder / companion, target / companion)
+                    files.append(companion)
+            profile = write_profile(target, name, "nf4", files, digests)
+            (target / STATE_FILE).unlink(missing_ok=True)
+            sync_folder(target)
+        except OSError as error:
+            hint = "free some space, then do it again: it goes on where it stopped"
+            what = f"cannot write {target}: {error.strerror or error}"
+            raise NovaMeshError(Code.STORAGE, what, hint) from error
+        return profile
+
+    def _check(self, plan: Sequence[ProfileTensor]) -> None:
+        """Everything that can be told without a weight."""
+        for tensor in plan:
+            if tensor.form == "nf4" and tensor.shape[-1] % BLOCK:
+                width = tensor.shape[-1]
+                what = f"{self._checkpoint.folder}: {tensor.name} is {width} wide"
+                raise NovaMeshError(
+                    Code.UNSUPPORTED, f"{what}, not a multiple of {BLOCK}",
+                    "run this model unquantized",
+                )  # fmt: skip
+            for part in tensor.parts:
+                if part.name not in self._where:
+                    raise corrupt(self._checkpoint.folder, f"tensor {part.name} is missing")
+
+    def _files(self, shard: Shard) -> set[str]:
+        return {self._where[part.name] for tensor in shard.tensors for part in tensor.parts}
+
+    def _last_uses(self) -> dict[str, int]:
+        """The last shard that each file is needed for."""
+        last: dict[str, int] = {}
+        for number, shard in enumerate(self.shards):
+            last |= dict.fromkeys(self._files(shard), number)
+        return last
+
+    def _make_shards(self, target: Path, report: Report) -> dict[str, str]:
+        """Names and digests of all shards, each made unless an earlier run has."""
+        state = _State.read(target / STATE_FILE, self._identity())
+        written = 0
+        for number, shard in enumerate(self.shards):
+            report(Step(number + 1, len(self.shards), written, self.size))
+            if not state.has(target / shard.name):
+                before = written
+
+                def report_bytes(done: int, number: int = number, before: int = before) -> None:
+                    report(Step(number + 1, len(self.shards), before + done, self.size))
+
+                state.add(shard.name, self._make(target, shard, report_bytes))
+            written += shard.size
+            for name, last in self._last_use.items():
+                if last == number:
+                    self._checkpoint.release(name)
+        report(Step(len(self.shards), len(self.shards), written, self.size))
+        return {shard.name: state.digests[shard.name] for shard in self.shards}
+
+    def _identity(self) -> str:
+        """What must be the same for a shard of an earlier run to be one of this run."""
+        hashed = hashlib.sha256(f"{_FORMAT}\n{self._checkpoint.identity}\n".encode())
+        for shard in self.shards:
+            hashed.update(shard.header)
+        return hashed.hexdigest()
+
+    def _make(self, target: Path, shard: Shard, report: Callable[[int], None]) -> str:
+        writer = ShardWriter(target, shard)
+        try:
+            done = 0
+            for tensor in shard.tensors:
+                at = 0
+                for part in tensor.parts:
+                    for weights in self._read(part):
+                        _write(writer, tensor, at, weights)
+                        at += weights.numel()
+                done += sum(stored.size for stored in tensor.stored)
+                report(done)
+            return writer.finish()
+        finally:
+            writer.close()
+
+    def _read(self, part: Part) -> Iterator[Tensor]:
+        """The weights of a part, float32, whole rows at a time: [rows, width], or [n]."""
+        file = self._checkpoint.open(self._where[part.name])
+        store = TensorStore(self._checkpoint.folder, {part.name: file})
+        store.take(part.name, part.shape, *FLOATS)  # checks its shape and type, reads nothing
+        entry = file.entries[part.name]
+        width = part.shape[-1]
+        rows = math.prod(part.shape[:-1])
+        step = max(1, CHUNK_WEIGHTS // width) * width * entry.dtype.itemsize
+        with open_file(file.path) as source:
+            source.seek(entry.start)
+            for start in range(entry.start, entry.stop, step):
+                data = bytearray(min(step, entry.stop - start))
+                if source.readinto(data) != len(data):
+                    raise corrupt(file.path, f"ends within tensor {part.name}")
+                weights = torch.frombuffer(data, dtype=entry.dtype).float()
+                if not bool(torch.isfinite(weights).all()):
+                    raise corrupt(file.path, f"tensor {part.name} holds values that are no numbers")
+                yield weights.view(-1, width) if rows > 1 or len(part.shape) > 1 else weights
 
 
-def _tensors(config: ModelConfig, source: PlainSource) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the profile in order, made when asked for."""
-    hidden = config.hidden_size
-    yield EMBEDDING, source.embedding().half()
-    for layer in range(config.layers):
-        before_attention, before_moe = norm_names(layer)
-        yield before_attention, source.vector(before_attention, hidden)
-        yield from _packed(attention_name(layer, "qkv"), source.qkv(layer))
-        yield from _packed(attention_name(layer, "o"), source.output(layer))
-        yield before_moe, source.vector(before_moe, hidden)
-        router = router_name(config, layer)
-        yield router, source.vector(router, config.experts, hidden)
-        yield from _packed(stack_name(config, layer, "gate_up"), source.gate_up(layer))
-        yield from _packed(stack_name(config, layer, "down"), source.down(layer))
-    yield NORM, source.vector(NORM, hidden)
-    if not config.tie_embeddings:
-        yield from _packed(HEAD, source.head())
+def _write(writer: ShardWriter, tensor: ProfileTensor, at: int, weights: Tensor) -> None:
+    """Put weights, from the weight `at` of a tensor on, where they belong."""
+    if tensor.form == "float32":
+        writer.write(tensor.name, at * 4, _bytes(weights))
+    elif tensor.form == "float16":
+        writer.write(tensor.name, at * 2, _bytes(_narrow(tensor.name, weights)))
+    else:
+        matrix = quantize(weights)
+        writer.write(tensor.name, at // 2, _bytes(matrix.packed))
+        scales = _narrow(tensor.name, matrix.absmax)
+        writer.write(tensor.name + ABSMAX, at // BLOCK * 2, _bytes(scales))
 
 
-def _packed(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
-    matrix = quantize(weight)
-    yield name, matrix.packed
-    yield name + ABSMAX, matrix.absmax
+def _narrow(name: str, values: Tensor) -> Tensor:
+    """Values as float16; one that it cannot hold would become infinite."""
+    narrow = values.half()
+    if not bool(torch.isfinite(narrow).all()):
+        what = f"{name} holds values that are too large for float16"
+        raise NovaMeshError(Code.UNSUPPORTED, what, "run this model unquantized")
+    return narrow
 
 
-def _write_shards(
-    target: Path, tensors: Iterator[tuple[str, Tensor]], shard_bytes: int
-) -> list[str]:
-    """Write tensors in files of about shard_bytes, and an index when there are several."""
-    where: dict[str, str] = {}
-    held = count = 0
-    pending: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        if pending and held + tensor.nbytes > shard_bytes:
-            count += 1
-            where |= _write_shard(target, count, pending)
-            pending, held = {}, 0
-        pending[name] = tensor
-        held += tensor.nbytes
-    where |= _write_shard(target, count + 1, pending)
-    if count == 0:
-        (target / _shard_name(1)).rename(target / "model.safetensors")
-        return ["model.safetensors"]
-    (target / INDEX_FILE).write_text(json.dumps({"weight_map": where}, indent=2, sort_keys=True))
-    return [*sorted(set(where.values())), INDEX_FILE]
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().view(torch.uint8).flatten().numpy().data
 
 
-def _write_shard(target: Path, number: int, tensors: dict[str, Tensor]) -> dict[str, str]:
-    name = _shard_name(number)
-    save_file(tensors, target / name, metadata={"format": "pt"})
-    return dict.fromkeys(tensors, name)
+@dataclass(slots=True)
+class _State:
+    """The shards that are whole, on disk: a kill loses the shard at hand and no other."""
 
+    path: Path
+    identity: str
+    digests: dict[str, str]
 
-def _shard_name(number: int) -> str:
-    return f"model-{number:05d}.safetensors"
+    @classmethod
+    def read(cls, path: Path, identity: str) -> _State:
+        """What an earlier run has written, if it converted the same thing; else nothing."""
+        try:
+            if path.stat().st_size > STATE_BYTES_MAX:
+                return cls(path, identity, {})
+            found = json.loads(path.read_bytes())
+            shards = found["shards"] if found["identity"] == identity else {}
+            digests = {str(name): str(digest) for name, digest in shards.items()}
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            digests = {}  # none, or damaged: it costs work, never a wrong byte
+        return cls(path, identity, digests)
+
+    def has(self, shard: Path) -> bool:
+        """Whether a shard of an earlier run is here and still what was written."""
+        digest = self.digests.get(shard.name)
+        try:
+            return digest is not None and hash_file(shard) == digest
+        except OSError:
+            return False
+
+    def add(self, name: str, digest: str) -> None:
+        """One more shard is whole."""
+        self.digests[name] = digest
+        draft = self.path.with_name(f"{self.path.name}.tmp")
+        with draft.open("w") as file:
+            json.dump({"identity": self.identity, "shards": self.digests}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.path)
+        sync_folder(self.path.parent)

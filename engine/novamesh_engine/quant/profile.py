@@ -12,9 +12,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from novamesh_engine.files import AGAIN, corrupt, open_file, read_bytes
@@ -28,6 +29,7 @@ FILES_MAX: Final = 4096
 SIZE_MAX: Final = 1 << 50
 QUANTS: Final = ("nf4", "none")
 
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -167,23 +169,36 @@ def verify_file(profile: ModelProfile, file: ProfileFile) -> None:
         found = path.stat().st_size
         if found != file.size:
             raise corrupt(path, f"is {found} bytes long, not {file.size}")
-        if _hash(path) != file.sha256:
+        if hash_file(path) != file.sha256:
             raise corrupt(path, "is not the file that the manifest names (its digest differs)")
     except OSError as error:
         raise NovaMeshError(Code.NOT_FOUND, f"{path}: cannot be read", AGAIN) from error
 
 
-def write_profile(path: Path, name: str, quant: str, files: Iterable[str]) -> ModelProfile:
-    """Hash files of a folder and write its manifest last, in one step, so that it is whole.
-
-    Raises: NovaMeshError (bad_request) for a bad name, and as `read_profile`.
-    """
+def check_name(name: str) -> None:
+    """Whether a model may be called that. Raises: NovaMeshError (bad_request)."""
     if not _NAME.fullmatch(name):
         hint = "use small letters, digits, dots, dashes: nova-pico"
         raise NovaMeshError(Code.BAD_REQUEST, f"{name[:80]!r} is not a model name", hint)
+
+
+def write_profile(
+    path: Path, name: str, quant: str, files: Iterable[str], digests: Mapping[str, str] = _NONE
+) -> ModelProfile:
+    """Hash files of a folder and write its manifest last, in one step, so that it is whole.
+
+    `digests` are SHA-256 of files, in hex, by name, that the caller has just found out.
+
+    Raises: NovaMeshError (bad_request) for a bad name, and as `read_profile`.
+    """
+    check_name(name)
     config = ModelConfig.from_file(path / CONFIG_FILE)
     entries = [
-        {"path": file, "size": (path / file).stat().st_size, "sha256": _hash(path / file)}
+        {
+            "path": file,
+            "size": (path / file).stat().st_size,
+            "sha256": digests.get(file) or hash_file(path / file),
+        }
         for file in sorted(files)
     ]
     data = _canonical({
@@ -193,7 +208,10 @@ def write_profile(path: Path, name: str, quant: str, files: Iterable[str]) -> Mo
     })  # fmt: skip
     profile = _parse(path / MANIFEST_FILE, data)
     draft = path / f"{MANIFEST_FILE}.tmp"
-    draft.write_bytes(data)
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(draft, path / MANIFEST_FILE)
     return profile
 
@@ -202,6 +220,7 @@ def _canonical(raw: dict[str, Any]) -> bytes:
     return (json.dumps(raw, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a regular file, in hex. Raises: OSError."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
