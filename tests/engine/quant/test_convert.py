@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from novamesh_engine.models.config import ModelConfig
-from novamesh_engine.models.moe import MoE
 from novamesh_engine.quant.codebook import NF4Matrix, dequantize
 from novamesh_engine.quant.convert import (
     STATE_FILE,
