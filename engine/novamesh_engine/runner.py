@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from itertools import accumulate
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from novamesh_engine.models.batch import ForwardBatch
 from novamesh_engine.models.decoder import Decoder
 from novamesh_engine.scheduler import Chunk
 from novamesh_engine.sequence import Sequence
+
+_NO_MEMORY: Final = ("can't allocate memory", "not enough memory")
 
 
 class Runner:
@@ -54,6 +57,11 @@ class Runner:
                 for chunk, span in zip(chunks, positions, strict=True)
                 for at in span
             ),
+            rope_lengths=self._int64(
+                max(chunk.sequence.prompt_count, at + 1)
+                for chunk, span in zip(chunks, positions, strict=True)
+                for at in span
+            ),
             logit_rows=self._int64(
                 end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.last
             ),
@@ -68,3 +76,13 @@ class Runner:
 
     def _int32(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=self._device)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a step failed because the process or the device has no memory left.
+
+    torch has a type of its own for devices only; on the CPU the message tells.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(said in str(error) for said in _NO_MEMORY)

@@ -13,7 +13,7 @@ from support.tiny_moe import nova_config
 def test_layers_are_apart_and_zero() -> None:
     config = ModelConfig.from_dict(nova_config())
     kv = PagedKV(config, 5, 4, torch.float32, "cpu")
-    assert kv.keys(0).shape == kv.values(1).shape == (5, 4, config.kv_heads, config.head_dim)
+    assert kv.keys(0).shape == kv.values(1).shape == (5, config.kv_heads, 4, config.head_dim)
     assert kv.keys(0).is_contiguous()
     kv.keys(0).fill_(1.0)
     assert not kv.keys(1).any()

@@ -37,6 +37,7 @@ def test_a_batch_is_flat_and_names_its_slots() -> None:
     assert batch.context_lengths.tolist() == [3, 9]
     assert batch.block_tables.tolist() == [[5, 2, 0], [1, 7, 0]]
     assert batch.slots.tolist() == [20, 21, 22, 0]
+    assert batch.rope_lengths.tolist() == [6, 6, 6, 9]
     assert batch.logit_rows.tolist() == [3]
     assert batch.token_ids.dtype == batch.positions.dtype == batch.slots.dtype == torch.int64
     assert batch.sequence_starts.dtype == batch.block_tables.dtype == torch.int32

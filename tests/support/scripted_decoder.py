@@ -15,6 +15,8 @@ from torch import Tensor
 
 from novamesh_engine.models.batch import ForwardBatch, KVCache
 from novamesh_engine.models.config import ModelConfig
+from novamesh_engine.models.rope import Rope
+from novamesh_engine.models.rotary import Rotary
 
 PEAK = 20.0
 
@@ -23,24 +25,25 @@ PEAK = 20.0
 class ScriptedDecoder:
     """`script[p]` is the token wanted at position p; other positions want token 2.
 
-    Logits at `broken` positions are NaN; `failures` counts down steps that raise.
+    Logits at `broken` positions are NaN; each of `faults` is raised once, by a step of its own.
     """
 
     vocab: int
     block_size: int
     script: Mapping[int, int]
     broken: frozenset[int] = frozenset()
-    failures: int = 0
+    faults: list[Exception] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    rotary: Rotary = field(default_factory=lambda: Rotary.create(Rope("default", 1e4), 2))
 
     def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
         """Logits [R, vocab]; writes each token's id and position into the cache."""
-        if self.failures:
-            self.failures -= 1
-            raise RuntimeError("out of memory")
+        if self.faults:
+            raise self.faults.pop(0)
         self.steps.append(len(batch.token_ids))
         written = torch.stack((batch.token_ids, batch.positions), dim=-1).float()
-        kv.keys(0).flatten(0, 1)[batch.slots, 0, :2] = written
+        blocks, offsets = batch.slots // self.block_size, batch.slots % self.block_size
+        kv.keys(0)[blocks, 0, offsets, :2] = written
         self._check(batch, kv)
         logits = torch.zeros((len(batch.logit_rows), self.vocab))
         for row, position in enumerate(batch.positions[batch.logit_rows].tolist()):
@@ -52,7 +55,7 @@ class ScriptedDecoder:
     def _check(self, batch: ForwardBatch, kv: KVCache) -> None:
         for index, length in enumerate(batch.context_lengths.tolist()):
             blocks = batch.block_tables[index, : -(-length // self.block_size)].long()
-            seen = kv.keys(0)[blocks].flatten(0, 1)[:length, 0, 1]
+            seen = kv.keys(0)[blocks, 0].flatten(0, 1)[:length, 1]
             assert seen.tolist() == list(range(length)), "a sequence's pages are not its own"
 
 

@@ -95,7 +95,7 @@ class PlainKV:
     stores: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        shape = (self.blocks, self.block_size, self.config.kv_heads, self.config.head_dim)
+        shape = (self.blocks, self.config.kv_heads, self.block_size, self.config.head_dim)
         self.stores = [
             (torch.full(shape, torch.nan), torch.full(shape, torch.nan))
             for _ in range(self.config.layers)
@@ -107,6 +107,16 @@ class PlainKV:
     def values(self, layer: int) -> Tensor:
         return self.stores[layer][1]
 
+    def key_scales(self, layer: int) -> Tensor | None:
+        return None
+
+    def value_scales(self, layer: int) -> Tensor | None:
+        return None
+
+    def token(self, cache: Tensor, slot: int) -> Tensor:
+        """What a cache holds at a slot: [kv_heads, head_dim]."""
+        return cache[slot // self.block_size, :, slot % self.block_size]
+
     def table(self, owner: int, count: int) -> list[int]:
         """The blocks of a sequence: 16 each."""
         assert count <= 16
@@ -115,17 +125,22 @@ class PlainKV:
 
 @dataclass(frozen=True)
 class Part:
-    """New tokens of one sequence at a start position; `owner` names its blocks, 0 to 3."""
+    """New tokens of one sequence at a start position; `owner` names its blocks, 0 to 3.
+
+    `prompt` is the length of the whole prompt, for rotary embeddings that go by it.
+    """
 
     owner: int
     start: int
     tokens: Sequence[int]
+    prompt: int = 0
 
 
 def make_batch(kv: PlainKV, parts: Sequence[Part]) -> ForwardBatch:
     """One step over parts of several sequences, with logits for every token."""
     size, starts, tables, slots = kv.block_size, [0], [], []
     positions = [part.start + i for part in parts for i in range(len(part.tokens))]
+    prompts = [part.prompt for part in parts for _ in part.tokens]
     for part in parts:
         starts.append(starts[-1] + len(part.tokens))
         table = kv.table(part.owner, 16)
@@ -140,6 +155,9 @@ def make_batch(kv: PlainKV, parts: Sequence[Part]) -> ForwardBatch:
         context_lengths=torch.tensor([p.start + len(p.tokens) for p in parts], dtype=torch.int32),
         block_tables=torch.tensor(tables, dtype=torch.int32),
         slots=torch.tensor(slots),
+        rope_lengths=torch.tensor(
+            [max(n, at + 1) for n, at in zip(prompts, positions, strict=True)]
+        ),
         logit_rows=torch.arange(len(tokens)),
     )
 

@@ -21,19 +21,32 @@ _TYPES: Final = {
     "context_lengths": torch.int32,
     "block_tables": torch.int32,
     "slots": torch.int64,
+    "rope_lengths": torch.int64,
     "logit_rows": torch.int64,
 }
 
 
 class KVCache(Protocol):
-    """Paged keys and values, one pair of tensors a layer; block `b` holds `block_size` slots."""
+    """Paged keys and values, one pair of tensors a layer; block `b` holds `block_size` slots.
+
+    Elements are float32, bfloat16 or int8; int8 ones stand for themselves times the scale of their
+    token and head. `reference.write_kv` defines what is written.
+    """
 
     def keys(self, layer: int) -> Tensor:
-        """Keys of one layer, [blocks, block_size, kv_heads, head_dim], contiguous, written here."""
+        """Keys of one layer, [blocks, kv_heads, block_size, head_dim], contiguous, written here."""
         ...
 
     def values(self, layer: int) -> Tensor:
-        """Values of one layer, [blocks, block_size, kv_heads, head_dim], contiguous."""
+        """Values of one layer, [blocks, kv_heads, block_size, head_dim], contiguous."""
+        ...
+
+    def key_scales(self, layer: int) -> Tensor | None:
+        """Scales of the keys, float32 [blocks, kv_heads, block_size]; None unless int8."""
+        ...
+
+    def value_scales(self, layer: int) -> Tensor | None:
+        """Scales of the values, float32 [blocks, kv_heads, block_size]; None unless int8."""
         ...
 
 
@@ -47,6 +60,8 @@ class ForwardBatch:
     context_lengths  int32 [S], tokens in the cache after this step, new ones included
     block_tables     int32 [S, B], block ids in order of position; unused entries hold any valid id
     slots            int64 [T], block * block_size + offset at which a new token's K and V go
+    rope_lengths     int64 [T], the prompt's tokens, or position + 1 if that is more: what a rotary
+                     embedding that depends on the length goes by, whatever the chunking
     logit_rows       int64 [R], the tokens (indices into T) whose logits are wanted
     """
 
@@ -56,6 +71,7 @@ class ForwardBatch:
     context_lengths: Tensor
     block_tables: Tensor
     slots: Tensor
+    rope_lengths: Tensor
     logit_rows: Tensor
 
     def __post_init__(self) -> None:
@@ -66,5 +82,6 @@ class ForwardBatch:
         starts, tokens = self.sequence_starts.tolist(), self.token_ids.shape[0]
         assert starts == sorted(starts), "sequence_starts does not ascend"
         assert (starts[0], starts[-1]) == (0, tokens), "sequence_starts does not span the tokens"
-        assert self.positions.shape == self.slots.shape == (tokens,), "not one position a token"
+        for per_token in (self.positions, self.slots, self.rope_lengths):
+            assert per_token.shape == (tokens,), "not one position a token"
         assert self.block_tables.shape[0] == len(starts) - 1, "not one block table a sequence"

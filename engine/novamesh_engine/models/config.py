@@ -1,7 +1,8 @@
-"""A model's shape, read from Hugging Face's config.json and checked; one row of traits a family.
+"""A model's shape, read from Hugging Face's config.json and checked.
 
 Rules: an unknown family, an unsupported feature or a number out of range is refused with the file
-and the field in the message; nothing is guessed silently. This module does not import torch.
+and the field in the message; nothing is guessed silently. What is particular to a family is a row
+in `traits`. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -12,39 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from novamesh_engine.files import AGAIN, parse_object, read_bytes
-from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_engine.files import parse_object, read_bytes
+from novamesh_engine.models.fields import Fields
+from novamesh_engine.models.rope import Rope, read_rope
+from novamesh_engine.models.traits import NEUTRAL, TRAITS, Flag, Traits, understood
 
 CONFIG_FILE: Final = "config.json"
 CONFIG_BYTES_MAX: Final = 1 << 20
-ROUTER: Final = "softmax_topk_renorm"
 
 _FOLDER: Final = "name a folder that holds config.json and *.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """How one family names its tensors and fields, and the defaults its configs may leave out."""
-
-    moe: str  # the module below model.layers.{i} that holds router and experts
-    gate: str
-    up: str
-    down: str
-    expert_size: tuple[str, ...]  # config fields, the first present one counts
-    rope_theta: float
-    tie_embeddings: bool
-    norm_eps: float
-
-
-TRAITS: Final[dict[str, Traits]] = {
-    "mixtral": Traits(
-        "block_sparse_moe", "w1", "w3", "w2", ("intermediate_size",), 1e6, False, 1e-5,
-    ),
-    "nova": Traits(
-        "mlp", "gate_proj", "up_proj", "down_proj",
-        ("moe_intermediate_size", "intermediate_size"), 1e4, True, 1e-5,
-    ),
-}  # fmt: skip
+_FAMILIES: Final = f"novamesh runs {', '.join(sorted(TRAITS))} models"
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +37,41 @@ class ModelConfig:
     heads: int
     kv_heads: int
     head_dim: int
+    head_dim_stated: bool  # if not, the weights' shape has the last word
     experts: int
     experts_per_token: int
     expert_size: int
+    shared_size: int  # 0 without a shared expert
+    dense_size: int  # of layers without experts; 0 if there are none
+    dense_layers: frozenset[int]
     norm_eps: float
-    rope_theta: float
+    qkv_bias: bool
+    output_bias: bool
+    head_bias: bool
+    clip: float | None  # of queries, keys and values
+    windows: tuple[int | None, ...]  # tokens that a token of each layer sees, itself included
+    rope: Rope
     tie_embeddings: bool
     max_context: int
-    router: str
+    renormalise: bool
+    jitter: float
     bos_id: int | None
     eos_ids: tuple[int, ...]
 
     @property
     def traits(self) -> Traits:
-        """How this family names its tensors."""
+        """What is particular to this family."""
         return TRAITS[self.model_type]
+
+    @property
+    def query_size(self) -> int:
+        """Width of all heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def key_size(self) -> int:
+        """Width of all key heads together, and of all value heads."""
+        return self.kv_heads * self.head_dim
 
     @property
     def parameters(self) -> int:
@@ -85,11 +84,21 @@ class ModelConfig:
         return self._count(self.experts_per_token)
 
     def _count(self, experts: int) -> int:
-        attention = self.hidden_size * self.head_dim * (self.heads + self.kv_heads) * 2
-        moe = self.hidden_size * (experts * self.expert_size * 3 + self.experts)
-        layer = attention + moe + 2 * self.hidden_size
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        return self.layers * layer + embeddings + self.hidden_size
+        hidden, traits = self.hidden_size, self.traits
+        norm = hidden * (2 if traits.centred else 1)
+        attention = hidden * (self.query_size + self.key_size) * 2
+        attention += self.qkv_bias * (self.query_size + 2 * self.key_size)
+        attention += self.output_bias * hidden
+        attention += {"": 0, "head": 2 * self.head_dim, "full": self.query_size + self.key_size}[
+            traits.query_key_norm
+        ]
+        moe = hidden * (experts * self.expert_size * 3 + self.experts)
+        moe += hidden * (3 * self.shared_size + 1) if self.shared_size else 0
+        dense = len(self.dense_layers)
+        layers = self.layers * (attention + 2 * norm) + (self.layers - dense) * moe
+        layers += dense * hidden * self.dense_size * 3
+        embeddings = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
+        return layers + embeddings + norm + self.head_bias * self.vocab_size
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = CONFIG_FILE) -> ModelConfig:
@@ -98,7 +107,12 @@ class ModelConfig:
         Raises: NovaMeshError (unsupported) for a family or feature that we do not run, (corrupt)
         for a missing field, a wrong type or a number out of range.
         """
-        return _Fields(raw, source).config()
+        fields, model_type = Fields(raw, source, _FAMILIES), raw.get("model_type")
+        traits = TRAITS.get(model_type) if isinstance(model_type, str) else None
+        if traits is None or not isinstance(model_type, str):
+            known = f"one of {', '.join(sorted(TRAITS))}"
+            raise fields.unsupported("model_type", model_type, known)
+        return _Reader(fields, traits).config(model_type)
 
     @classmethod
     def from_file(cls, path: Path) -> ModelConfig:
@@ -111,116 +125,113 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fields:
-    """One raw config under inspection."""
+class _Reader:
+    """The fields of one config, read as those of a family."""
 
-    raw: Mapping[str, Any]
-    source: str
+    fields: Fields
+    traits: Traits
 
-    def config(self) -> ModelConfig:
-        model_type = self.raw.get("model_type")
-        traits = TRAITS.get(model_type) if isinstance(model_type, str) else None
-        if traits is None or not isinstance(model_type, str):
-            raise self.unsupported("model_type", model_type, f"one of {', '.join(sorted(TRAITS))}")
+    def config(self, model_type: str) -> ModelConfig:
+        fields, traits = self.fields, self.traits
         self._refuse_features()
-        heads = self.whole(("num_attention_heads",), 1, 1024)
-        hidden = self.whole(("hidden_size",), 2, 1 << 16)
-        experts = self.whole(("num_local_experts", "num_experts"), 1, 4096)
-        vocab = self.whole(("vocab_size",), 2, 1 << 24)
-        kv_heads = self.whole(("num_key_value_heads",), 1, heads, default=heads)
-        if heads % kv_heads:
-            raise self.corrupt("num_key_value_heads", kv_heads, f"a divisor of {heads} heads")
+        heads = fields.whole(("num_attention_heads",), 1, 1024)
+        hidden = fields.whole(("hidden_size",), 2, 1 << 16)
+        experts = fields.whole(("num_local_experts", "num_experts"), 1, 4096)
+        vocab = fields.whole(("vocab_size",), 2, 1 << 24)
+        layers = fields.whole(("num_hidden_layers",), 1, 1024)
+        stated = fields.whole(("max_position_embeddings",), 1, 1 << 24, traits.max_context)
+        rope = read_rope(fields, traits.rope_theta, stated, traits.rope_mscales)
+        dense = self._dense_layers(layers)
         return ModelConfig(
             model_type=model_type, vocab_size=vocab, hidden_size=hidden, heads=heads,
-            layers=self.whole(("num_hidden_layers",), 1, 1024),
-            kv_heads=kv_heads, head_dim=self._head_dim(hidden, heads), experts=experts,
-            experts_per_token=self.whole(("num_experts_per_tok",), 1, experts),
-            expert_size=self.whole(traits.expert_size, 1, 1 << 18),
-            norm_eps=self.number("rms_norm_eps", 0.0, 1.0, traits.norm_eps),
-            rope_theta=self._rope_theta(traits.rope_theta),
-            tie_embeddings=self.flag("tie_word_embeddings", traits.tie_embeddings),
-            max_context=self._max_context(), router=ROUTER,
-            bos_id=next(iter(self.token_ids("bos_token_id", vocab)), None),
-            eos_ids=self.token_ids("eos_token_id", vocab),
+            layers=layers, kv_heads=self._kv_heads(heads), head_dim=self._head_dim(hidden, heads),
+            head_dim_stated=fields.has("head_dim"), experts=experts,
+            experts_per_token=self._experts_per_token(experts),
+            expert_size=fields.whole(traits.expert_size, 1, 1 << 18),
+            shared_size=self._shared_size(), dense_layers=dense,
+            dense_size=fields.whole(("intermediate_size",), 1, 1 << 18) if dense else 0,
+            norm_eps=fields.number("rms_norm_eps", 0.0, 1.0, traits.norm_eps),
+            qkv_bias=self._flag(traits.qkv_bias), output_bias=self._flag(traits.output_bias),
+            head_bias=self._flag(traits.head_bias),
+            clip=fields.number("clip_qkv", 0.0, 1e9) if fields.has("clip_qkv") else None,
+            windows=self._windows(layers, rope.context(stated)), rope=rope,
+            tie_embeddings=fields.flag("tie_word_embeddings", traits.tie_embeddings),
+            max_context=rope.context(stated), renormalise=self._flag(traits.renormalise),
+            jitter=fields.share("router_jitter_noise", 0.01) if traits.sparsemixer else 0.0,
+            bos_id=next(iter(fields.token_ids("bos_token_id", vocab)), None),
+            eos_ids=fields.token_ids("eos_token_id", vocab),
         )  # fmt: skip
 
     def _refuse_features(self) -> None:
-        if self.raw.get("hidden_act", "silu") != "silu":
-            raise self.unsupported("hidden_act", self.raw["hidden_act"], '"silu"')
-        if self.flag("attention_bias", False):
-            raise self.unsupported("attention_bias", True, "false")
-        if not self.flag("norm_topk_prob", True):
-            raise self.unsupported("norm_topk_prob", False, "true")
+        fields = self.fields
+        if fields.raw.get("hidden_act", "silu") != "silu":
+            raise fields.unsupported("hidden_act", fields.raw["hidden_act"], '"silu"')
+        known = understood(self.traits)
+        for name, neutral in NEUTRAL.items():
+            value = fields.raw.get(name)
+            if name not in known and value not in neutral:
+                raise fields.unsupported(name, value, json.dumps(neutral[0]))
+
+    def _flag(self, flag: Flag) -> bool:
+        return flag.default if flag.field is None else self.fields.flag(flag.field, flag.default)
+
+    def _kv_heads(self, heads: int) -> int:
+        kv_heads = self.fields.whole(("num_key_value_heads",), 1, heads, default=heads)
+        if heads % kv_heads:
+            wanted = f"a divisor of {heads} heads"
+            raise self.fields.corrupt("num_key_value_heads", kv_heads, wanted)
+        return kv_heads
 
     def _head_dim(self, hidden: int, heads: int) -> int:
-        head_dim = self.whole(("head_dim",), 2, 1024, default=max(2, hidden // heads))
-        if head_dim % 2 or (self.raw.get("head_dim") is None and hidden % heads):
-            raise self.corrupt("head_dim", head_dim, "even, or hidden_size divisible by heads")
+        fields = self.fields
+        head_dim = fields.whole(("head_dim",), 2, 1024, default=max(2, hidden // heads))
+        if head_dim % 2 or (not fields.has("head_dim") and hidden % heads):
+            raise fields.corrupt("head_dim", head_dim, "even, or hidden_size divisible by heads")
         return head_dim
 
-    def _max_context(self) -> int:
-        """Inside the sliding window full attention is the same function, so the window bounds."""
-        context = self.whole(("max_position_embeddings",), 1, 1 << 24, default=4096)
-        return min(context, self.whole(("sliding_window",), 1, 1 << 24, default=context))
+    def _experts_per_token(self, experts: int) -> int:
+        count = self.fields.whole(("num_experts_per_tok",), 1, experts)
+        if self.traits.sparsemixer and count != 2:
+            raise self.fields.unsupported("num_experts_per_tok", count, "2")
+        return count
 
-    def _rope_theta(self, default: float) -> float:
-        for field in ("rope_parameters", "rope_scaling"):
-            rope = self.raw.get(field)
-            if rope is None:
-                continue
-            if not isinstance(rope, dict):
-                raise self.corrupt(field, rope, "an object")
-            kind = rope.get("rope_type", rope.get("type", "default"))
-            if kind != "default":
-                raise self.unsupported(f"{field}.rope_type", kind, '"default"')
-            if rope.get("partial_rotary_factor", 1.0) != 1.0:
-                raise self.unsupported(f"{field}.partial_rotary_factor", rope, "1.0")
-            if "rope_theta" in rope:
-                nested = _Fields(rope, f"{self.source}: {field}")
-                return nested.number("rope_theta", 1.0, 1e12, default)
-        return self.number("rope_theta", 1.0, 1e12, default)
+    def _shared_size(self) -> int:
+        if not self.traits.shared_expert:
+            return 0
+        return self.fields.whole(("shared_expert_intermediate_size",), 1, 1 << 18)
 
-    def whole(self, names: tuple[str, ...], low: int, high: int, default: int | None = None) -> int:
-        name = next((name for name in names if self.raw.get(name) is not None), names[0])
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.corrupt(name, value, f"a whole number from {low} to {high}")
-        return value
+    def _dense_layers(self, layers: int) -> frozenset[int]:
+        """Layers without experts, as Qwen's decoder layers choose them."""
+        if not self.traits.sparse_step:
+            return frozenset()
+        step = self.fields.whole(("decoder_sparse_step",), 1, 1 << 16, default=1)
+        named = self.fields.indices("mlp_only_layers", 1 << 16)
+        return frozenset(i for i in range(layers) if i in named or (i + 1) % step)
 
-    def number(self, name: str, low: float, high: float, default: float) -> float:
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low < value <= high:
-            raise self.corrupt(name, value, f"a number above {low:g}, at most {high:g}")
-        return float(value)
+    def _windows(self, layers: int, context: int) -> tuple[int | None, ...]:
+        """The sliding window of each layer; one that spans the context is none."""
+        kinds = self._layer_kinds(layers)
+        if _SLIDING not in kinds:
+            return (None,) * layers
+        window = self.fields.whole(("sliding_window",), 1, 1 << 24)
+        kept = window if window < context else None
+        return tuple(kept if kind == _SLIDING else None for kind in kinds)
 
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.raw.get(name, default)
-        if not isinstance(value, bool):
-            raise self.corrupt(name, value, "true or false")
-        return value
-
-    def token_ids(self, name: str, vocab: int) -> tuple[int, ...]:
-        value = self.raw.get(name)
-        ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
-        for token in ids:
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab:
-                raise self.corrupt(name, value, f"token ids below {vocab}")
-        return ids
-
-    def corrupt(self, name: str, value: object, wanted: str) -> NovaMeshError:
-        shown = "is missing" if value is None else f"is {_show(value)}"
-        return NovaMeshError(
-            Code.CORRUPT, f"{self.source}: {name} {shown}, not {wanted}", AGAIN
-        )  # fmt: skip
-
-    def unsupported(self, name: str, value: object, wanted: str) -> NovaMeshError:
-        hint = f"novamesh runs {', '.join(sorted(TRAITS))} models"
-        return NovaMeshError(
-            Code.UNSUPPORTED, f"{self.source}: {name} is {_show(value)}, not {wanted}", hint
-        )  # fmt: skip
-
-
-def _show(value: object) -> str:
-    return json.dumps(value, default=str)[:80]
+    def _layer_kinds(self, layers: int) -> list[str]:
+        fields, rule = self.fields, self.traits.windows
+        used = fields.flag("use_sliding_window", False) or (
+            rule == "every" and fields.has("sliding_window")
+        )
+        if rule == "none" and fields.has("sliding_window"):
+            raise fields.unsupported("sliding_window", fields.raw["sliding_window"], "null")
+        kinds = [_SLIDING if used else _FULL] * layers
+        if rule == "alternate":  # every other layer of the first `max_window_layers`
+            last = fields.whole(("max_window_layers",), 0, 1 << 16, default=28)
+            kinds = [_FULL if i % 2 or i >= last else kind for i, kind in enumerate(kinds)]
+        stated = fields.raw.get("layer_types")
+        if stated is None or stated == kinds:
+            return kinds
+        usable = used and rule == "alternate" and isinstance(stated, list)
+        if not usable or len(stated) != layers or not {*map(str, stated)} <= {_FULL, _SLIDING}:
+            raise fields.unsupported("layer_types", stated, json.dumps(kinds))
+        return [str(kind) for kind in stated]

@@ -1,56 +1,45 @@
-"""The small parts of a layer: normalisation, linear products and rotary angles.
+"""The small parts of a layer: normalisation and linear products.
 
-Each is weights plus the kernel that applies them. Nothing here chooses a kernel or a device.
+Each is weights, and the reference function that defines what it does with them. A fast forward
+walks the same values once, at load.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from novamesh_engine.kernels.reference import Kernels, Matrix
+from novamesh_engine.kernels import reference
+from novamesh_engine.kernels.reference import Matrix
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A bias-free linear layer whose weight [N, K] is plain or packed NF4."""
+    """A linear layer whose weight [N, K] is plain or packed NF4; `bias` is float32 [N]."""
 
     weight: Matrix
-    kernels: Kernels
+    bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] to float32 [T, N]."""
-        return self.kernels.linear(x, self.weight)
+        return reference.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
-class RMSNorm:
-    """Root-mean-square normalisation with a weight [H]."""
+class Norm:
+    """Normalisation over the last dimension, `weight` and `bias` [H] float32.
+
+    `centred` is LayerNorm; otherwise RMS norm, which has no bias.
+    """
 
     weight: Tensor
+    bias: Tensor | None
     eps: float
-    kernels: Kernels
+    centred: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [T, H] to float32 [T, H]."""
-        return self.kernels.rms_norm(x, self.weight, self.eps)
-
-
-@dataclass(frozen=True, slots=True)
-class Rotary:
-    """Rotary angles: frequencies [D / 2] in radians per position."""
-
-    frequencies: Tensor
-
-    @classmethod
-    def create(cls, head_dim: int, theta: float, device: str) -> Rotary:
-        """The default rotary embedding: theta ** (-2i / D)."""
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-        return cls(1.0 / theta**exponents)
-
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, each float32 [T, D / 2], for positions [T]."""
-        angles = positions.float().unsqueeze(1) * self.frequencies
-        return angles.cos(), angles.sin()
+        """x [..., H] to float32 [..., H]."""
+        if self.centred:
+            return reference.layer_norm(x, self.weight, self.bias, self.eps)
+        return reference.rms_norm(x, self.weight, self.eps)

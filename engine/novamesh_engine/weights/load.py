@@ -1,44 +1,53 @@
 """A model folder to a decoder: plain Hugging Face checkpoints and our NF4 profiles.
 
-Rules: every tensor is taken by name, shape and type; a profile's files are hashed before any is
-used, unless the caller has just done so. Packed weights stay views of the file. Plain weights are
-widened to float32, one tensor after another, so that a checkpoint is never in memory twice.
+Rules: every tensor is taken by name, shape and type, and none may be left over, because a tensor
+that we do not know belongs to a feature that we do not run; a profile's files are hashed before
+any is used, unless the caller has just done so. Packed weights stay views of the file. Plain
+weights are widened to float32, one tensor after another, so that a checkpoint is never in memory
+twice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from novamesh_engine.kernels import Kernels, select
 from novamesh_engine.kernels.reference import Matrix
 from novamesh_engine.models.attention import Attention
 from novamesh_engine.models.config import CONFIG_FILE, ModelConfig
 from novamesh_engine.models.decoder import Decoder, Layer
-from novamesh_engine.models.layers import Linear, RMSNorm, Rotary
-from novamesh_engine.models.moe import MoE
+from novamesh_engine.models.layers import Linear, Norm
+from novamesh_engine.models.moe import MLP, MoE, Router, SharedExpert
+from novamesh_engine.models.rotary import Rotary
+from novamesh_engine.models.traits import Naming
 from novamesh_engine.quant.codebook import BLOCK, NF4Matrix
 from novamesh_engine.quant.profile import ModelProfile, is_profile, read_profile
 from novamesh_engine.quant.profile import verify as verify_profile
 from novamesh_engine.weights.names import (
     ABSMAX,
-    EMBEDDING,
     HEAD,
-    NORM,
-    attention_name,
-    expert_name,
-    norm_names,
-    router_name,
-    stack_name,
+    PACKED_QKV,
+    QUERY,
+    Piece,
+    find_naming,
+    layer_pieces,
+    outer_pieces,
+    pieces,
 )
 from novamesh_engine.weights.store import TensorStore
 from novamesh_proto.errors import Code, NovaMeshError
 
 FLOATS: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+_HEAD_DIM_MAX: Final = 1024
+# Buffers that old versions of transformers saved and that follow from the config.
+_DERIVED: Final = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,156 +72,193 @@ def load_model(path: str | Path, device: str = "cpu", verify: bool = True) -> Lo
     config = ModelConfig.from_file(folder / CONFIG_FILE)
     store = TensorStore.open(folder, None if profile is None else profile.file_names)
     packed = profile is not None and profile.quant == "nf4"
-    source = PackedSource(config, store) if packed else PlainSource(config, store)
-    return LoadedModel(config, _Assembly(config, source, select(device), device).decoder(), profile)
+    source = PackedSource.of(config, store) if packed else PlainSource.of(config, store)
+    return LoadedModel(source.config, _Assembly(source, device).decoder(), profile)
+
+
+def settle_head_dim(config: ModelConfig, store: TensorStore) -> ModelConfig:
+    """The config with the head_dim of its weights, where config.json does not state one.
+
+    hidden_size / heads is only a habit: Phi-tiny-MoE has 16 heads of 128 in a width of 4096.
+    """
+    if config.head_dim_stated:
+        return config
+    for name, heads in ((QUERY, config.heads), (PACKED_QKV, config.heads + 2 * config.kv_heads)):
+        shape = store.shape(name)
+        if shape is not None and len(shape) == 2 and shape[0] % (2 * heads) == 0:
+            return replace(config, head_dim=min(_HEAD_DIM_MAX, max(2, shape[0] // heads)))
+    return config
 
 
 @dataclass(frozen=True, slots=True)
 class PlainSource:
-    """The tensors of a Hugging Face checkpoint, widened to float32, stacked as kernels want."""
+    """The pieces of a Hugging Face checkpoint, widened to float32, put together."""
 
     config: ModelConfig
     store: TensorStore
+    naming: Naming
 
-    def vector(self, name: str, *shape: int) -> Tensor:
-        """A small or plain tensor, float32."""
-        return self.store.take_finite(name, shape, *FLOATS).float()
+    @classmethod
+    def of(cls, config: ModelConfig, store: TensorStore) -> PlainSource:
+        """The source of a folder, whose names are those of the family and no others.
 
-    def embedding(self) -> Tensor:
-        """The token embedding [vocab, H]."""
-        return self.vector(EMBEDDING, self.config.vocab_size, self.config.hidden_size)
+        Raises: NovaMeshError (unsupported) naming a tensor that does not belong to the model.
+        """
+        config = settle_head_dim(config, store)
+        naming = find_naming(config, store.files)
+        known = (part.name for piece in pieces(config, naming) for part in piece.parts)
+        _refuse_strangers(config, store, known)
+        _check_tie(config, store)
+        return cls(config, store, naming)
 
-    def head(self) -> Tensor:
-        """The output head [vocab, H] of a model that does not tie it."""
-        return self.vector(HEAD, self.config.vocab_size, self.config.hidden_size)
+    def take(self, piece: Piece) -> Tensor:
+        """A piece in float32; all its parts are looked up before memory is taken for it.
 
-    def qkv(self, layer: int) -> Tensor:
-        """The rows of q, k and v, one below the other."""
-        config = self.config
-        heads = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
-        return torch.cat([
-            self.vector(attention_name(layer, key), count * config.head_dim, config.hidden_size)
-            for key, count in heads.items()
-        ])  # fmt: skip
-
-    def output(self, layer: int) -> Tensor:
-        """Attention's output projection [H, heads * D]."""
-        config = self.config
-        width = config.heads * config.head_dim
-        return self.vector(attention_name(layer, "o"), config.hidden_size, width)
-
-    def gate_up(self, layer: int) -> Tensor:
-        """All experts' gate rows, then up rows: [E, 2F, H]."""
-        keys = (self.config.traits.gate, self.config.traits.up)
-        return self._stack(layer, keys, self.config.expert_size, self.config.hidden_size)
-
-    def down(self, layer: int) -> Tensor:
-        """All experts' down rows: [E, H, F]."""
-        keys = (self.config.traits.down,)
-        return self._stack(layer, keys, self.config.hidden_size, self.config.expert_size)
-
-    def _stack(self, layer: int, keys: tuple[str, ...], rows: int, width: int) -> Tensor:
-        """All are looked up, as views, before memory is taken for what a config only claims."""
-        experts = range(self.config.experts)
-        names = [expert_name(self.config, layer, expert, key) for expert in experts for key in keys]
-        found = [self.store.take_finite(name, (rows, width), *FLOATS) for name in names]
-        stack = torch.empty((len(found), rows, width))
-        for target, tensor in zip(stack, found, strict=True):
-            target.copy_(tensor)
-        return stack.view(self.config.experts, len(keys) * rows, width)
+        Raises: NovaMeshError (corrupt) naming file and tensor.
+        """
+        found = [self.store.take_finite(part.name, part.shape, *FLOATS) for part in piece.parts]
+        if len(found) == 1:
+            return found[0].float()
+        whole = torch.empty(piece.shape)
+        flat, start = whole.view(-1), 0
+        for part in found:
+            flat[start : start + part.numel()].copy_(part.flatten())
+            start += part.numel()
+        return whole
 
 
 @dataclass(frozen=True, slots=True)
 class PackedSource:
-    """The tensors of an NF4 profile: packed matrices are views of the file."""
+    """The pieces of an NF4 profile: packed matrices are views of the file."""
 
     config: ModelConfig
     store: TensorStore
+    naming: Naming
 
-    def vector(self, name: str, *shape: int) -> Tensor:
-        """A router or norm, float32."""
-        return self.store.take_finite(name, shape, *FLOATS).float()
+    @classmethod
+    def of(cls, config: ModelConfig, store: TensorStore) -> PackedSource:
+        """The source of a profile.
 
-    def embedding(self) -> Tensor:
-        """The token embedding [vocab, H], float16."""
-        shape = (self.config.vocab_size, self.config.hidden_size)
-        return self.store.take_finite(EMBEDDING, shape, torch.float16)
+        Raises: NovaMeshError (unsupported) naming a tensor that does not belong to the model.
+        """
+        config = settle_head_dim(config, store)
+        naming = config.traits.namings[0]
+        known = [piece.name for piece in pieces(config, naming)]
+        _refuse_strangers(config, store, [*known, *(name + ABSMAX for name in known)])
+        return cls(config, store, naming)
 
-    def head(self) -> NF4Matrix:
-        """The output head of a model that does not tie it."""
-        return self._packed(HEAD, self.config.vocab_size, self.config.hidden_size)
+    def take(self, piece: Piece) -> Matrix:
+        """A piece in the form that a profile keeps it in.
 
-    def qkv(self, layer: int) -> NF4Matrix:
-        """The rows of q, k and v, one below the other."""
-        config = self.config
-        rows = (config.heads + 2 * config.kv_heads) * config.head_dim
-        return self._packed(attention_name(layer, "qkv"), rows, config.hidden_size)
+        Raises: NovaMeshError (corrupt, unsupported) naming file and tensor.
+        """
+        if piece.form == "nf4":
+            return self._packed(piece)
+        if piece.form == "float16":
+            return self.store.take_finite(piece.name, piece.shape, torch.float16)
+        return self.store.take_finite(piece.name, piece.shape, *FLOATS).float()
 
-    def output(self, layer: int) -> NF4Matrix:
-        """Attention's output projection."""
-        config = self.config
-        width = config.heads * config.head_dim
-        return self._packed(attention_name(layer, "o"), config.hidden_size, width)
-
-    def gate_up(self, layer: int) -> NF4Matrix:
-        """All experts' gate rows, then up rows."""
-        config = self.config
-        name = stack_name(config, layer, "gate_up")
-        return self._packed(name, config.experts, 2 * config.expert_size, config.hidden_size)
-
-    def down(self, layer: int) -> NF4Matrix:
-        """All experts' down rows."""
-        config = self.config
-        name = stack_name(config, layer, "down")
-        return self._packed(name, config.experts, config.hidden_size, config.expert_size)
-
-    def _packed(self, name: str, *shape: int) -> NF4Matrix:
-        *rows, width = shape
+    def _packed(self, piece: Piece) -> NF4Matrix:
+        *rows, width = piece.shape
         if width % BLOCK:
-            what = f"{self.store.path}: {name} is {width} wide, not a multiple of {BLOCK}"
+            what = f"{self.store.path}: {piece.name} is {width} wide, not a multiple of {BLOCK}"
             raise NovaMeshError(Code.UNSUPPORTED, what, "NF4 needs widths that are")
-        packed = self.store.take(name, (*rows, width // 2), torch.uint8)
+        packed = self.store.take(piece.name, (*rows, width // 2), torch.uint8)
         scales = (*rows, width // BLOCK)
-        absmax = self.store.take_finite(name + ABSMAX, scales, torch.float16)
+        absmax = self.store.take_finite(piece.name + ABSMAX, scales, torch.float16)
         return NF4Matrix(packed, absmax)
+
+
+def _refuse_strangers(config: ModelConfig, store: TensorStore, known: Iterable[str]) -> None:
+    expected = {*known, HEAD}
+    for name in store.files:
+        if name not in expected and not _DERIVED.fullmatch(name):
+            what = f"{store.files[name].path}: tensor {name} is not part of {config.model_type}"
+            hint = "the model has a feature that novamesh does not run"
+            raise NovaMeshError(Code.UNSUPPORTED, what, hint)
+
+
+def _check_tie(config: ModelConfig, store: TensorStore) -> None:
+    """A tied checkpoint may hold its head too, if it is the embedding."""
+    if not config.tie_embeddings or HEAD not in store.files:
+        return
+    embedding = outer_pieces(config)["embedding"]
+    both = [store.take(name, embedding.shape, *FLOATS) for name in (embedding.name, HEAD)]
+    if not torch.equal(*both):
+        what = f"{store.files[HEAD].path}: {HEAD} is not the embedding that the config ties it to"
+        raise NovaMeshError(Code.UNSUPPORTED, what, "set tie_word_embeddings to false")
 
 
 @dataclass(frozen=True, slots=True)
 class _Assembly:
-    config: ModelConfig
     source: PlainSource | PackedSource
-    kernels: Kernels
     device: str
 
     def decoder(self) -> Decoder:
-        config = self.config
-        embedding = self.source.embedding().to(self.device)
-        head = embedding if config.tie_embeddings else self.source.head()
+        config, roles = self.source.config, outer_pieces(self.source.config)
+        embedding = self._take(roles["embedding"])
+        assert isinstance(embedding, Tensor), "an embedding is never packed"
+        head = Linear(embedding, self._vector(roles, "head_bias"))
         return Decoder(
             config=config,
             embedding=embedding,
-            rotary=Rotary.create(config.head_dim, config.rope_theta, self.device),
+            rotary=Rotary.create(config.rope, config.head_dim, self.device),
             layers=tuple(self._layer(index) for index in range(config.layers)),
-            norm=self._norm(NORM),
-            head=self._linear(head),
+            norm=self._norm(roles, "norm"),
+            head=head if config.tie_embeddings else self._linear(roles, "head"),
         )
 
     def _layer(self, index: int) -> Layer:
-        config, source = self.config, self.source
-        before_attention, before_moe = norm_names(index)
+        config = self.source.config
+        roles = layer_pieces(config, self.source.naming, index)
         attention = Attention(
-            index, config, self._linear(source.qkv(index)), self._linear(source.output(index))
-        )
-        router = source.vector(router_name(config, index), config.experts, config.hidden_size)
-        moe = MoE(
-            router.to(self.device), source.gate_up(index).to(self.device),
-            source.down(index).to(self.device), config.experts_per_token, self.kernels,
+            index, config.heads, config.kv_heads, config.head_dim,
+            qkv=self._linear(roles, "qkv"), output=self._linear(roles, "output"),
+            query_norm=self._norm(roles, "query_norm") if "query_norm" in roles else None,
+            key_norm=self._norm(roles, "key_norm") if "key_norm" in roles else None,
+            clip=config.clip, window=config.windows[index],
         )  # fmt: skip
-        return Layer(self._norm(before_attention), attention, self._norm(before_moe), moe)
+        return Layer(
+            self._norm(roles, "attention_norm"), attention, self._norm(roles, "mlp_norm"),
+            self._mlp(roles),
+        )  # fmt: skip
 
-    def _norm(self, name: str) -> RMSNorm:
-        weight = self.source.vector(name, self.config.hidden_size).to(self.device)
-        return RMSNorm(weight, self.config.norm_eps, self.kernels)
+    def _mlp(self, roles: dict[str, Piece]) -> MoE | MLP:
+        config = self.source.config
+        router = self._vector(roles, "router")
+        gate_up, down = self._take(roles["gate_up"]), self._take(roles["down"])
+        if router is None:
+            return MLP(gate_up, down)
+        chooser = Router(
+            router, "sparsemixer" if config.traits.sparsemixer else "softmax",
+            config.experts_per_token, config.renormalise, config.jitter,
+        )  # fmt: skip
+        return MoE(chooser, gate_up, down, self._shared(roles))
 
-    def _linear(self, weight: Matrix) -> Linear:
-        return Linear(weight.to(self.device), self.kernels)
+    def _shared(self, roles: dict[str, Piece]) -> SharedExpert | None:
+        gate = self._vector(roles, "shared_gate")
+        if gate is None:
+            return None
+        return SharedExpert(
+            self._take(roles["shared_gate_up"]), self._take(roles["shared_down"]), gate
+        )
+
+    def _linear(self, roles: dict[str, Piece], role: str) -> Linear:
+        return Linear(self._take(roles[role]), self._vector(roles, f"{role}_bias"))
+
+    def _norm(self, roles: dict[str, Piece], role: str) -> Norm:
+        config, weight = self.source.config, self._vector(roles, role)
+        assert weight is not None, f"{role} is in every layer that asks for it"
+        bias = self._vector(roles, f"{role}_bias")
+        return Norm(weight, bias, config.norm_eps, config.traits.centred)
+
+    def _vector(self, roles: dict[str, Piece], role: str) -> Tensor | None:
+        """A piece that is never packed, or None if the family has no such role."""
+        if role not in roles:
+            return None
+        found = self._take(roles[role])
+        assert isinstance(found, Tensor), f"{role} is never packed"
+        return found
+
+    def _take(self, piece: Piece) -> Matrix:
+        return self.source.take(piece).to(self.device)

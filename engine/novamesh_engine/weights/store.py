@@ -174,6 +174,11 @@ class TensorStore:
                 raise corrupt(files[name].path, f"tensor {tensor} is missing")
         return cls(path, {tensor: files[name] for tensor, name in where.items()})
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a tensor, or None if there is no such tensor; nothing is read."""
+        file = self.files.get(name)
+        return None if file is None else file.entries[name].shape
+
     def take(self, name: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> Tensor:
         """One tensor, a view of the file, of the shape and one of the element types wanted.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
 from novamesh_engine.kernels import reference
 from novamesh_engine.models.config import ModelConfig
@@ -73,22 +75,75 @@ def test_dispatch_keeps_every_pair_once() -> None:
     assert [expert for expert, _, _ in groups] == [0, 2, 3]
 
 
-def test_attention_is_that_of_torch() -> None:
+def test_sparsemixer_is_that_of_transformers() -> None:
+    x, router = random(12, 400, 16), random(13, 6, 16) / 4
+    for jitter in (0.0, 0.01, 0.2):
+        weights, ids = reference.sparsemixer(x, router, jitter)
+        wanted, wanted_ids = sparsemixer(x @ router.T, jitter, training=False)
+        assert torch.equal(ids, wanted_ids)
+        assert relative(weights, wanted) < BOUND
+
+
+def caches(seed: int, kv: PlainKV) -> tuple[Tensor, Tensor]:
+    return random(seed, *kv.keys(0).shape), random(seed + 1, *kv.keys(0).shape)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_attention_is_that_of_torch(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = nova_config(num_attention_heads=6, num_key_value_heads=2, head_dim=8)
     kv = PlainKV(ModelConfig.from_dict(raw))
-    keys, values = random(7, *kv.keys(0).shape), random(8, *kv.keys(0).shape)
+    keys, values = caches(7, kv)
     batch = make_batch(kv, [Part(0, 0, range(5)), Part(1, 9, range(4))])
     query = random(9, 9, 6, 8)
-    found = reference.attention(query, keys, values, batch, 8**-0.5)
+    found = reference.attention(query, keys, values, batch, 8**-0.5, window)
     for start, stop, owner in ((0, 5, 0), (5, 9, 1)):
         seen = int(batch.positions[stop - 1]) + 1
         blocks = torch.tensor(kv.table(owner, 4))
         key, value = (
-            cache[blocks].flatten(0, 1)[:seen].transpose(0, 1) for cache in (keys, values)
+            cache[blocks].transpose(0, 1).flatten(1, 2)[:, :seen] for cache in (keys, values)
         )
-        mask = torch.arange(seen) <= batch.positions[start:stop, None]
+        age = batch.positions[start:stop, None] - torch.arange(seen)
+        mask = (age >= 0) & (age < (window or 10**6))
         wanted = torch.nn.functional.scaled_dot_product_attention(
             query[start:stop].transpose(0, 1), key.repeat_interleave(3, 0),
             value.repeat_interleave(3, 0), attn_mask=mask,
         )  # fmt: skip
         assert relative(found[start:stop], wanted.transpose(0, 1)) < BOUND
+    monkeypatch.setattr(reference, "SCORES_MAX", 100)  # two rows at a time
+    tiled = reference.attention(query, keys, values, batch, 8**-0.5, window)
+    assert relative(tiled, found) < BOUND
+
+
+def test_a_cache_of_int8_is_rounded_by_token_and_head() -> None:
+    kv = PlainKV(ModelConfig.from_dict(nova_config()))
+    shape = kv.keys(0).shape
+    cache, scales = torch.zeros(shape, dtype=torch.int8), torch.zeros(shape[:3])
+    new, slots = random(10, 3, 2, 16), torch.tensor([0, 5, 255])
+    new[1, 0] = 0
+    new[2, 1, :2] = torch.tensor([254.0, 3.0])  # scale 2: 1.5 steps round to the even 2
+    reference.write_kv(cache, scales, slots, new)
+    for row, slot in enumerate(slots.tolist()):
+        scale = kv.token(scales.unsqueeze(-1), slot)
+        assert torch.allclose(scale[:, 0], new[row].abs().amax(-1) / 127)
+        error = kv.token(cache, slot).float() * scale - new[row]
+        assert (error.abs() <= scale / 2 * 1.001).all()
+    assert kv.token(cache, 255)[1, :2].tolist() == [127, 2]
+    assert not kv.token(cache, 5)[0].any()
+    assert cache.count_nonzero() <= 5 * 16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_attention_over_a_narrow_cache_is_that_over_its_values(dtype: torch.dtype) -> None:
+    kv = PlainKV(ModelConfig.from_dict(nova_config()))
+    batch = make_batch(kv, [Part(0, 0, range(5)), Part(1, 9, range(4))])
+    query, slots = random(9, 9, 4, 16), torch.arange(256)
+    narrow, wide, scales = [], [], []
+    for seed in (7, 8):
+        cache = torch.zeros(kv.keys(0).shape, dtype=dtype)
+        scale = torch.zeros(cache.shape[:3]) if dtype == torch.int8 else None
+        reference.write_kv(cache, scale, slots, random(seed, 256, 2, 16))
+        narrow.append(cache)
+        scales.append(scale)
+        wide.append(cache.float() if scale is None else cache.float() * scale.unsqueeze(-1))
+    found = reference.attention(query, *narrow, batch, 0.25, None, *scales)
+    assert relative(found, reference.attention(query, *wide, batch, 0.25)) < BOUND

@@ -16,13 +16,14 @@ def test_slots_follow_the_block_tables() -> None:
     cache = PlainKV(ModelConfig.from_dict(nova_config()))
     kv: KVCache = cache
     batch = make_batch(cache, [Part(1, 6, [7, 8]), Part(0, 0, [9])])
-    size = kv.keys(0).shape[1]
+    size = kv.keys(0).shape[2]
     for row, owner in enumerate((0, 0, 1)):
         at = int(batch.positions[row])
         assert batch.slots[row] == batch.block_tables[owner, at // size] * size + at % size
     assert batch.sequence_starts.tolist() == [0, 2, 3]
     assert batch.context_lengths.tolist() == [8, 1]
     assert len(set(batch.slots.tolist())) == 3
+    assert batch.rope_lengths.tolist() == [7, 8, 1]
 
 
 def test_a_batch_does_not_change() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novamesh_engine.models.config import ModelConfig
+from novamesh_engine.models.traits import NEUTRAL, TRAITS
 from novamesh_proto.errors import Code, NovaMeshError
 from support.tiny_moe import nova_config, nova_tensors
 
@@ -29,26 +30,13 @@ def test_mixtral_8x7b_has_its_known_size() -> None:
     config = ModelConfig.from_dict(mixtral())
     assert config.parameters == 46_702_792_704
     assert round(config.active_parameters / 1e9, 1) == 12.9
-    assert (config.head_dim, config.eos_ids, config.rope_theta) == (128, (2,), 1e6)
+    assert (config.head_dim, config.eos_ids, config.rope.theta) == (128, (2,), 1e6)
 
 
 def test_parameters_are_those_on_disk() -> None:
     raw = nova_config()
     held = sum(tensor.numel() for tensor in nova_tensors(raw).values())
     assert ModelConfig.from_dict(raw).parameters == held
-
-
-@pytest.mark.parametrize(
-    ("changes", "theta"),
-    [
-        ({"rope_theta": 5e5}, 5e5),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 2e5}}, 2e5),
-        ({"rope_scaling": {"type": "default"}, "rope_theta": 3e4}, 3e4),
-        ({"rope_scaling": None, "rope_parameters": None}, 1e6),
-    ],
-)
-def test_rope_is_read_old_and_new(changes: dict[str, Any], theta: float) -> None:
-    assert ModelConfig.from_dict(mixtral(**changes)).rope_theta == theta
 
 
 def test_other_spellings_and_defaults() -> None:
@@ -59,9 +47,45 @@ def test_other_spellings_and_defaults() -> None:
     assert ModelConfig.from_dict(mixtral(head_dim=64)).head_dim == 64
 
 
-def test_a_sliding_window_bounds_the_context() -> None:
-    assert ModelConfig.from_dict(mixtral(sliding_window=4096)).max_context == 4096
-    assert ModelConfig.from_dict(mixtral(sliding_window=None)).max_context == 32768
+def windows(**changes: Any) -> tuple[int | None, ...]:
+    shape = {"num_hidden_layers": 4, "moe_intermediate_size": 64}
+    extra = {"shared_expert_intermediate_size": 64, "intermediate_size": 64}
+    return ModelConfig.from_dict(mixtral(**shape | extra | changes)).windows
+
+
+def test_a_sliding_window_is_one_of_every_layer() -> None:
+    assert windows(shared_expert_intermediate_size=None) == (None,) * 4
+    assert windows(shared_expert_intermediate_size=None, sliding_window=9) == (9,) * 4
+    spanning = windows(shared_expert_intermediate_size=None, sliding_window=32768)
+    assert spanning == (None,) * 4
+
+
+def test_qwens_windows_are_switched_and_alternate() -> None:
+    qwen3 = {"model_type": "qwen3_moe", "sliding_window": 9, "shared_expert_intermediate_size": 0}
+    assert windows(**qwen3) == windows(**qwen3, use_sliding_window=False) == (None,) * 4
+    assert windows(**qwen3, use_sliding_window=True, max_window_layers=1) == (9,) * 4
+    qwen2 = {"model_type": "qwen2_moe", "sliding_window": 9}
+    assert windows(**qwen2) == (None,) * 4
+    assert windows(**qwen2, use_sliding_window=True) == (9, None, 9, None)
+    assert windows(**qwen2, use_sliding_window=True, max_window_layers=2) == (9, None, None, None)
+    kinds = ["full_attention", "sliding_attention", "full_attention", "full_attention"]
+    chosen = windows(**qwen2, use_sliding_window=True, layer_types=kinds)
+    assert chosen == (None, 9, None, None)
+
+
+def test_layers_without_experts_are_those_of_qwen() -> None:
+    raw = mixtral(
+        model_type="qwen3_moe", moe_intermediate_size=64, num_hidden_layers=6,
+        mlp_only_layers=[3, 40], decoder_sparse_step=2,
+    )  # fmt: skip
+    config = ModelConfig.from_dict(raw)
+    assert config.dense_layers == {0, 2, 3, 4}
+    assert config.dense_size == 14336
+
+
+def test_a_head_dim_is_stated_or_a_habit() -> None:
+    assert not ModelConfig.from_dict(mixtral()).head_dim_stated
+    assert ModelConfig.from_dict(mixtral(head_dim=64)).head_dim_stated
 
 
 @pytest.mark.parametrize(
@@ -73,7 +97,18 @@ def test_a_sliding_window_bounds_the_context() -> None:
         ({"hidden_act": "gelu"}, Code.UNSUPPORTED, 'hidden_act is "gelu", not "silu"'),
         ({"attention_bias": True}, Code.UNSUPPORTED, "attention_bias is true"),
         ({"norm_topk_prob": False}, Code.UNSUPPORTED, "norm_topk_prob"),
-        ({"rope_scaling": {"type": "yarn"}}, Code.UNSUPPORTED, 'rope_scaling.rope_type is "yarn"'),
+        ({"clip_qkv": 8.0}, Code.UNSUPPORTED, "clip_qkv is 8.0, not null"),
+        ({"lm_head_bias": True}, Code.UNSUPPORTED, "lm_head_bias is true"),
+        ({"mlp_only_layers": [1]}, Code.UNSUPPORTED, "mlp_only_layers is [1]"),
+        ({"quantization_config": {"bits": 4}}, Code.UNSUPPORTED, "quantization_config is"),
+        ({"layer_types": ["sliding_attention"] * 32}, Code.UNSUPPORTED, "layer_types is"),
+        ({"use_sliding_window": True}, Code.UNSUPPORTED, "use_sliding_window is true"),
+        ({"model_type": "olmoe", "sliding_window": 8}, Code.UNSUPPORTED, "sliding_window is 8"),
+        ({"model_type": "phimoe", "num_experts_per_tok": 1}, Code.UNSUPPORTED, "per_tok is 1"),
+        ({"model_type": "phimoe", "router_jitter_noise": -1}, Code.CORRUPT, "router_jitter_noise"),
+        ({"model_type": "qwen2_moe"}, Code.CORRUPT, "moe_intermediate_size is missing"),
+        ({"sliding_window": 0}, Code.CORRUPT, "sliding_window is 0"),
+        ({"rope_scaling": {"type": "ntk"}}, Code.UNSUPPORTED, 'rope_scaling.rope_type is "ntk"'),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, Code.UNSUPPORTED, "partial_rotary"),
         ({"rope_parameters": {"rope_theta": "x"}}, Code.CORRUPT, "rope_parameters: rope_theta is"),
         ({"rope_scaling": "yarn"}, Code.CORRUPT, "rope_scaling"),
@@ -109,11 +144,21 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from(sorted([*mixtral(), "rope_parameters", "head_dim", "sliding_window"])), JSON)
+ROPES = ("rope_parameters", "rope_scaling", "original_max_position_embeddings")
+OTHERS = ("head_dim", "sliding_window", "layer_types", "router_jitter_noise")
+
+
+@given(
+    st.sampled_from(sorted(TRAITS)), st.sampled_from([*mixtral(), *NEUTRAL, *ROPES, *OTHERS]), JSON
+)
 @settings(max_examples=200, deadline=None)
-def test_any_value_anywhere_gives_a_config_or_our_error(field: str, value: Any) -> None:
+def test_any_value_anywhere_gives_a_config_or_our_error(
+    family: str, field: str, value: Any
+) -> None:
+    sizes = {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+    own = {"shared_expert_intermediate_size": None} if family != "qwen2_moe" else {}
     try:
-        ModelConfig.from_dict(mixtral(**{field: value}))
+        ModelConfig.from_dict(mixtral(model_type=family) | sizes | own | {field: value})
     except NovaMeshError as error:
         assert error.code in (Code.UNSUPPORTED, Code.CORRUPT)  # noqa: PT017
 

@@ -57,7 +57,7 @@ def packed(tmp_path: Path) -> Path:
 
 
 def test_packed_weights_stay_views_of_the_file(packed: Path) -> None:
-    moe = load_model(packed).decoder.layers[0].moe
+    moe = load_model(packed).decoder.layers[0].mlp
     assert moe.gate_up.packed.dtype == torch.uint8  # type: ignore[union-attr]
     assert moe.gate_up.shape == (4, 128, 64)
     assert moe.down.shape == (4, 64, 64)
@@ -163,3 +163,48 @@ def test_no_wanted_row_gives_no_logits(tmp_path: Path) -> None:
     batch = make_batch(kv, [Part(0, 0, range(3))])
     none = dataclasses.replace(batch, logit_rows=batch.logit_rows[:0])
     assert model.decoder.forward(none, kv).shape == (0, 96)
+
+
+def test_a_tensor_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    tensors = save_nova(tmp_path)
+    strange = {"model.layers.0.self_attn.sinks": torch.zeros(4)}
+    save_file(tensors | strange, tmp_path / "model.safetensors")
+    with pytest.raises(NovaMeshError, match=r"self_attn\.sinks is not part of nova") as caught:
+        load_model(tmp_path)
+    assert caught.value.code is Code.UNSUPPORTED
+    derived = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}
+    save_file(tensors | derived, tmp_path / "model.safetensors")
+    load_model(tmp_path)
+
+
+def test_a_tied_head_may_be_there_if_it_is_the_embedding(tmp_path: Path) -> None:
+    tensors = save_nova(tmp_path)
+    embedding = tensors["model.embed_tokens.weight"]
+    for head in (embedding.clone(), embedding + 1):
+        save_file(tensors | {"lm_head.weight": head}, tmp_path / "model.safetensors")
+        if torch.equal(head, embedding):
+            load_model(tmp_path)
+        else:
+            with pytest.raises(NovaMeshError, match="is not the embedding"):
+                load_model(tmp_path)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_head_dim_that_is_not_stated_follows_from_the_weights(
+    tmp_path: Path, quantized: bool
+) -> None:
+    save_nova(tmp_path / "plain", seed=6, head_dim=32)
+    folder = tmp_path / "plain"
+    if quantized:
+        folder = convert(folder, tmp_path / "nf4", "tiny").path
+    wanted = run(load_model(folder))
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    del raw["head_dim"]
+    path.write_text(json.dumps(raw))
+    model = load_model(folder, verify=False)
+    assert model.config.head_dim == 32
+    assert torch.equal(run(model), wanted)
+    path.write_text(json.dumps(raw | {"head_dim": 16}))
+    with pytest.raises(NovaMeshError, match=r"q(kv)?_proj\.weight has shape"):
+        load_model(folder, verify=False)
