@@ -17,14 +17,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import bitsandbytes.functional as bnb
 import torch
 from torch import Tensor
 
-from novamesh_engine.files import corrupt, open_file
-from novamesh_engine.models.config import CONFIG_FILE, ModelConfig
+from novamesh_engine.files import corrupt, open_file, parse_object, read_bytes
+from novamesh_engine.models.config import CONFIG_BYTES_MAX, CONFIG_FILE, ModelConfig
+from novamesh_engine.quant.checkpoint import Checkpoint, FolderCheckpoint
 from novamesh_engine.quant.codebook import BLOCK, NF4Matrix
 from novamesh_engine.quant.profile import ModelProfile, hash_file, write_profile
 from novamesh_engine.quant.shards import (
@@ -36,9 +37,9 @@ from novamesh_engine.quant.shards import (
     sync_folder,
 )
 from novamesh_engine.quant.tensors import Part, ProfileTensor, profile_tensors
-from novamesh_engine.weights.load import FLOATS
-from novamesh_engine.weights.names import ABSMAX
-from novamesh_engine.weights.store import INDEX_FILE, TensorFile, TensorStore
+from novamesh_engine.weights.load import FLOATS, refuse_strangers, settle_head_dim
+from novamesh_engine.weights.names import ABSMAX, HEAD
+from novamesh_engine.weights.store import INDEX_FILE, TensorStore
 from novamesh_proto.errors import Code, NovaMeshError
 
 # What a profile carries beside its weights, where the source has it.
@@ -49,65 +50,6 @@ STATE_FILE: Final = "conversion.json"
 STATE_BYTES_MAX: Final = 4 << 20
 CHUNK_WEIGHTS: Final = 1 << 22  # unpacked at a time: 16 MiB of float32
 _FORMAT: Final = 1  # of the state file, and of what a conversion does
-
-
-class Checkpoint(Protocol):
-    """A plain checkpoint whose files may still be on their way."""
-
-    @property
-    def folder(self) -> Path:
-        """Where config.json and the companions are."""
-        ...
-
-    @property
-    def identity(self) -> str:
-        """Text that differs if any byte of the weights does."""
-        ...
-
-    @property
-    def where(self) -> Mapping[str, str]:
-        """The file that each tensor is in."""
-        ...
-
-    def open(self, name: str) -> TensorFile:
-        """A file, once all of it is here."""
-        ...
-
-    def release(self, name: str) -> None:
-        """Nothing more will be read of a file."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class FolderCheckpoint:
-    """A checkpoint in a folder that somebody else keeps: nothing of it is changed or removed."""
-
-    folder: Path
-    where: Mapping[str, str]
-    files: Mapping[str, TensorFile]
-
-    @classmethod
-    def at(cls, folder: Path) -> FolderCheckpoint:
-        """Raises: NovaMeshError (model_not_found, not_found, corrupt, unsupported)."""
-        found = TensorStore.open(folder).files
-        where = {name: file.path.name for name, file in found.items()}
-        return cls(folder, where, {file.path.name: file for file in found.values()})
-
-    @property
-    def identity(self) -> str:
-        """Names, sizes and times of the files: hashing tens of gigabytes twice helps nobody."""
-        marks = [
-            (name, file.path.stat().st_size, file.path.stat().st_mtime_ns)
-            for name, file in sorted(self.files.items())
-        ]
-        return json.dumps([str(self.folder.resolve()), marks])
-
-    def open(self, name: str) -> TensorFile:
-        """One of the folder's files."""
-        return self.files[name]
-
-    def release(self, name: str) -> None:
-        """Nothing: the folder is not ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +95,13 @@ class Conversion:
     def __init__(self, checkpoint: Checkpoint, shard_bytes: int = SHARD_BYTES) -> None:
         """Raises: NovaMeshError (unsupported, corrupt) if this checkpoint cannot be converted."""
         self._checkpoint = checkpoint
-        self._config = ModelConfig.from_file(checkpoint.folder / CONFIG_FILE)
+        config = ModelConfig.from_file(checkpoint.folder / CONFIG_FILE)
+        self._config = settle_head_dim(config, checkpoint.shape)
         self._where = checkpoint.where
         plan = profile_tensors(self._config, self._where)
         self._check(plan)
+        self._embedding = plan[0].parts[0]
+        self._twin = self._config.tie_embeddings and HEAD in self._where
         self.shards = lay_out(plan, shard_bytes)
         self.size = sum(shard.size for shard in self.shards)
         self._last_use = self._last_uses()
@@ -169,7 +114,7 @@ class Conversion:
         here: set[str] = set()
         most = written = 0
         for number, shard in enumerate(self.shards):
-            here |= self._files(shard)
+            here |= self._files(number)
             written += shard.size
             most = max(most, written + sum(sizes.get(name, 0) for name in here))
             here -= {name for name, last in self._last_use.items() if last == number}
@@ -187,7 +132,9 @@ class Conversion:
             if len(self.shards) > 1:
                 (target / INDEX_FILE).write_bytes(index_bytes(self.shards))
                 files.append(INDEX_FILE)
-            for companion in (CONFIG_FILE, *COMPANIONS):
+            (target / CONFIG_FILE).write_bytes(self._config_bytes())
+            files.append(CONFIG_FILE)
+            for companion in COMPANIONS:
                 if (self._checkpoint.folder / companion).is_file():
                     shutil.copyfile(self._checkpoint.folder / companion, target / companion)
                     files.append(companion)
@@ -200,28 +147,42 @@ class Conversion:
             raise NovaMeshError(Code.STORAGE, what, hint) from error
         return profile
 
+    def _config_bytes(self) -> bytes:
+        """The checkpoint's config.json; a head_dim that only its weights told is added."""
+        path = self._checkpoint.folder / CONFIG_FILE
+        data = read_bytes(path, CONFIG_BYTES_MAX)
+        if self._config.head_dim_stated:
+            return data
+        raw = parse_object(data, path) | {"head_dim": self._config.head_dim}
+        return (json.dumps(raw, indent=2) + "\n").encode()
+
     def _check(self, plan: Sequence[ProfileTensor]) -> None:
         """Everything that can be told without a weight."""
+        known = [part.name for tensor in plan for part in tensor.parts]
+        folder = self._checkpoint.folder
+        refuse_strangers(self._config, self._where, known, lambda name: folder / self._where[name])
         for tensor in plan:
             if tensor.form == "nf4" and tensor.shape[-1] % BLOCK:
                 width = tensor.shape[-1]
-                what = f"{self._checkpoint.folder}: {tensor.name} is {width} wide"
+                what = f"{folder}: {tensor.name} is {width} wide"
                 raise NovaMeshError(
                     Code.UNSUPPORTED, f"{what}, not a multiple of {BLOCK}",
                     "run this model unquantized",
                 )  # fmt: skip
             for part in tensor.parts:
                 if part.name not in self._where:
-                    raise corrupt(self._checkpoint.folder, f"tensor {part.name} is missing")
+                    raise corrupt(folder, f"tensor {part.name} is missing")
 
-    def _files(self, shard: Shard) -> set[str]:
-        return {self._where[part.name] for tensor in shard.tensors for part in tensor.parts}
+    def _files(self, number: int) -> set[str]:
+        tensors = self.shards[number].tensors
+        found = {self._where[part.name] for tensor in tensors for part in tensor.parts}
+        return found | ({self._where[HEAD]} if self._twin and number == 0 else set())
 
     def _last_uses(self) -> dict[str, int]:
         """The last shard that each file is needed for."""
         last: dict[str, int] = {}
-        for number, shard in enumerate(self.shards):
-            last |= dict.fromkeys(self._files(shard), number)
+        for number in range(len(self.shards)):
+            last |= dict.fromkeys(self._files(number), number)
         return last
 
     def _make_shards(self, target: Path, report: Report) -> dict[str, str]:
@@ -256,6 +217,8 @@ class Conversion:
         try:
             done = 0
             for tensor in shard.tensors:
+                if self._twin and tensor.parts == (self._embedding,):
+                    self._check_twin()
                 at = 0
                 for part in tensor.parts:
                     for weights in self._read(part):
@@ -266,6 +229,18 @@ class Conversion:
             return writer.finish()
         finally:
             writer.close()
+
+    def _check_twin(self) -> None:
+        """A tied checkpoint may hold its head too, if it is the embedding."""
+        pairs = zip(
+            self._read(self._embedding), self._read(Part(HEAD, self._embedding.shape)), strict=True
+        )
+        if not all(torch.equal(*pair) for pair in pairs):
+            what = f"{HEAD} is not the embedding that the config ties it to"
+            raise NovaMeshError(
+                Code.UNSUPPORTED, f"{self._checkpoint.folder}: {what}",
+                "set tie_word_embeddings to false",
+            )  # fmt: skip
 
     def _read(self, part: Part) -> Iterator[Tensor]:
         """The weights of a part, float32, whole rows at a time: [rows, width], or [n]."""

@@ -10,7 +10,7 @@ twice.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -76,15 +76,18 @@ def load_model(path: str | Path, device: str = "cpu", verify: bool = True) -> Lo
     return LoadedModel(source.config, _Assembly(source, device).decoder(), profile)
 
 
-def settle_head_dim(config: ModelConfig, store: TensorStore) -> ModelConfig:
+def settle_head_dim(
+    config: ModelConfig, shape_of: Callable[[str], tuple[int, ...] | None]
+) -> ModelConfig:
     """The config with the head_dim of its weights, where config.json does not state one.
 
+    `shape_of` gives the shape of a tensor of the checkpoint, None if it has none of that name.
     hidden_size / heads is only a habit: Phi-tiny-MoE has 16 heads of 128 in a width of 4096.
     """
     if config.head_dim_stated:
         return config
     for name, heads in ((QUERY, config.heads), (PACKED_QKV, config.heads + 2 * config.kv_heads)):
-        shape = store.shape(name)
+        shape = shape_of(name)
         if shape is not None and len(shape) == 2 and shape[0] % (2 * heads) == 0:
             return replace(config, head_dim=min(_HEAD_DIM_MAX, max(2, shape[0] // heads)))
     return config
@@ -104,10 +107,10 @@ class PlainSource:
 
         Raises: NovaMeshError (unsupported) naming a tensor that does not belong to the model.
         """
-        config = settle_head_dim(config, store)
+        config = settle_head_dim(config, store.shape)
         naming = find_naming(config, store.files)
         known = (part.name for piece in pieces(config, naming) for part in piece.parts)
-        _refuse_strangers(config, store, known)
+        refuse_strangers(config, store.files, known, lambda name: store.files[name].path)
         _check_tie(config, store)
         return cls(config, store, naming)
 
@@ -141,10 +144,11 @@ class PackedSource:
 
         Raises: NovaMeshError (unsupported) naming a tensor that does not belong to the model.
         """
-        config = settle_head_dim(config, store)
+        config = settle_head_dim(config, store.shape)
         naming = config.traits.namings[0]
         known = [piece.name for piece in pieces(config, naming)]
-        _refuse_strangers(config, store, [*known, *(name + ABSMAX for name in known)])
+        known += [name + ABSMAX for name in known]
+        refuse_strangers(config, store.files, known, lambda name: store.files[name].path)
         return cls(config, store, naming)
 
     def take(self, piece: Piece) -> Matrix:
@@ -169,11 +173,22 @@ class PackedSource:
         return NF4Matrix(packed, absmax)
 
 
-def _refuse_strangers(config: ModelConfig, store: TensorStore, known: Iterable[str]) -> None:
+def refuse_strangers(
+    config: ModelConfig,
+    names: Iterable[str],
+    known: Iterable[str],
+    place: Callable[[str], Path],
+) -> None:
+    """Refuse a checkpoint with tensors that a model of this shape does not know.
+
+    `place` gives the file of a tensor, for the message.
+
+    Raises: NovaMeshError (unsupported) naming file and tensor.
+    """
     expected = {*known, HEAD}
-    for name in store.files:
+    for name in names:
         if name not in expected and not _DERIVED.fullmatch(name):
-            what = f"{store.files[name].path}: tensor {name} is not part of {config.model_type}"
+            what = f"{place(name)}: tensor {name} is not part of {config.model_type}"
             hint = "the model has a feature that novamesh does not run"
             raise NovaMeshError(Code.UNSUPPORTED, what, hint)
 

@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from novamesh_engine.models.config import ModelConfig
+from novamesh_engine.quant.checkpoint import Checkpoint, FolderCheckpoint
 from novamesh_engine.quant.codebook import NF4Matrix, dequantize
 from novamesh_engine.quant.convert import (
     STATE_FILE,
-    Checkpoint,
     Conversion,
-    FolderCheckpoint,
     Step,
     convert,
     quantize,
@@ -137,6 +136,7 @@ class Borrowed:
     def __init__(self, folder: Path) -> None:
         self.inner = FolderCheckpoint.at(folder)
         self.folder, self.where, self.identity = folder, self.inner.where, self.inner.identity
+        self.shape = self.inner.shape
         self.here: set[str] = set()
         self.gone: set[str] = set()
         self.most = 0
@@ -291,6 +291,8 @@ def test_a_width_that_no_block_fits_is_refused(tmp_path: Path) -> None:
         ({"model.norm.weight": torch.ones(3)}, "has shape", Code.CORRUPT),
         ({"model.norm.weight": torch.full((64,), torch.nan)}, "no numbers", Code.CORRUPT),
         ({"model.embed_tokens.weight": torch.full((96, 64), 1e6)}, "too large", Code.UNSUPPORTED),
+        ({"model.extra.weight": torch.ones(3)}, "is not part of nova", Code.UNSUPPORTED),
+        ({"lm_head.weight": torch.ones(96, 64)}, "not the embedding", Code.UNSUPPORTED),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(
@@ -302,6 +304,28 @@ def test_what_cannot_be_kept_is_refused_by_name(
     with pytest.raises(NovaMeshError, match=message) as caught:
         convert(tmp_path / "plain", tmp_path / "nf4", "tiny")
     assert caught.value.code is code
+
+
+def test_a_tied_head_that_is_the_embedding_is_left_out(tmp_path: Path) -> None:
+    tensors = save_nova(tmp_path / "plain")
+    wanted = convert(tmp_path / "plain", tmp_path / "a", "tiny").digest
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "plain" / "model.safetensors")
+    assert convert(tmp_path / "plain", tmp_path / "b", "tiny").digest == wanted
+
+
+def test_a_head_dim_that_only_the_weights_tell_is_written_down(tmp_path: Path) -> None:
+    save_nova(tmp_path / "plain", head_dim=32)
+    raw = json.loads((tmp_path / "plain" / "config.json").read_text())
+    del raw["head_dim"]
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(raw))
+    profile = convert(tmp_path / "plain", tmp_path / "nf4", "tiny")
+    config = ModelConfig.from_file(tmp_path / "nf4" / "config.json")
+    assert (config.head_dim, config.head_dim_stated) == (32, True)
+    assert profile.parameters == config.parameters
+    tokens = list(range(3, 40))
+    found = run(load_model(tmp_path / "nf4"), tokens)
+    assert relative(found, run(load_model(tmp_path / "plain"), tokens)) < 0.5
 
 
 def test_a_used_folder_is_left_alone(tmp_path: Path) -> None:
