@@ -101,12 +101,6 @@ class Honest:
             print(f"a job failed: {error}", file=sys.stderr)
 
 
-def _give_way() -> None:
-    """An attacker's processor is his own; here it must not be the coordinator's."""
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    os.nice(10)
-
-
 @contextlib.asynccontextmanager
 async def attacked(victim: Victim, row: Row, here: str) -> AsyncIterator[None]:
     """The attack goes on while inside."""
@@ -115,7 +109,7 @@ async def attacked(victim: Victim, row: Row, here: str) -> AsyncIterator[None]:
     attacker = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "support.hostile.attacks", row.attack, str(victim.port), here,
         str(bytes_per_s), cwd=TESTS, stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE, preexec_fn=_give_way,
+        stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         await asyncio.sleep(WARM_UP_S)
