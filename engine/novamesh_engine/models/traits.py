@@ -114,6 +114,7 @@ NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "num_shared_experts": (0, None),
     "qk_layernorm": (False, None),
     "qkv_bias": (False, None),
+    "quantization": (None,),
     "quantization_config": (None,),
     "residual_multiplier": (1, None),
     "routed_scaling_factor": (1, None),

@@ -33,6 +33,71 @@ def test_mixtral_8x7b_has_its_known_size() -> None:
     assert (config.head_dim, config.eos_ids, config.rope.theta) == (128, (2,), 1e6)
 
 
+QWEN3_30B = {
+    "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048, "head_dim": 128,
+    "intermediate_size": 6144, "moe_intermediate_size": 768, "num_hidden_layers": 48,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "num_experts": 128,
+    "num_experts_per_tok": 8, "mlp_only_layers": [], "decoder_sparse_step": 1,
+    "attention_bias": False, "max_window_layers": 48, "sliding_window": None,
+    "use_sliding_window": False, "rope_scaling": None, "rope_theta": 1e7, "norm_topk_prob": True,
+    "max_position_embeddings": 262144,
+}  # fmt: skip
+QWEN15_A27B = {
+    "model_type": "qwen2_moe", "vocab_size": 151936, "hidden_size": 2048, "norm_topk_prob": False,
+    "intermediate_size": 5632, "moe_intermediate_size": 1408, "num_hidden_layers": 24,
+    "shared_expert_intermediate_size": 5632, "num_attention_heads": 16, "num_experts": 60,
+    "num_key_value_heads": 16, "num_experts_per_tok": 4, "max_window_layers": 21,
+    "sliding_window": 32768, "use_sliding_window": False, "max_position_embeddings": 8192,
+}  # fmt: skip
+OLMOE_1B_7B = {
+    "model_type": "olmoe", "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 1024,
+    "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16,
+    "num_experts": 64, "num_experts_per_tok": 8, "clip_qkv": None, "norm_topk_prob": False,
+    "attention_bias": False, "max_position_embeddings": 4096,
+}  # fmt: skip
+PHI_35_MOE = {
+    "model_type": "phimoe", "vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 6400,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "num_local_experts": 16, "num_experts_per_tok": 2, "attention_bias": True,
+    "lm_head_bias": True, "input_jitter_noise": 0.01, "router_jitter_noise": 0.01,
+    "sliding_window": 131072, "max_position_embeddings": 131072, "rope_theta": 1e4,
+    "original_max_position_embeddings": 4096,
+    "rope_scaling": {
+        "type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0] * 64,
+        "original_max_position_embeddings": 4096, "short_mscale": 1.243163121016122,
+        "long_mscale": 1.243163121016122,
+    },
+}  # fmt: skip
+PHI_MINI = PHI_35_MOE | {
+    "intermediate_size": 960, "sliding_window": 2047, "max_position_embeddings": 4096,
+    "rope_scaling": None,
+}  # fmt: skip
+PHI_TINY = PHI_MINI | {
+    "intermediate_size": 448, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("raw", "parameters", "active", "context"),
+    [
+        (QWEN3_30B, 30_532_122_624, 3.4, 262144),
+        (QWEN15_A27B, 14_315_784_192, 2.7, 8192),
+        (OLMOE_1B_7B, 6_919_161_856, 1.3, 4096),
+        (PHI_35_MOE, 41_873_153_344, 6.6, 131072),
+        (PHI_MINI, 7_647_632_704, 2.4, 4096),
+        (PHI_TINY, 3_755_220_288, 1.3, 4096),
+    ],
+)
+def test_known_models_have_their_known_size(
+    raw: dict[str, Any], parameters: int, active: float, context: int
+) -> None:
+    """The fields of the published configs that count, and the published numbers of weights."""
+    config = ModelConfig.from_dict(raw)
+    assert config.parameters == parameters
+    assert round(config.active_parameters / 1e9, 1) == active
+    assert config.max_context == context
+
+
 def test_parameters_are_those_on_disk() -> None:
     raw = nova_config()
     held = sum(tensor.numel() for tensor in nova_tensors(raw).values())
