@@ -177,8 +177,8 @@ def load_oracle(case: Case, folder: Path) -> Any:
 def _prepare(model: Any) -> Any:
     """Plain loops over experts; and Phi-3.5-MoE's long factors, which are its definition.
 
-    transformers 5 lost the sequence length on the way to them, so that beyond the original context
-    its phimoe goes on with the short factors; version 4 and the model's own code pass it.
+    transformers 5.23 no longer passes them the sequence length, so that beyond the original context
+    its phimoe goes on with the short factors; versions 4 and 5.0, and the model's own code, do.
     """
     model.set_experts_implementation("eager")
     model.eval()
