@@ -8,8 +8,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
+#include "scratch.h"
 #include "team.h"
 
 namespace novamesh {
@@ -37,28 +37,6 @@ struct AttentionBatch {               // as ForwardBatch has them
   const int64_t* positions;           // [tokens], ascending within a sequence
   const int32_t* tables;              // [sequences, table_width]
   const int64_t* slots;               // [tokens]; read by write_kv alone
-};
-
-// Memory that is kept from call to call; what it held does not outlive the next call.
-class Scratch {
- public:
-  explicit Scratch(int workers) : buffers_(workers) {}
-
-  // At least `floats` floats, on a cache line's edge; throws std::bad_alloc.
-  float* of(int worker, size_t floats) {
-    std::vector<Line>& buffer = buffers_[worker];
-    const size_t lines = (floats + kLine - 1) / kLine;
-    if (buffer.size() < lines) {
-      buffer = std::vector<Line>();   // the old one goes first: the two may not fit together
-      buffer.resize(lines);
-    }
-    return buffer.data()->floats;
-  }
-
- private:
-  static constexpr size_t kLine = 16;
-  struct alignas(64) Line { float floats[kLine]; };
-  std::vector<std::vector<Line>> buffers_;
 };
 
 constexpr int64_t kSplit = 256;       // rows that one part of a lone token's attention reads

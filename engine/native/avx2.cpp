@@ -1,6 +1,6 @@
 // The loops for AVX2 with FMA and F16C. A 16-entry table is two registers of eight and a blend.
 #if defined(__x86_64__)
-#include "kernels.h"
+#include "int8.h"
 
 #include <immintrin.h>
 
@@ -101,19 +101,22 @@ TARGET float dot(const float* a, const float* b, int64_t count) {
   return total;
 }
 
-TARGET void add_scaled(float* sum, float factor, const float* x, int64_t count) {
-  const __m256 wide = _mm256_set1_ps(factor);
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8)
-    _mm256_storeu_ps(sum + i,
-                     _mm256_fmadd_ps(wide, _mm256_loadu_ps(x + i), _mm256_loadu_ps(sum + i)));
-  for (; i < count; ++i) sum[i] += factor * x[i];
+TARGET uint64_t read(const uint8_t* bytes, int64_t count) {
+  const __m256i* from = reinterpret_cast<const __m256i*>(bytes);
+  __m256i sum[8];
+  for (int lane = 0; lane < 8; ++lane) sum[lane] = _mm256_setzero_si256();
+  for (int64_t i = 0; i + 8 <= count / 32; i += 8)
+    for (int lane = 0; lane < 8; ++lane)
+      sum[lane] = _mm256_xor_si256(sum[lane], _mm256_loadu_si256(from + i + lane));
+  for (int lane = 1; lane < 8; ++lane) sum[0] = _mm256_xor_si256(sum[0], sum[lane]);
+  return static_cast<uint64_t>(_mm256_extract_epi64(sum[0], 0));
 }
 
 }  // namespace
 
-const Set kAvx2 = {
-    "avx2", {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, dot, add_scaled};
+const Loops kAvx2 = {
+    "avx2", {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, rows_int8_avx2, nullptr, quantize_avx2,
+    dot, read, &kAttentionAvx2};
 
 }  // namespace novamesh
 #endif

@@ -1,6 +1,6 @@
 // The loops for AVX-512 (F, BW, DQ, VL). One register is a 16-entry table: a nibble is one permute.
 #if defined(__x86_64__)
-#include "kernels.h"
+#include "int8.h"
 
 #include <immintrin.h>
 
@@ -90,19 +90,23 @@ TARGET float dot(const float* a, const float* b, int64_t count) {
   return total;
 }
 
-TARGET void add_scaled(float* sum, float factor, const float* x, int64_t count) {
-  const __m512 wide = _mm512_set1_ps(factor);
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16)
-    _mm512_storeu_ps(sum + i,
-                     _mm512_fmadd_ps(wide, _mm512_loadu_ps(x + i), _mm512_loadu_ps(sum + i)));
-  for (; i < count; ++i) sum[i] += factor * x[i];
+TARGET uint64_t read(const uint8_t* bytes, int64_t count) {
+  const __m512i* from = reinterpret_cast<const __m512i*>(bytes);
+  __m512i sum[8];
+  for (int lane = 0; lane < 8; ++lane) sum[lane] = _mm512_setzero_si512();
+  for (int64_t i = 0; i + 8 <= count / 64; i += 8)
+    for (int lane = 0; lane < 8; ++lane)
+      sum[lane] = _mm512_xor_si512(sum[lane], _mm512_loadu_si512(from + i + lane));
+  for (int lane = 1; lane < 8; ++lane) sum[0] = _mm512_xor_si512(sum[0], sum[lane]);
+  return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum[0]));
 }
 
 }  // namespace
 
-const Set kAvx512 = {
-    "avx512", {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, dot, add_scaled};
+// Without VNNI the 256-bit loops are as good: there is no 512-bit sign.
+const Loops kAvx512 = {
+    "avx512", {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, rows_int8_avx2, nullptr,
+    quantize_avx2, dot, read, &kAttentionAvx512};
 
 }  // namespace novamesh
 #endif

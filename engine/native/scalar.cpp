@@ -1,6 +1,8 @@
 // The loops in plain C++: the definition that the other sets are compared with, and what any CPU
 // without AVX2 runs. Four partial sums let a compiler use the vectors that every such CPU has.
-#include "kernels.h"
+#include "int8.h"
+
+#include <cstring>
 
 namespace novamesh {
 
@@ -20,10 +22,6 @@ float dot(const float* a, const float* b, int64_t count) {
   float sum = (part[0] + part[1]) + (part[2] + part[3]);
   for (int64_t i = whole; i < count; ++i) sum += a[i] * b[i];
   return sum;
-}
-
-void add_scaled(float* sum, float factor, const float* x, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) sum[i] += factor * x[i];
 }
 
 void decode(const uint8_t* bytes, float* out) {  // one block, in the order that x is split
@@ -60,9 +58,20 @@ void rows(const float* const* x, float* const* out, int tokens, const void* weig
   }
 }
 
+uint64_t read(const uint8_t* bytes, int64_t count) {
+  uint64_t sum[4] = {}, word;
+  for (int64_t i = 0; i + 32 <= count; i += 32)
+    for (int lane = 0; lane < 4; ++lane) {
+      std::memcpy(&word, bytes + i + 8 * lane, 8);
+      sum[lane] ^= word;
+    }
+  return sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
+}
+
 }  // namespace
 
-const Set kScalar = {
-    "scalar", {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, dot, add_scaled};
+const Loops kScalar = {
+    "scalar", {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, rows_int8_scalar, nullptr,
+    quantize_scalar, dot, read, &kAttentionScalar};
 
 }  // namespace novamesh

@@ -7,9 +7,11 @@ environment; whoever builds an engine decides.
 from __future__ import annotations
 
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
 from novamesh_proto.errors import Code, NovaMeshError
+
+PRECISIONS: Final = ("int8", "exact")
 
 
 def _setting(default: int, low: int, high: int, unit: str, why: str) -> Any:
@@ -38,12 +40,19 @@ class EngineConfig:
     max_context: int = _setting(
         0, 0, 1 << 24, "tokens", "longest prompt with its answer; 0 = what the model can"
     )
+    threads: int = _setting(
+        0, 0, 1024, "threads", "CPU threads of the kernels; 0 = the physical cores"
+    )
+    precision: str = "int8"  # of activations that meet NF4 on a CPU: int8, or exact float32
     device: str = "cpu"
     verify: bool = True  # hash a profile's files against its manifest before use
 
     def __post_init__(self) -> None:
         for setting in fields(self):
             _check(setting, getattr(self, setting.name))
+        if self.precision not in PRECISIONS:
+            message = f"precision is {self.precision!r}"
+            raise NovaMeshError(Code.BAD_CONFIG, message, f"choose one of {', '.join(PRECISIONS)}")
         if self.max_step_tokens < self.max_running:
             message = f"max_step_tokens {self.max_step_tokens} < max_running {self.max_running}"
             raise NovaMeshError(Code.BAD_CONFIG, message, "every running request needs one token")

@@ -56,13 +56,13 @@ def _torch() -> Check:
 
 
 def _kernels() -> Check:
-    from novamesh_engine import kernels  # imports torch
+    from novamesh_engine.kernels.choice import look  # imports torch
 
-    name, detail = kernels.select("cpu").name, kernels.describe("cpu")
-    if name.startswith("native"):
-        return Check("kernels", Status.OK, detail)
+    found = look()
+    if found.runnable:
+        return Check("kernels", Status.OK, f"{found.name} (of {', '.join(found.runnable)})")
     hint = "install a C++ compiler and reinstall novamesh for the faster kernels"
-    return Check("kernels", Status.WARN, detail, hint)
+    return Check("kernels", Status.WARN, f"torch, no native kernels: {found.why}", hint)
 
 
 def _compiler() -> Check:

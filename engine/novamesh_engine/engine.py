@@ -22,6 +22,7 @@ from novamesh_engine.catalogue import locate
 from novamesh_engine.completion import Completion
 from novamesh_engine.config import EngineConfig
 from novamesh_engine.errors import IntegrityError, QueueFullError, RequestError
+from novamesh_engine.kernels.choice import Forward, bind
 from novamesh_engine.kv_cache import PagedKV, slot_bytes
 from novamesh_engine.models.config import ModelConfig
 from novamesh_engine.quant.profile import ModelProfile
@@ -68,6 +69,7 @@ class Engine:
     def __init__(
         self,
         model: LoadedModel,
+        forward: Forward,
         tokenizer: Tokenizer,
         config: EngineConfig,
         clock: Callable[[], int] = time.perf_counter_ns,
@@ -85,7 +87,7 @@ class Engine:
         self._scheduler = Scheduler(
             pool, config.max_running, config.max_waiting, config.max_step_tokens
         )
-        self._runner = Runner(model.decoder, kv, config.block_size, config.device)
+        self._runner = Runner(forward, kv, config.block_size, config.device)
         self._end_ids = tuple({*shape.eos_ids, *tokenizer.eos_ids})
         self._clock = clock
         self._live: dict[str, _Live] = {}
@@ -106,12 +108,18 @@ class Engine:
         folder = locate(model)
         loaded = load_model(folder, device=chosen.device, verify=chosen.verify)
         names = None if loaded.profile is None else loaded.profile.file_names
-        return cls(loaded, Tokenizer.load(folder, names), chosen)
+        forward = bind(loaded.decoder, chosen.device, chosen.threads, chosen.precision)
+        return cls(loaded, forward, Tokenizer.load(folder, names), chosen)
 
     @property
     def has_work(self) -> bool:
         """Whether a step has anything to do or to say."""
         return bool(self._live or self._ready)
+
+    @property
+    def kernels(self) -> str:
+        """What computes, for people: native-avx512vnni-int8, torch."""
+        return self._runner.kernels
 
     @property
     def digest(self) -> bytes:

@@ -14,9 +14,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from novamesh_engine.kernels.choice import Forward
 from novamesh_engine.kv_cache import PagedKV
 from novamesh_engine.models.batch import ForwardBatch
-from novamesh_engine.models.decoder import Decoder
 from novamesh_engine.scheduler import Chunk
 from novamesh_engine.sequence import Sequence
 
@@ -24,17 +24,18 @@ _NO_MEMORY: Final = ("can't allocate memory", "not enough memory")
 
 
 class Runner:
-    """One decoder with its cache on one device."""
+    """One way to run a decoder, with its cache, on one device."""
 
-    def __init__(self, decoder: Decoder, kv: PagedKV, block_size: int, device: str) -> None:
-        self._decoder = decoder
+    def __init__(self, forward: Forward, kv: PagedKV, block_size: int, device: str) -> None:
+        self.kernels = forward.name
+        self._forward = forward
         self._kv = kv
         self._block_size = block_size
         self._device = device
 
     def run(self, chunks: Items[Chunk]) -> Tensor:
         """Compute the chunks; logits float32 [R, vocab] of the last token of each `last` chunk."""
-        return self._decoder.forward(self.batch(chunks), self._kv)
+        return self._forward.forward(self.batch(chunks), self._kv)
 
     def batch(self, chunks: Items[Chunk]) -> ForwardBatch:
         """The chunks as one flat batch."""

@@ -16,7 +16,7 @@ import torch
 
 from novamesh_engine.config import EngineConfig
 from novamesh_engine.engine import Engine
-from novamesh_engine.kernels import select
+from novamesh_engine.kernels.choice import look
 from novamesh_engine.quant.profile import ModelProfile
 from novamesh_node.config import NodeConfig
 from novamesh_node.shelf import active_bytes, find_model
@@ -41,8 +41,8 @@ class LoadedModel:
 
 
 def engine_build(device: str) -> str:
-    """What computes, for descriptors and attestations: "0.1.0 native-avx512"."""
-    return f"{version('novamesh')} {select(device).name}"[:128]
+    """What computes, for descriptors and attestations: "0.1.0 native-avx512vnni"."""
+    return f"{version('novamesh')} {look(device).name}"[:128]
 
 
 def load_models(
@@ -100,7 +100,10 @@ def step_tokens(prefill_tokens_per_s: float, slots: int) -> int:
 
 
 def _load_engine(profile: ModelProfile, config: NodeConfig, step: int) -> Engine:
-    settings = EngineConfig(max_running=config.slots, max_step_tokens=step, device=config.device)
+    settings = EngineConfig(
+        max_running=config.slots, max_step_tokens=step, threads=config.threads,
+        device=config.device,
+    )  # fmt: skip
     try:
         engine = Engine.load(profile.path, settings)
     except (MemoryError, torch.OutOfMemoryError) as error:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import novamesh_engine
-from novamesh_engine import kernels
 from novamesh_engine.doctor import Check, Status, doctor_checks
+from novamesh_engine.kernels import choice
 from support.tiny_moe import save_nova
 
 
@@ -41,22 +41,14 @@ def test_no_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check("compiler").status is Status.WARN
 
 
-@pytest.mark.parametrize(("name", "status"), [("native-avx2", "ok"), ("torch", "warn")])
-def test_kernels_tell_what_is_in_use(
-    monkeypatch: pytest.MonkeyPatch, name: str, status: str
-) -> None:
-    class Selected:
-        pass
-
-    Selected.name = name  # type: ignore[attr-defined]
-    monkeypatch.setattr(kernels, "select", lambda device: Selected)
-    monkeypatch.setattr(kernels, "describe", lambda device: f"{name}: why")
-    assert check("kernels") == Check(
-        "kernels",
-        Status(status),
-        f"{name}: why",
-        "" if status == "ok" else check("kernels").hint,
-    )
+def test_kernels_tell_what_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = ("scalar", "avx2")
+    monkeypatch.setattr(choice, "look", lambda: choice.Kernels("avx2", sets))
+    assert check("kernels") == Check("kernels", Status.OK, "native-avx2 (of scalar, avx2)")
+    monkeypatch.setattr(choice, "look", lambda: choice.Kernels("torch", (), "not built"))
+    found = check("kernels")
+    assert (found.status, found.detail) == (Status.WARN, "torch, no native kernels: not built")
+    assert "compiler" in found.hint
 
 
 def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

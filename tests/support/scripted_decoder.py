@@ -36,6 +36,8 @@ class ScriptedDecoder:
     steps: list[int] = field(default_factory=list)
     rotary: Rotary = field(default_factory=lambda: Rotary.create(Rope("default", 1e4), 2))
 
+    name = "scripted"
+
     def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
         """Logits [R, vocab]; writes each token's id and position into the cache."""
         if self.faults:

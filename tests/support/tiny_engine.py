@@ -47,7 +47,7 @@ def scripted_engine(
     config = EngineConfig(**{"block_size": 4, "kv_bytes_max": 1 << 16} | settings)
     decoder: Any = ScriptedDecoder(VOCAB, config.block_size, script, frozenset(broken), failures)
     model = LoadedModel(scripted_config(VOCAB, max_context), decoder, None)
-    return Engine(model, tokenizer, config, TickingClock())
+    return Engine(model, decoder, tokenizer, config, TickingClock())
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,8 @@ class PlainKV:
 
     def __post_init__(self) -> None:
         shape = (self.blocks, self.config.kv_heads, self.block_size, self.config.head_dim)
-        self.stores = [
-            (torch.full(shape, torch.nan), torch.full(shape, torch.nan))
-            for _ in range(self.config.layers)
-        ]
+        keys, values = (torch.full((self.config.layers, *shape), torch.nan) for _ in range(2))
+        self.stores = list(zip(keys, values, strict=True))
 
     def keys(self, layer: int) -> Tensor:
         return self.stores[layer][0]

@@ -2,13 +2,11 @@
 
 Each fast kernel is held to these functions within its stated bound. Rules: inputs may be of any
 floating type, arithmetic and results are float32; a matrix that is not float32 is widened by tiles
-of rows and dropped, never whole; no function keeps state. It is also the fallback for all others.
+of rows and dropped, never whole; no function keeps state. It also runs where nothing faster can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
@@ -201,19 +199,3 @@ def _attend(
         hidden |= places <= positions[:, None] - window
     chances = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
     return torch.einsum("gqtc,gcd->tgqd", chances, value).reshape(tokens, heads, width)
-
-
-@dataclass(frozen=True, slots=True)
-class Kernels:
-    """One implementation of the decoder's operations; the functions here define each field."""
-
-    name: str
-    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
-    rotate: Callable[[Tensor, Tensor, Tensor], Tensor]
-    linear: Callable[[Tensor, Matrix], Tensor]
-    route: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-    experts: Callable[[Tensor, tuple[Tensor, Tensor], Matrix, Matrix], Tensor]
-    attention: Callable[[Tensor, Tensor, Tensor, ForwardBatch, float], Tensor]
-
-
-KERNELS: Final = Kernels("torch", rms_norm, rotate, linear, route, experts, attention)

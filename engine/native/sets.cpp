@@ -1,0 +1,64 @@
+#include "sets.h"
+
+#include "int8.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace novamesh {
+namespace {
+
+constexpr const char* kNames[kSetCount] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni"};
+
+#if defined(__x86_64__)
+Loops with_rows(Loops loops, int set, RowsInt8 rows, TileInt8 tile) {
+  loops.name = kNames[set];
+  loops.rows_int8 = rows;
+  loops.tile_int8 = tile;
+  return loops;
+}
+
+constexpr unsigned kAvxVnni = 1u << 4;  // CPUID 7.1, EAX; GCC 12 has no name to ask for it
+
+bool has_avxvnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni);
+}
+#endif
+
+}  // namespace
+
+const char* set_name(int set) { return set >= 0 && set < kSetCount ? kNames[set] : nullptr; }
+
+#if defined(__x86_64__)
+bool set_runs(int set) {
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 =
+      avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  switch (set) {
+    case 0: return true;
+    case 1: return avx2;
+    case 2: return avx2 && has_avxvnni();
+    case 3: return avx512;
+    case 4: return avx512 && __builtin_cpu_supports("avx512vnni");
+    default: return false;
+  }
+}
+
+const Loops& loops_of(int set) {
+  static const Loops sets[kSetCount] = {
+      kScalar, kAvx2, with_rows(kAvx2, 2, rows_int8_avxvnni, nullptr), kAvx512,
+      with_rows(kAvx512, 4, rows_int8_avx512vnni, tile_avx512vnni)};
+  return sets[set];
+}
+#else
+bool set_runs(int set) { return set == 0; }
+
+const Loops& loops_of(int) { return kScalar; }
+#endif
+
+}  // namespace novamesh

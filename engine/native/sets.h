@@ -1,0 +1,14 @@
+// The instruction sets that this build knows, by number; a number is for ever.
+#pragma once
+
+#include "loops.h"
+
+namespace novamesh {
+
+constexpr int kSetCount = 5;          // scalar, avx2, avxvnni, avx512, avx512vnni
+
+const char* set_name(int set);        // null: no such set
+bool set_runs(int set);               // on this CPU
+const Loops& loops_of(int set);       // of one that runs
+
+}  // namespace novamesh
