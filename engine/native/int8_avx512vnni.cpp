@@ -122,6 +122,11 @@ TARGET inline void transpose(__m512i r[16]) {
   }
 }
 
+struct UnpackedTile {
+  __m512i* codes;                     // [blocks, 16]
+  float* absmax;                      // [blocks, kTileRows]
+};
+
 // The scales of kTileRows rows, block after block: absmax[b * 16 + row].
 TARGET void unpack_scales(const uint16_t* scales, int64_t blocks, float* absmax) {
   for (int64_t b = 0; b < blocks; b += 16) {
@@ -159,46 +164,68 @@ TARGET void unpack(const uint8_t* weights, int64_t blocks, __m512i* tile) {
   }
 }
 
-// One block of kTileRows rows for each token, added to `part`.
-template <int tokens>
-TARGET inline void add_block(const Quantized* x, int64_t b, const __m512i* tile,
-                             const float* absmax, __m512* part) {
-  __m512i dot[tokens];
-  for (int t = 0; t < tokens; ++t) dot[t] = _mm512_set1_epi32(x[t].offset[b]);
+// One block of some tiles for each of some tokens, added to `part`. Two tiles and six tokens keep
+// the multipliers busy: a broadcast serves both tiles, and all sums stay in registers.
+template <int tiles, int tokens>
+TARGET inline void add_block(const Quantized* x, int64_t b, const UnpackedTile* tile,
+                             __m512 (&part)[tiles][tokens]) {
+  __m512i dot[tiles][tokens];
+  for (int t = 0; t < tokens; ++t)
+    for (int i = 0; i < tiles; ++i) dot[i][t] = _mm512_set1_epi32(x[t].offset[b]);
   const int64_t at = b / 2 * 128 + b % 2 * 32;
-  for (int k = 0; k < 8; ++k) {
-    const __m512i even = _mm512_load_si512(tile + b * 16 + k);
-    const __m512i odd = _mm512_load_si512(tile + b * 16 + 8 + k);
+  for (int k = 0; k < 16; ++k) {      // eight of even elements, then eight of odd ones
+    __m512i codes[tiles];
+    for (int i = 0; i < tiles; ++i) codes[i] = _mm512_load_si512(tile[i].codes + b * 16 + k);
     for (int t = 0; t < tokens; ++t) {
       const int32_t* q = reinterpret_cast<const int32_t*>(x[t].q + at);
-      dot[t] = _mm512_dpbusd_epi32(dot[t], even, _mm512_set1_epi32(q[k]));
-      dot[t] = _mm512_dpbusd_epi32(dot[t], odd, _mm512_set1_epi32(q[16 + k]));
+      const __m512i four = _mm512_set1_epi32(q[k < 8 ? k : k + 8]);
+      for (int i = 0; i < tiles; ++i) dot[i][t] = _mm512_dpbusd_epi32(dot[i][t], codes[i], four);
     }
   }
-  const __m512 scales = _mm512_loadu_ps(absmax + b * 16);
-  for (int t = 0; t < tokens; ++t)
-    part[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]),
-                              _mm512_mul_ps(scales, _mm512_set1_ps(x[t].scale[b])), part[t]);
+  for (int i = 0; i < tiles; ++i) {
+    const __m512 absmax = _mm512_load_ps(tile[i].absmax + b * 16);
+    for (int t = 0; t < tokens; ++t)
+      part[i][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[i][t]),
+                                   _mm512_mul_ps(absmax, _mm512_set1_ps(x[t].scale[b])),
+                                   part[i][t]);
+  }
 }
 
 // Part after part in the order in which halves are added, so that whatever is complete waits in
 // `done` for its other half.
-template <int tokens>
+template <int tiles, int tokens>
 TARGET void multiply(const Quantized* x, float* const* out, int64_t row, int64_t blocks,
-                     const __m512i* tile, const float* absmax) {
+                     const UnpackedTile* tile) {
   static constexpr int8_t kOrder[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
-  __m512 done[5][tokens];
-  for (int i = 0; i < 16; ++i) {
-    __m512 part[tokens];
-    for (int t = 0; t < tokens; ++t) part[t] = _mm512_setzero_ps();
-    for (int64_t b = kOrder[i]; b < blocks; b += 16)
-      add_block<tokens>(x, b, tile, absmax, part);
+  __m512 done[5][tiles][tokens];
+  for (int step = 0; step < 16; ++step) {
+    __m512 part[tiles][tokens];
+    for (int i = 0; i < tiles; ++i)
+      for (int t = 0; t < tokens; ++t) part[i][t] = _mm512_setzero_ps();
+    for (int64_t b = kOrder[step]; b < blocks; b += 16)
+      add_block<tiles, tokens>(x, b, tile, part);
     int level = 0;
-    for (; i >> level & 1; ++level)
-      for (int t = 0; t < tokens; ++t) part[t] = _mm512_add_ps(done[level][t], part[t]);
-    for (int t = 0; t < tokens; ++t) done[level][t] = part[t];
+    for (; step >> level & 1; ++level)
+      for (int i = 0; i < tiles; ++i)
+        for (int t = 0; t < tokens; ++t)
+          part[i][t] = _mm512_add_ps(done[level][i][t], part[i][t]);
+    for (int i = 0; i < tiles; ++i)
+      for (int t = 0; t < tokens; ++t) done[level][i][t] = part[i][t];
   }
-  for (int t = 0; t < tokens; ++t) _mm512_storeu_ps(out[t] + row, done[4][t]);
+  for (int i = 0; i < tiles; ++i)
+    for (int t = 0; t < tokens; ++t)
+      _mm512_storeu_ps(out[t] + row + i * kTileRows, done[4][i][t]);
+}
+
+template <int tiles>
+TARGET void multiply_all(const Quantized* x, float* const* out, int64_t tokens, int64_t row,
+                         int64_t blocks, const UnpackedTile* tile) {
+  constexpr int kMany = 12 / tiles, kFew = 4 / tiles;
+  int64_t t = 0;
+  for (; t + kMany <= tokens; t += kMany)
+    multiply<tiles, kMany>(x + t, out + t, row, blocks, tile);
+  for (; t + kFew <= tokens; t += kFew) multiply<tiles, kFew>(x + t, out + t, row, blocks, tile);
+  for (; t < tokens; ++t) multiply<tiles, 1>(x + t, out + t, row, blocks, tile);
 }
 
 }  // namespace
@@ -216,16 +243,21 @@ void rows_int8_avx512vnni(const Quantized* x, float* const* out, int tokens,
 void tile_avx512vnni(const Quantized* x, float* const* out, int64_t tokens,
                      const uint8_t* weights, const uint16_t* scales, int64_t first, int64_t rows,
                      int64_t width, float* scratch) {
-  const int64_t blocks = width / kBlock;
-  __m512i* tile = reinterpret_cast<__m512i*>(scratch);
-  float* absmax = scratch + blocks * kTileRows * (kBlock / 4);
-  for (int64_t row = first; row < first + rows; row += kTileRows) {
-    unpack(weights + row * blocks * 32, blocks, tile);
-    unpack_scales(scales + row * blocks, blocks, absmax);
-    int64_t t = 0;
-    for (; t + 12 <= tokens; t += 12) multiply<12>(x + t, out + t, row, blocks, tile, absmax);
-    for (; t + 4 <= tokens; t += 4) multiply<4>(x + t, out + t, row, blocks, tile, absmax);
-    for (; t < tokens; ++t) multiply<1>(x + t, out + t, row, blocks, tile, absmax);
+  const int64_t blocks = width / kBlock, each = tile_floats(width);
+  UnpackedTile tile[2];
+  for (int i = 0; i < 2; ++i) {
+    tile[i].codes = reinterpret_cast<__m512i*>(scratch + i * each);
+    tile[i].absmax = scratch + i * each + blocks * kTileRows * (kBlock / 4);
+  }
+  for (int64_t row = first; row < first + rows; row += 2 * kTileRows) {
+    const int some = row + kTileRows < first + rows ? 2 : 1;
+    for (int i = 0; i < some; ++i) {
+      const int64_t at = (row + i * kTileRows) * blocks;
+      unpack(weights + at * 32, blocks, tile[i].codes);
+      unpack_scales(scales + at, blocks, tile[i].absmax);
+    }
+    if (some == 2) multiply_all<2>(x, out, tokens, row, blocks, tile);
+    else multiply_all<1>(x, out, tokens, row, blocks, tile);
   }
 }
 

@@ -4,9 +4,9 @@
 // on how many tokens share the call, so that a token's result never depends on its neighbours.
 // The float32 loops of two sets may differ in the last bits. The int8 loops give the same bits in
 // every set, by rows or by tiles: a block's products are summed as whole numbers, and its sum s is
-// added as fma(s, absmax * scale, part[block % 16]); at the end the sixteen parts are added in halves
-// (i + 8, then i + 4, i + 2, i + 1). They differ from the exact ones by what rounding the activations
-// costs, about 0.7 % of a product's rms.
+// added as fma(s, absmax * scale, part[block % 16]); at the end the sixteen parts are added in
+// halves (i + 8, then i + 4, i + 2, i + 1). They differ from the exact ones by what rounding the
+// activations costs, about 0.7 % of a product's rms.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ extern const int8_t kCodesInt8[16];   // round(127 * kCodes)
 // One token's activations as int8. Bytes: for each pair of blocks 128, the even elements of both,
 // then the odd ones, as NF4 packs them (an odd last block is followed by zeros). With d the largest
 // magnitude of a block / 127: q = round(x / d), scale = d / 127, which also undoes kCodesInt8's
-// factor, and offset = -128 * sum(q), for sets whose codes have 128 added. Scale and offset have one
-// element a block, and zeros up to a multiple of 16.
+// factor, and offset = -128 * sum(q), for sets whose codes have 128 added. Scale and offset have
+// one element a block, and zeros up to a multiple of 16.
 struct Quantized {
   const int8_t* q;
   const float* scale;
@@ -47,7 +47,7 @@ using RowsInt8 = void (*)(const Quantized* x, float* const* out, int tokens,
                           const uint8_t* weights, const uint16_t* scales, int64_t first,
                           int64_t rows, int64_t width);
 // The same for any number of tokens and a multiple of kTileRows rows, which are unpacked once into
-// `tile`: tile_floats(width) floats, aligned to 64 bytes.
+// `tile`: twice tile_floats(width) floats, aligned to 64 bytes.
 using TileInt8 = void (*)(const Quantized* x, float* const* out, int64_t tokens,
                       const uint8_t* weights, const uint16_t* scales, int64_t first, int64_t rows,
                       int64_t width, float* tile);

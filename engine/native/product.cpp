@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kBlockBytes[] = {4 * kBlock, 2 * kBlock, kBlock / 2};  // by Kind
 constexpr int64_t kPartBytes = 256 << 10;  // of weights: some 3 us of one thread's bandwidth
-constexpr int64_t kTileFrom = 8;          // tokens from which unpacking a tile pays
+constexpr int64_t kTileFrom = 10;         // tokens from which unpacking a tile pays
 
 }  // namespace
 
@@ -84,8 +84,8 @@ void Products::plan(const Machine& machine, Product& product, int64_t first_part
   const Matrix& m = product.matrix;
   product.tiles = product.int8 && machine.loops.tile_int8 != nullptr && product.count >= kTileFrom;
   const int64_t row_bytes = m.width / kBlock * kBlockBytes[m.kind];
-  const int64_t rows = product.tiles ? kTileRows : kPartBytes / row_bytes / kTileRows * kTileRows;
-  product.part_rows = std::max(kTileRows, rows);
+  const int64_t rows = product.tiles ? 2 : kPartBytes / row_bytes / kTileRows;
+  product.part_rows = kTileRows * std::max<int64_t>(1, rows);
   product.first_part = first_part;
 }
 
@@ -94,7 +94,7 @@ void Products::run(Machine& machine) {
   for (Product& product : products_) {
     plan(machine, product, parts);
     parts += (product.matrix.rows + product.part_rows - 1) / product.part_rows;
-    if (product.tiles) tile = std::max(tile, tile_floats(product.matrix.width));
+    if (product.tiles) tile = std::max(tile, 2 * tile_floats(product.matrix.width));
   }
   machine.scratch.reserve(tile);
   machine.team.share(parts, [&](int64_t part, int worker) {

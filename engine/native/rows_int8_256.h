@@ -1,6 +1,6 @@
 // Rows of NF4 times int8 activations in 256-bit registers. Included once per instruction set, which
-// defines TARGET, kUnsigned (codes have 128 added), Codes (how a block's codes are kept), unpack, and
-// dot (codes times activations; the eight lanes together are a block's sum).
+// defines TARGET, kUnsigned (codes have 128 added), Codes (how a block's codes are kept), unpack,
+// and dot (codes times activations; the eight lanes together are a block's sum).
 
 namespace novamesh {
 namespace {
@@ -34,6 +34,31 @@ TARGET inline float add_parts(__m256 low, __m256 high) {
   return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
 }
 
+// Eight blocks of a row, or the `left` last ones, for each token, added to `part`.
+template <int tokens, bool whole>
+TARGET inline void add_blocks(const Quantized* x, const uint8_t* packed, __m256 absmax, int64_t b,
+                              int64_t left, __m256 (&part)[tokens]) {
+  Codes codes[8];
+  for (int64_t j = 0; j < (whole ? 8 : left); ++j) {
+    const uint8_t* at = packed + (b + j) * 32;
+    _mm_prefetch(reinterpret_cast<const char*>(at + 4096), _MM_HINT_NTA);
+    codes[j] = unpack(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  }
+  for (int t = 0; t < tokens; ++t) {
+    const int8_t* q = x[t].q + b * 64;
+    __m256i dots[8];
+    for (int64_t j = 0; j < 8; ++j)
+      dots[j] = whole || j < left ? dot(codes[j], q + j / 2 * 128 + j % 2 * 32)
+                                  : _mm256_setzero_si256();
+    __m256i sums = eight_sums(dots);
+    if constexpr (kUnsigned)
+      sums = _mm256_add_epi32(
+          sums, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x[t].offset + b)));
+    const __m256 scale = _mm256_mul_ps(absmax, _mm256_loadu_ps(x[t].scale + b));
+    part[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, part[t]);
+  }
+}
+
 template <int tokens>
 TARGET void rows_of(const Quantized* x, float* const* out, const uint8_t* weights,
                     const uint16_t* scales, int64_t first, int64_t count, int64_t width) {
@@ -43,28 +68,10 @@ TARGET void rows_of(const Quantized* x, float* const* out, const uint8_t* weight
     __m256 part[2][tokens];
     for (int t = 0; t < tokens; ++t) part[0][t] = part[1][t] = _mm256_setzero_ps();
     for (int64_t b = 0; b < blocks; b += 8) {
-      const int64_t left = blocks - b < 8 ? blocks - b : 8;
+      const int64_t left = blocks - b;
       const __m256 absmax = eight_scales(scales + row * blocks + b, left);
-      Codes codes[8];
-      for (int64_t j = 0; j < left; ++j) {
-        const uint8_t* at = packed + (b + j) * 32;
-        _mm_prefetch(reinterpret_cast<const char*>(at + 2048), _MM_HINT_T0);
-        codes[j] = unpack(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-      }
-      for (int t = 0; t < tokens; ++t) {
-        __m256i dots[8];
-        for (int64_t j = 0; j < 8; ++j) {
-          const int8_t* q = x[t].q + (b + j) / 2 * 128 + (b + j) % 2 * 32;
-          dots[j] = j < left ? dot(codes[j], q) : _mm256_setzero_si256();
-        }
-        __m256i sums = eight_sums(dots);
-        if constexpr (kUnsigned)
-          sums = _mm256_add_epi32(
-              sums, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x[t].offset + b)));
-        const __m256 scale = _mm256_mul_ps(absmax, _mm256_loadu_ps(x[t].scale + b));
-        __m256& to = part[b / 8 % 2][t];
-        to = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, to);
-      }
+      if (left >= 8) add_blocks<tokens, true>(x, packed, absmax, b, 8, part[b / 8 % 2]);
+      else add_blocks<tokens, false>(x, packed, absmax, b, left, part[b / 8 % 2]);
     }
     for (int t = 0; t < tokens; ++t) out[t][row] = add_parts(part[0][t], part[1][t]);
   }
