@@ -24,4 +24,9 @@ void tile_avx512vnni(const Quantized*, float* const*, int64_t, const uint8_t*, c
                      int64_t, int64_t, int64_t, float*);
 #endif
 
+#if defined(__aarch64__)
+void rows_int8_neon(const Quantized*, float* const*, int, const uint8_t*, const uint16_t*,
+                    int64_t, int64_t, int64_t);
+#endif
+
 }  // namespace novamesh

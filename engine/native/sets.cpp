@@ -4,21 +4,26 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace novamesh {
 namespace {
 
-constexpr const char* kNames[kSetCount] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni"};
+constexpr const char* kNames[kSetCount] = {"scalar", "avx2",       "avxvnni",
+                                           "avx512", "avx512vnni", "neon"};
 
-#if defined(__x86_64__)
-Loops with_rows(Loops loops, int set, RowsInt8 rows, TileInt8 tile) {
+// The loops of one set, but for its int8 rows and tiles.
+Loops with_int8(Loops loops, int set, RowsInt8 rows, TileInt8 tile) {
   loops.name = kNames[set];
   loops.rows_int8 = rows;
   loops.tile_int8 = tile;
   return loops;
 }
 
+#if defined(__x86_64__)
 constexpr unsigned kAvxVnni = 1u << 4;  // CPUID 7.1, EAX; GCC 12 has no name to ask for it
 
 bool has_avxvnni() {
@@ -51,9 +56,27 @@ bool set_runs(int set) {
 
 const Loops& loops_of(int set) {
   static const Loops sets[kSetCount] = {
-      kScalar, kAvx2, with_rows(kAvx2, 2, rows_int8_avxvnni, nullptr), kAvx512,
-      with_rows(kAvx512, 4, rows_int8_avx512vnni, tile_avx512vnni)};
+      kScalar,
+      kAvx2,
+      with_int8(kAvx2, 2, rows_int8_avxvnni, nullptr),
+      kAvx512,
+      with_int8(kAvx512, 4, rows_int8_avx512vnni, tile_avx512vnni),
+      kScalar};
   return sets[set];
+}
+#elif defined(__aarch64__)
+bool set_runs(int set) {
+#if defined(__linux__)
+  const bool dots = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  const bool dots = true;             // every Mac with ARM has them
+#endif
+  return set == 0 || (set == 5 && dots);
+}
+
+const Loops& loops_of(int set) {
+  static const Loops neon = with_int8(kScalar, 5, rows_int8_neon, nullptr);
+  return set == 5 ? neon : kScalar;
 }
 #else
 bool set_runs(int set) { return set == 0; }

@@ -14,7 +14,8 @@ from typing import Final
 
 LIBRARY: Final = "libnovamesh_kernels.so"
 ABI_VERSION: Final = 3
-SETS: Final = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni")  # by number, best last
+# By number; of those that a CPU runs, the last is the best.
+SETS: Final = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon")
 
 _INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
