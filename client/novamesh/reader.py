@@ -334,6 +334,7 @@ def _failure(view: JobView) -> NovaMeshError:
     hints = {
         Code.EXPIRED: "allow more time:  --deadline-s",
         Code.NODE_LOST: "run it again; another node may get it",
+        Code.BUSY: "run it again; another node may have room for it",
     }
     message = view.message or f"the job ended {view.state.name.lower()}"
     return NovaMeshError(code, message, hints.get(code, ""))

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from novamesh_proto.errors import Code, NovaMeshError
 
+
+KV_DTYPES: Final = ("fp32", "bf16", "int8")
 PRECISIONS: Final = ("int8", "exact")
 
 
@@ -40,6 +42,8 @@ class EngineConfig:
     max_context: int = _setting(
         0, 0, 1 << 24, "tokens", "longest prompt with its answer; 0 = what the model can"
     )
+    kv_dtype: str = "bf16"  # of keys and values: one of KV_DTYPES; int8 takes about half of bf16
+    prefix_cache: bool = True  # keep what was computed for later requests of the same scope
     threads: int = _setting(
         0, 0, 1024, "threads", "CPU threads of the kernels; 0 = the physical cores"
     )
@@ -53,6 +57,9 @@ class EngineConfig:
         if self.precision not in PRECISIONS:
             message = f"precision is {self.precision!r}"
             raise NovaMeshError(Code.BAD_CONFIG, message, f"choose one of {', '.join(PRECISIONS)}")
+        if self.kv_dtype not in KV_DTYPES:
+            message = f"kv_dtype is {self.kv_dtype!r}"
+            raise NovaMeshError(Code.BAD_CONFIG, message, f"choose one of {', '.join(KV_DTYPES)}")
         if self.max_step_tokens < self.max_running:
             message = f"max_step_tokens {self.max_step_tokens} < max_running {self.max_running}"
             raise NovaMeshError(Code.BAD_CONFIG, message, "every running request needs one token")

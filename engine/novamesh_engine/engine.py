@@ -1,7 +1,8 @@
 """The machine: requests in, tokens out. submit / step / abort; one step = schedule, run, settle.
 
 Rules: synchronous, and used from one thread; it knows no job, no user and no network. A step that
-raises has settled nothing and can be repeated. Each request ends with exactly one output that
+raises has settled nothing and can be repeated. A step that runs out of memory ends its newest
+request with an error and is repeated with the rest. Each request ends with exactly one output that
 carries `finish`. The same request with the same seed gives the same tokens whatever runs beside it
 and wherever it was interrupted, as long as the kernels compute a row alike in every batch: in
 float32 they agree to rounding, so only a tie within that could fall differently.
@@ -14,29 +15,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from novamesh_engine.benchmark import Benchmark, Load, measure
 from novamesh_engine.blocks import BlockPool
 from novamesh_engine.catalogue import locate
 from novamesh_engine.completion import Completion
 from novamesh_engine.config import EngineConfig
-from novamesh_engine.errors import IntegrityError, QueueFullError, RequestError
+from novamesh_engine.errors import (
+    IntegrityError,
+    MemoryShortError,
+    NoNumbersError,
+    QueueFullError,
+    RequestError,
+)
+from novamesh_engine.kv_cache import DTYPES, PagedKV, slot_bytes
 from novamesh_engine.kernels.choice import Forward, bind
-from novamesh_engine.kv_cache import PagedKV, slot_bytes
 from novamesh_engine.models.config import ModelConfig
+from novamesh_engine.prefix_cache import PrefixCache
 from novamesh_engine.quant.profile import ModelProfile
 from novamesh_engine.request import FinishReason, Request, StepOutput, TokenLogprob
-from novamesh_engine.runner import Runner
+from novamesh_engine.runner import Runner, is_out_of_memory
 from novamesh_engine.sampling import Choice, Draw, choose
 from novamesh_engine.scheduler import Chunk, Scheduler
 from novamesh_engine.sequence import Sequence
 from novamesh_engine.tokenizer import Tokenizer
 from novamesh_engine.weights.load import LoadedModel, load_model
-from novamesh_proto.errors import Code
+from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.sampling_key import PROFILE_BYTES, SamplingKey, derive
-
-KV_DTYPE = torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,14 @@ class EngineStats:
     running: int
     blocks_total: int
     blocks_free: int
+    blocks_cached: int  # whose contents can be used again, held or free
     steps: int
     prefill_tokens: int  # computed by prefill, recomputation after a preemption included
     generated_tokens: int
+    prefix_hits: int  # admissions that found a beginning computed already
+    prefix_tokens: int  # tokens that these did not compute
     preemptions: int
+    shed: int  # ended because memory ran out
     finished: int
 
 
@@ -74,10 +82,10 @@ class Engine:
         config: EngineConfig,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        shape = model.config
-        blocks = config.blocks(slot_bytes(shape, KV_DTYPE), shape.max_context)
+        shape, dtype = model.config, DTYPES[config.kv_dtype]
+        blocks = config.blocks(slot_bytes(shape, dtype), shape.max_context)
         pool = BlockPool(blocks, config.block_size)
-        kv = PagedKV(shape, blocks, config.block_size, KV_DTYPE, config.device)
+        kv = PagedKV(shape, blocks, config.block_size, dtype, config.device)
         self.config = config
         self.model: ModelConfig = shape
         self.profile: ModelProfile | None = model.profile
@@ -85,10 +93,15 @@ class Engine:
         self.max_context = min(config.context(shape.max_context), pool.slots)
         self._pool = pool
         self._scheduler = Scheduler(
-            pool, config.max_running, config.max_waiting, config.max_step_tokens
+            pool,
+            PrefixCache(config.block_size, config.prefix_cache),
+            config.max_running,
+            config.max_waiting,
+            config.max_step_tokens,
         )
         self._runner = Runner(forward, kv, config.block_size, config.device)
         self._end_ids = tuple({*shape.eos_ids, *tokenizer.eos_ids})
+        self._regime = model.decoder.rotary.regime
         self._clock = clock
         self._live: dict[str, _Live] = {}
         self._ready: list[StepOutput] = []  # endings that no step made: aborted, or ended at once
@@ -96,6 +109,7 @@ class Engine:
         self._steps = 0
         self._prefilled = 0
         self._generated = 0
+        self._shed = 0
         self._finished = 0
 
     @classmethod
@@ -136,7 +150,8 @@ class Engine:
         room = self.max_context - len(request.prompt)
         completion = Completion(self.tokenizer.token_bytes, request.sampling, self._end_ids, room)
         finish = _replay(completion, request.prefix)
-        sequence = Sequence(request, self._arrivals, self._clock())
+        regime = self._regime(len(request.prompt))
+        sequence = Sequence(request, self._arrivals, self._clock(), regime)
         key = derive(request.sampling.seed, self.digest)
         if finish is not None:
             self._finished += 1
@@ -161,24 +176,40 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Run one batch; what it added to each answer. Empty while prompts are being prefilled."""
-        chunks = self._scheduler.schedule()
         outputs: list[StepOutput] = []
+        chunks, lasts, choices = self._compute()
         if chunks:
-            now = self._clock()
-            for chunk in chunks:
-                chunk.sequence.admit(now)
-            lasts = [self._live[chunk.sequence.id] for chunk in chunks if chunk.last]
-            choices = self._choose(chunks, lasts)
             self._count(chunks)
             self._scheduler.settle(chunks)
             outputs = [self._settle(*pair) for pair in zip(lasts, choices, strict=True)]
         outputs, self._ready = self._ready + outputs, []
         return outputs
 
+    def _compute(self) -> tuple[tuple[Chunk, ...], list[_Live], list[Choice | None]]:
+        """Schedule and run; as long as memory runs out, without the newest of the batch."""
+        while chunks := self._scheduler.schedule():
+            now = self._clock()
+            for chunk in chunks:
+                chunk.sequence.admit(now)
+            lasts = [self._live[chunk.sequence.id] for chunk in chunks if chunk.last]
+            try:
+                return chunks, lasts, self._choose(chunks, lasts)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._drop_newest(chunks)  # here the error, and what its frames hold, is gone
+        return (), [], []
+
     def _choose(self, chunks: tuple[Chunk, ...], lasts: list[_Live]) -> list[Choice | None]:
         logits = self._runner.run(chunks)
         draws = [Draw(live.sequence.sampling, live.key, live.sequence.tokens) for live in lasts]
         return choose(logits, draws) if draws else []
+
+    def _drop_newest(self, chunks: tuple[Chunk, ...]) -> None:
+        newest = max((chunk.sequence for chunk in chunks), key=_arrival)
+        self._forget(newest)
+        self._end(newest, FinishReason.ERROR, MemoryShortError())
+        self._shed += 1
 
     def _count(self, chunks: tuple[Chunk, ...]) -> None:
         self._steps += 1
@@ -189,9 +220,9 @@ class Engine:
         sequence, now = live.sequence, self._clock()
         tokens: tuple[int, ...] = ()
         logprobs: tuple[TokenLogprob, ...] = ()
-        text, finish = "", None
+        text, finish, error = "", None, None
         if choice is None:
-            finish = FinishReason.ERROR
+            finish, error = FinishReason.ERROR, NoNumbersError()
         else:
             sequence.append(choice.token_id, now)
             text, finish = live.completion.accept(choice.token_id)
@@ -200,8 +231,10 @@ class Engine:
         timing = None
         if finish is not None:
             timing = sequence.timing(now)
-            self._forget(sequence)
-        return StepOutput(sequence.id, tokens, text, sequence.position, logprobs, finish, timing)
+            self._forget(sequence, sound=error is None)
+        return StepOutput(
+            sequence.id, tokens, text, sequence.position, logprobs, finish, timing, error
+        )
 
     def abort(self, request_id: str) -> bool:
         """End a request now; its last output comes with the next step. False if it is not here."""
@@ -212,14 +245,18 @@ class Engine:
         self._end(live.sequence, FinishReason.ABORTED)
         return True
 
-    def _forget(self, sequence: Sequence) -> None:
-        self._scheduler.remove(sequence)
+    def _forget(self, sequence: Sequence, sound: bool = True) -> None:
+        self._scheduler.remove(sequence, sound)
         del self._live[sequence.id]
         self._finished += 1
 
-    def _end(self, sequence: Sequence, finish: FinishReason) -> None:
+    def _end(
+        self, sequence: Sequence, finish: FinishReason, error: NovaMeshError | None = None
+    ) -> None:
         timing = sequence.timing(self._clock())
-        self._ready.append(StepOutput(sequence.id, (), "", sequence.position, (), finish, timing))
+        self._ready.append(
+            StepOutput(sequence.id, (), "", sequence.position, (), finish, timing, error)
+        )
 
     def stats(self) -> EngineStats:
         """Counts for status lines and metrics."""
@@ -228,10 +265,14 @@ class Engine:
             running=self._scheduler.running,
             blocks_total=self._pool.total,
             blocks_free=self._pool.free,
+            blocks_cached=len(self._scheduler.cache),
             steps=self._steps,
             prefill_tokens=self._prefilled,
             generated_tokens=self._generated,
+            prefix_hits=self._scheduler.prefix_hits,
+            prefix_tokens=self._scheduler.prefix_tokens,
             preemptions=self._scheduler.preemptions,
+            shed=self._shed,
             finished=self._finished,
         )
 
@@ -256,13 +297,14 @@ class Engine:
         """
         self._scheduler.check_integrity()
         if [sequence.id for sequence in self._scheduler] != [
-            live.sequence.id for live in sorted(self._live.values(), key=_arrival)
+            sequence.id
+            for sequence in sorted((live.sequence for live in self._live.values()), key=_arrival)
         ]:
             raise IntegrityError("the scheduler and the engine know different requests")
 
 
-def _arrival(live: _Live) -> int:
-    return live.sequence.arrival
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival
 
 
 def _replay(completion: Completion, prefix: tuple[int, ...]) -> FinishReason | None:

@@ -20,6 +20,23 @@ class QueueFullError(NovaMeshError):
         super().__init__(Code.BUSY, message, "submit again later", retry_after_ms=1000)
 
 
+class MemoryShortError(NovaMeshError):
+    """Memory ran out in the middle of a step, and this request was the newest of it."""
+
+    def __init__(self) -> None:
+        message = "this machine ran out of memory, and the newest request had to go"
+        hint = "try again, or another node; a shorter prompt needs less"
+        super().__init__(Code.BUSY, message, hint, retry_after_ms=1000)
+
+
+class NoNumbersError(NovaMeshError):
+    """The model's logits are not numbers, so that no token can be chosen."""
+
+    def __init__(self) -> None:
+        message = "the engine could not compute the next token"
+        super().__init__(Code.INTERNAL, message, "verify the model's files, and try again")
+
+
 class IntegrityError(NovaMeshError):
     """The engine's own books disagree: a bug of ours, found by check_integrity()."""
 

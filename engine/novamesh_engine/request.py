@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from novamesh_engine.errors import RequestError
+from novamesh_proto.errors import NovaMeshError
 
 SEED_BYTES: Final = 32
 MAX_TOKENS_MAX: Final = 1 << 20
@@ -21,6 +22,7 @@ STOP_IDS_MAX: Final = 64
 LOGPROBS_MAX: Final = 20
 TOP_K_MAX: Final = 64
 ID_CHARS_MAX: Final = 256
+SCOPE_BYTES_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +87,16 @@ _RANGES: Final[tuple[tuple[str, float, float], ...]] = (
 class Request:
     """One prompt to answer. `prefix` holds completion tokens that the client already received.
 
-    Raises: RequestError (bad_request) for an empty prompt or a bad id.
+    What was computed for a request is reused for later ones of the same `cache_scope`, which can
+    tell by the time it saves; an empty scope shares with nobody.
+    Raises: RequestError (bad_request) for an empty prompt, a bad id or a scope that is too long.
     """
 
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
     prefix: tuple[int, ...] = ()
+    cache_scope: bytes = b""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.id) <= ID_CHARS_MAX:
@@ -99,6 +104,9 @@ class Request:
             raise RequestError(message, "choose another id")
         if not self.prompt:
             raise RequestError("the prompt is empty", "send at least one token")
+        if len(self.cache_scope) > SCOPE_BYTES_MAX:
+            message = f"a cache scope has {len(self.cache_scope)} bytes, over {SCOPE_BYTES_MAX}"
+            raise RequestError(message, "name the scope by a digest")
 
 
 class FinishReason(StrEnum):
@@ -140,7 +148,8 @@ class StepOutput:
 
     `text` is whole characters only and never the start of what may become a stop string, so it can
     lag behind `token_ids`; `position` counts completion tokens so far, a forced prefix included.
-    The last output of a request carries `finish` and `timing`; it may carry no token.
+    The last output of a request carries `finish` and `timing`; it may carry no token. With
+    FinishReason.ERROR, and only then, `error` says why and what to do.
     """
 
     request_id: str
@@ -150,3 +159,4 @@ class StepOutput:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
     timing: Timing | None = None
+    error: NovaMeshError | None = None

@@ -1,11 +1,14 @@
 """Which sequences run in the next step, and on how many of their tokens: policy without torch.
 
 Continuous batching: a step mixes decoding sequences (one token each) with chunks of prefills.
-Rules, in this order: decoding goes first, prefill gets what is left of the step's tokens; first
-come, first served, and nobody overtakes; a sequence is admitted with all the blocks its known
-tokens need, and while decoding it takes one more at a time. When blocks run out, the latest
-arrival gives all of its back and is computed again later. The earliest always advances, because a
-request that does not fit the pool alone is refused before it gets here.
+Rules, in this order: whoever decodes is in every step; what is left of the step's tokens is divided
+fairly between all prompts that are being read (fair_share.py), so that each of p of them advances by
+at least max(1, (max_step_tokens - decoding) // 2 // p) tokens in every step. Sequences are admitted
+in order of arrival, and nobody overtakes: each with all the blocks its known tokens need, except
+those that the prefix cache finds computed already, and while decoding it takes one more at a time.
+When blocks run out, the latest arrival gives all of its back and is computed again later, but for
+what of it is still in the cache by then. The earliest always advances, because a request that does
+not fit the pool alone is refused before it gets here.
 It does not know logits, text or time.
 """
 
@@ -18,6 +21,8 @@ from itertools import pairwise
 
 from novamesh_engine.blocks import BlockPool
 from novamesh_engine.errors import IntegrityError, QueueFullError
+from novamesh_engine.fair_share import divide
+from novamesh_engine.prefix_cache import PrefixCache
 from novamesh_engine.sequence import Sequence
 
 
@@ -35,13 +40,24 @@ class Chunk:
 
 
 class Scheduler:
-    """The one owner of who waits, who runs and who holds which block."""
+    """The one owner of who waits, who runs and who holds which block.
+
+    `max_step_tokens` is at least `max_running`, so that everybody who runs advances.
+    """
 
     def __init__(
-        self, pool: BlockPool, max_running: int, max_waiting: int, max_step_tokens: int
+        self,
+        pool: BlockPool,
+        cache: PrefixCache,
+        max_running: int,
+        max_waiting: int,
+        max_step_tokens: int,
     ) -> None:
         self.pool = pool
+        self.cache = cache
         self.preemptions = 0
+        self.prefix_hits = 0
+        self.prefix_tokens = 0
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._max_step_tokens = max_step_tokens
@@ -74,10 +90,15 @@ class Scheduler:
             raise QueueFullError(self.waiting)
         self._waiting.append(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that ended, wherever it is, and free its blocks."""
+    def remove(self, sequence: Sequence, sound: bool = True) -> None:
+        """Forget a sequence that ended, wherever it is, and free its blocks.
+
+        Nobody gets what one that is not `sound` computed.
+        """
         if sequence in self._running:
             self._running.remove(sequence)
+            if not sound:
+                self.cache.forget(sequence.blocks)
             self._release(sequence)
         else:
             self._waiting.remove(sequence)
@@ -85,22 +106,21 @@ class Scheduler:
     def schedule(self) -> tuple[Chunk, ...]:
         """Choose the next step's chunks; empty only when nothing is queued.
 
-        Blocks are taken here, but nothing counts as computed before `settle`: a step that failed
-        is simply scheduled again.
+        Blocks are taken here, but nothing more counts as computed before `settle`: a step that
+        failed is simply scheduled again.
         """
+        reading = [sequence for sequence in self._running if sequence.pending > 1]
         chunks = self._decode()
-        budget = self._max_step_tokens - len(chunks)
-        for sequence in self._running:
-            if sequence.pending > 1 and budget > 0:
-                chunks.append(_chunk(sequence, budget))
-                budget -= chunks[-1].count
-        self._admit(chunks, budget)
-        return tuple(chunks)
+        reading = [sequence for sequence in reading if sequence.blocks] + self._admit()
+        parts = divide([one.pending for one in reading], self._max_step_tokens - len(chunks))
+        chunks += [_chunk(*pair) for pair in zip(reading, parts, strict=True)]
+        return tuple(chunk for chunk in chunks if chunk.count)
 
     def settle(self, chunks: tuple[Chunk, ...]) -> None:
         """Record that the chunks' keys and values are in the cache."""
         for chunk in chunks:
             chunk.sequence.computed += chunk.count
+            self.cache.record(chunk.sequence, chunk.start)
 
     def _decode(self) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -118,7 +138,7 @@ class Scheduler:
             self._preempt(latest)
             if latest is sequence:
                 return False
-        sequence.blocks += self.pool.allocate(max(missing, 0))
+        sequence.blocks += self._take(max(missing, 0))
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -128,26 +148,39 @@ class Scheduler:
         self._waiting.appendleft(sequence)
         self.preemptions += 1
 
-    def _admit(self, chunks: list[Chunk], budget: int) -> None:
-        while self._waiting and budget > 0 and self.running < self._max_running:
+    def _admit(self) -> list[Sequence]:
+        """Let in who waits, as long as there is room; who was let in."""
+        admitted: list[Sequence] = []
+        while self._waiting and self.running < self._max_running:
             sequence = self._waiting[0]
-            need = self.pool.needed(len(sequence.tokens))
+            known = self.cache.find(sequence)
+            fresh = self.pool.needed(len(sequence.tokens)) - len(known)
             # A spare block for everyone who runs, or the newcomer would soon be thrown out. Who
             # just gave way needs what it gave and does not get it: a block of that is taken.
-            if self.pool.free < need + self.running:
-                return
-            sequence.blocks = self.pool.allocate(need)
+            if self.pool.free < fresh + self.pool.unheld(known) + self.running:
+                break
+            self.pool.share(known)  # before others are taken, or they could be these
+            sequence.blocks = known + self._take(fresh)
+            sequence.computed = len(known) * self.pool.block_size
+            self.prefix_hits += bool(known)
+            self.prefix_tokens += sequence.computed
             self._running.append(self._waiting.popleft())
-            chunks.append(_chunk(sequence, budget))
-            budget -= chunks[-1].count
+            admitted.append(sequence)
+        return admitted
+
+    def _take(self, count: int) -> list[int]:
+        taken = self.pool.allocate(count)
+        self.cache.forget(taken)
+        return taken
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.blocks)
+        self.pool.release(sequence.blocks, keep=self.cache)
         sequence.blocks = []
 
     def check_integrity(self) -> None:
         """Compare the books with themselves. Raises: IntegrityError."""
         self.pool.check_integrity(sequence.blocks for sequence in self)
+        self.cache.check_integrity(self)
         if any(one.arrival >= other.arrival for one, other in pairwise(self)):
             raise IntegrityError("sequences are out of the order of their arrival")
         if self.running > self._max_running:

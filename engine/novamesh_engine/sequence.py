@@ -13,17 +13,21 @@ from novamesh_engine.request import Request, SamplingParams, Timing
 class Sequence:
     """The mutable state of one request; `arrival` orders sequences, times are nanoseconds."""
 
-    __slots__ = ("admitted_ns", "arrival", "blocks", "computed", "first_token_ns", "id",
-                 "prompt_count", "sampling", "submitted_ns", "tokens")  # fmt: skip
+    __slots__ = ("admitted_ns", "arrival", "blocks", "computed", "first_token_ns", "id", "names",
+                 "prompt_count", "regime", "sampling", "scope", "submitted_ns",
+                 "tokens")  # fmt: skip
 
-    def __init__(self, request: Request, arrival: int, now_ns: int) -> None:
+    def __init__(self, request: Request, arrival: int, now_ns: int, regime: int = 0) -> None:
         self.id = request.id
         self.sampling: SamplingParams = request.sampling
+        self.scope = request.cache_scope
+        self.regime = regime  # keys of equal tokens differ between regimes of the rotary angles
         self.arrival = arrival
         self.prompt_count = len(request.prompt)
         self.tokens = [*request.prompt, *request.prefix]
         self.computed = 0
         self.blocks: list[int] = []
+        self.names: list[bytes] = []  # of its full blocks, as far as the prefix cache asked
         self.submitted_ns = now_ns
         self.admitted_ns: int | None = None
         self.first_token_ns: int | None = None

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from novamesh_engine.request import FinishReason, Request
+from novamesh_engine.request import Request
 from novamesh_node.admission import Admission, Admitted
 from novamesh_node.answer import Answer, Work
 from novamesh_node.attempt import AttemptKey
@@ -304,8 +304,8 @@ class Desk:
         except TimeoutError:
             await self._send(self._outbox, answer.tick(clock.monotonic_ms(), clock.wall_ms()))
             return due_ms is not None
-        if output.step.finish is FinishReason.ERROR:
-            raise NovaMeshError(Code.INTERNAL, "the engine could not compute the next token")
+        if output.step.error is not None:
+            raise output.step.error
         # The outbox of this moment: should a new session begin while we wait for room, its
         # backlog holds these messages, and the old outbox drops them.
         outbox = self._outbox

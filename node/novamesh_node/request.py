@@ -3,7 +3,8 @@
 Rules: the tokens a client sends are taken as they are, text is encoded and a conversation is
 rendered by the model's own template; the forced prefix is part of the completion, so positions and
 `max_tokens` count it; the client's seed goes to the engine, which keys the noise with it and the
-model's digest. Errors never hold any content.
+model's digest. What was computed for a client is reused for that client's later jobs only, whose
+key is the scope. Errors never hold any content.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def build_request(
             "encode the prompt with this model's own tokenizer",
         )
     sampling = map_sampling(terms.sampling, body)
-    return Request(name, prompt, sampling, body.prefix_token_ids)
+    return Request(name, prompt, sampling, body.prefix_token_ids, terms.header.issuer)
 
 
 def map_sampling(sampling: Sampling, body: JobBody) -> SamplingParams:

@@ -11,11 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from novamesh_engine.config import EngineConfig
 from novamesh_engine.engine import Engine
 from novamesh_engine.request import Request, SamplingParams
 from novamesh_engine.tokenizer import Tokenizer
-from support.tiny_engine import Answer, run_dry, save_tiny, scripted_engine
+from support.tiny_engine import Answer, load_exact, run_dry, save_tiny, scripted_engine
 from support.tiny_tokenizer import EOS, tiny_tokenizer
 
 SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -25,7 +24,7 @@ SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChe
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     torch.set_num_threads(1)
     folder = save_tiny(tmp_path_factory.mktemp("model"), seed=3)
-    return Engine.load(folder, EngineConfig(block_size=4, max_step_tokens=64))
+    return load_exact(folder, block_size=4, max_step_tokens=64)
 
 
 @pytest.fixture(scope="module")

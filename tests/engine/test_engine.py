@@ -7,16 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from novamesh_engine.config import EngineConfig
 from novamesh_engine.engine import Engine
-from novamesh_engine.errors import IntegrityError, QueueFullError, RequestError
+from novamesh_engine.errors import IntegrityError, NoNumbersError, QueueFullError, RequestError
 from novamesh_engine.quant.convert import convert
 from novamesh_engine.request import FinishReason, Request, SamplingParams, Timing
 from novamesh_engine.tokenizer import Tokenizer
 from novamesh_proto.errors import Code, NovaMeshError
-from support.tiny_engine import Answer, TickingClock, run_dry, save_tiny, scripted_engine
+from support.tiny_engine import (
+    Answer,
+    TickingClock,
+    load_exact,
+    run_dry,
+    save_tiny,
+    scripted_engine,
+)
 from support.tiny_moe import save_mixtral
 from support.tiny_tokenizer import BOS, EOS, tiny_tokenizer, write_tokenizer
+from support.watched import watched
 
 PROMPTS = ((5, 6, 7), tuple(range(10, 60)), (9,), tuple(range(100, 117)))
 
@@ -50,19 +57,19 @@ def requests(greedy: bool) -> list[Request]:
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_company_changes_no_answer(folder: Path, greedy: bool) -> None:
-    alone = Engine.load(folder)
+    alone = load_exact(folder)
     wanted = {one.id: run_dry(alone, one)[one.id].tokens for one in requests(greedy)}
-    together = run_dry(Engine.load(folder), *requests(greedy))
+    together = run_dry(load_exact(folder), *requests(greedy))
     assert {id_: answer.tokens for id_, answer in together.items()} == wanted
     assert all(wanted.values())
 
 
 def test_chunks_and_preemption_change_no_answer(folder: Path) -> None:
-    wanted = run_dry(Engine.load(folder), *requests(False))
-    chunked = Engine.load(folder, EngineConfig(max_step_tokens=8, block_size=3))
+    wanted = run_dry(load_exact(folder), *requests(False))
+    chunked = load_exact(folder, max_step_tokens=8, block_size=3)
     assert _tokens(run_dry(chunked, *requests(False))) == _tokens(wanted)
     slot = 2 * 2 * 2 * 16 * 4  # k and v, layers, kv heads, head_dim, bytes
-    crowded = Engine.load(folder, EngineConfig(kv_bytes_max=20 * 4 * slot, block_size=4))
+    crowded = load_exact(folder, kv_bytes_max=20 * 4 * slot, block_size=4)
     assert _tokens(run_dry(crowded, *requests(False))) == _tokens(wanted)
     assert crowded.stats().preemptions > 0
 
@@ -74,7 +81,7 @@ def _tokens(answers: dict[str, Answer]) -> dict[str, tuple[int, ...]]:
 def test_greedy_is_what_transformers_generates(tmp_path: Path) -> None:
     oracle = save_mixtral(tmp_path)
     write_tokenizer(tmp_path)
-    engine = Engine.load(tmp_path)
+    engine = load_exact(tmp_path)
     prompt = (3, 14, 15, 92, 65, 35)
     sampling = SamplingParams(max_tokens=20, ignore_eos=True)
     answer = run_dry(engine, Request("a", prompt, sampling))["a"]
@@ -87,7 +94,7 @@ def test_greedy_is_what_transformers_generates(tmp_path: Path) -> None:
 
 
 def test_a_seed_reproduces_and_another_differs(folder: Path) -> None:
-    engine = Engine.load(folder)
+    engine = load_exact(folder)
     one, same, other = (
         run_dry(engine, Request("a", PROMPTS[1], sampled(seed, temperature=1.5)))["a"].tokens
         for seed in (1, 1, 2)
@@ -98,7 +105,7 @@ def test_a_seed_reproduces_and_another_differs(folder: Path) -> None:
 def test_logprobs_are_the_models_own(tmp_path: Path) -> None:
     oracle = save_mixtral(tmp_path)
     write_tokenizer(tmp_path)
-    engine = Engine.load(tmp_path)
+    engine = load_exact(tmp_path)
     sampling = SamplingParams(max_tokens=4, temperature=2.0, logprobs=3, ignore_eos=True)
     answer = run_dry(engine, Request("a", (3, 14, 15), sampling))["a"]
     with torch.no_grad():
@@ -156,15 +163,18 @@ def test_logits_that_are_no_numbers_end_only_their_request(tokenizer: Tokenizer)
         Request("c", (5, 6), long),
     )  # fmt: skip
     assert answers["a"].last.finish is answers["c"].last.finish is FinishReason.ERROR
+    assert isinstance(answers["a"].last.error, NoNumbersError)
+    assert answers["b"].last.error is None
     assert (answers["a"].tokens, answers["a"].last.token_ids) == ((2, 2), ())
     assert answers["b"].last.finish is FinishReason.LENGTH
 
 
 def test_a_step_that_raised_can_be_repeated(tokenizer: Tokenizer) -> None:
-    engine = scripted_engine(tokenizer, spell(tokenizer, "ok", 2), failures=2)
+    faults = [RuntimeError("a kernel failed"), RuntimeError("a kernel failed")]
+    engine = scripted_engine(tokenizer, spell(tokenizer, "ok", 2), faults=faults)
     engine.submit(Request("a", (5, 6), SamplingParams()))
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(RuntimeError, match="a kernel failed"):
             engine.step()
         engine.check_integrity()
     assert run_dry(engine)["a"].text == "ok"
@@ -189,6 +199,29 @@ def test_abort_ends_a_running_and_a_waiting_request_once(tokenizer: Tokenizer) -
     assert second.timing.queue_us == second.timing.total_us > 0
     assert not engine.has_work
     assert engine.stats().finished == 2
+
+
+def test_a_long_prompt_is_given_up_within_a_step(tokenizer: Tokenizer) -> None:
+    engine = scripted_engine(tokenizer, {}, max_step_tokens=16)
+    engine.submit(Request("long", (5,) * 200, SamplingParams()))
+    for _ in range(3):
+        assert engine.step() == []
+    assert engine.abort("long")
+    engine.submit(Request("next", (5, 6), SamplingParams(max_tokens=2)))
+    ended, first = engine.step()
+    assert (ended.request_id, ended.finish) == ("long", FinishReason.ABORTED)
+    assert (first.request_id, first.token_ids) == ("next", (2,))
+    assert engine.stats().prefill_tokens == 3 * 16 + 2
+    run_dry(engine)
+
+
+def test_a_short_prompt_is_answered_while_a_long_one_is_read(tokenizer: Tokenizer) -> None:
+    engine = scripted_engine(tokenizer, {}, max_step_tokens=16)
+    engine.submit(Request("long", (5,) * 200, SamplingParams(max_tokens=1)))
+    engine.step()
+    engine.submit(Request("short", (5,) * 12, SamplingParams(max_tokens=3)))
+    assert [[one.request_id for one in engine.step()] for _ in range(3)] == [["short"]] * 3
+    assert [one.finish for one in run_dry(engine)["long"].outputs] == [FinishReason.LENGTH]
 
 
 def test_where_the_time_went(tokenizer: Tokenizer) -> None:
@@ -264,16 +297,18 @@ def test_stats_count_what_was_done(tokenizer: Tokenizer) -> None:
 def test_integrity_sees_a_request_that_only_one_side_knows(tokenizer: Tokenizer) -> None:
     engine = scripted_engine(tokenizer, {})
     engine.submit(Request("a", (5,), SamplingParams()))
+    live = engine._live.copy()
     engine._live.clear()
     with pytest.raises(IntegrityError, match="different requests"):
         engine.check_integrity()
+    engine._live |= live
 
 
 def test_a_packed_profile_runs_under_its_own_digest(tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "plain", moe_intermediate_size=64)
     profile = convert(source, tmp_path / "packed", "tiny")
     (tmp_path / "packed" / "generation_config.json").write_text("not in the manifest, not read")
-    engine = Engine.load(tmp_path / "packed")
+    engine = watched(Engine.load(tmp_path / "packed"))
     assert engine.profile == profile
     assert engine.digest == profile.digest
     assert Engine.load(source).digest == bytes(32)
@@ -297,7 +332,7 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
 
 
 def test_a_benchmark_measures_and_leaves_nothing(folder: Path) -> None:
-    engine = Engine.load(folder)
+    engine = load_exact(folder)
     result = engine.benchmark(prompt_tokens=1000, decode_tokens=8, requests=2)
     assert result.load.prompt_tokens == engine.max_context - 8
     assert min(result.prefill_tokens_per_s, result.decode_tokens_per_s, result.ttft_ms) > 0
@@ -307,7 +342,7 @@ def test_a_benchmark_measures_and_leaves_nothing(folder: Path) -> None:
 
 
 def test_the_default_clock_is_monotonic(folder: Path) -> None:
-    answer = run_dry(Engine.load(folder), Request("a", (5,), SamplingParams(max_tokens=2)))["a"]
+    answer = run_dry(load_exact(folder), Request("a", (5,), SamplingParams(max_tokens=2)))["a"]
     assert answer.last.timing is not None
     assert answer.last.timing.total_us > 0
     assert TickingClock()() > 0

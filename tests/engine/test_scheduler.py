@@ -1,22 +1,29 @@
-"""The policy by example, and its invariants under any order of events (a state machine)."""
+"""The policy by example: who runs, on what, and who gives way. Any order of events: test_policy."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from novamesh_engine.blocks import BlockPool
 from novamesh_engine.errors import IntegrityError, QueueFullError
+from novamesh_engine.prefix_cache import PrefixCache
 from novamesh_engine.request import Request, SamplingParams
 from novamesh_engine.scheduler import Chunk, Scheduler
 from novamesh_engine.sequence import Sequence
 from novamesh_proto.errors import Code
+from support.watched import watched
 
 
-def sequence(arrival: int, tokens: int) -> Sequence:
-    return Sequence(Request(f"r{arrival}", (7,) * tokens, SamplingParams()), arrival, 0)
+def sequence(arrival: int, tokens: int, scope: bytes = b"") -> Sequence:
+    request = Request(f"r{arrival}", (7,) * tokens, SamplingParams(), (), scope)
+    return Sequence(request, arrival, 0)
+
+
+def scheduler_of(
+    blocks: int, size: int, running: int = 4, waiting: int = 4, step_tokens: int = 64
+) -> Scheduler:
+    cache = PrefixCache(size)
+    return Scheduler(BlockPool(blocks, size), cache, running, waiting, step_tokens)
 
 
 def spans(chunks: tuple[Chunk, ...]) -> list[tuple[str, int, int]]:
@@ -35,7 +42,7 @@ def advance(scheduler: Scheduler) -> tuple[Chunk, ...]:
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_behind_decoding() -> None:
-    scheduler = Scheduler(BlockPool(32, 4), 4, 4, 8)
+    scheduler = watched(scheduler_of(32, 4, step_tokens=8))
     scheduler.add(sequence(0, 3))
     assert spans(advance(scheduler)) == [("r0", 0, 3)]
     scheduler.add(sequence(1, 12))
@@ -47,7 +54,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_behind_decoding() -> None:
 
 
 def test_nobody_overtakes_the_first_in_the_queue() -> None:
-    scheduler = Scheduler(BlockPool(4, 4), 4, 4, 64)
+    scheduler = watched(scheduler_of(4, 4))
     scheduler.add(sequence(0, 8))
     advance(scheduler)
     scheduler.add(sequence(1, 16))
@@ -56,8 +63,8 @@ def test_nobody_overtakes_the_first_in_the_queue() -> None:
     assert (scheduler.running, scheduler.waiting) == (1, 2)
 
 
-def test_the_latest_gives_way_and_is_computed_again_from_its_start() -> None:
-    scheduler = Scheduler(BlockPool(5, 4), 4, 4, 64)
+def test_the_latest_gives_way() -> None:
+    scheduler = watched(scheduler_of(5, 4))
     first, second = sequence(0, 7), sequence(1, 7)
     scheduler.add(first)
     scheduler.add(second)
@@ -66,11 +73,11 @@ def test_the_latest_gives_way_and_is_computed_again_from_its_start() -> None:
     assert spans(advance(scheduler)) == [("r0", 8, 1)]  # five blocks: one third page, not two
     assert (scheduler.preemptions, second.computed, second.blocks) == (1, 0, [])
     scheduler.remove(first)
-    assert spans(advance(scheduler)) == [("r1", 0, 9)]
+    assert spans(advance(scheduler)) == [("r1", 8, 1)]  # its full pages are still there
 
 
 def test_a_newcomer_leaves_a_spare_block_to_everyone_who_runs() -> None:
-    scheduler = Scheduler(BlockPool(2, 4), 4, 4, 64)
+    scheduler = watched(scheduler_of(2, 4))
     scheduler.add(sequence(0, 4))
     scheduler.add(sequence(1, 4))
     assert spans(advance(scheduler)) == [("r0", 0, 4)]  # a block is free, and r0 needs it next
@@ -79,7 +86,7 @@ def test_a_newcomer_leaves_a_spare_block_to_everyone_who_runs() -> None:
 
 
 def test_who_gave_way_is_not_let_in_again_at_once() -> None:
-    scheduler = Scheduler(BlockPool(5, 4), 4, 4, 64)
+    scheduler = watched(scheduler_of(5, 4))
     for arrival in range(2):
         scheduler.add(sequence(arrival, 7))
     for _ in range(2):
@@ -89,7 +96,7 @@ def test_who_gave_way_is_not_let_in_again_at_once() -> None:
 
 
 def test_who_is_latest_gives_way_itself() -> None:
-    scheduler = Scheduler(BlockPool(4, 4), 4, 4, 64)
+    scheduler = watched(scheduler_of(4, 4))
     first, second = sequence(0, 5), sequence(1, 4)
     scheduler.add(first)
     scheduler.add(second)
@@ -105,13 +112,13 @@ def test_who_is_latest_gives_way_itself() -> None:
 
 
 def test_a_step_that_failed_is_scheduled_again() -> None:
-    scheduler = Scheduler(BlockPool(8, 4), 4, 4, 64)
+    scheduler = watched(scheduler_of(8, 4))
     scheduler.add(sequence(0, 6))
     assert spans(scheduler.schedule()) == spans(scheduler.schedule()) == [("r0", 0, 6)]
 
 
 def test_the_queue_has_an_end() -> None:
-    scheduler = Scheduler(BlockPool(8, 4), 1, 2, 64)
+    scheduler = watched(scheduler_of(8, 4, 1, 2))
     for arrival in range(3):  # one that will run at once, two that wait
         scheduler.add(sequence(arrival, 1))
     with pytest.raises(QueueFullError) as refused:
@@ -120,13 +127,101 @@ def test_the_queue_has_an_end() -> None:
     assert refused.value.retry_after_ms > 0
 
 
+def test_a_short_prompt_is_read_at_once_beside_a_long_one() -> None:
+    scheduler = watched(scheduler_of(4096, 16, step_tokens=512))
+    scheduler.add(sequence(0, 32768))
+    for _ in range(3):
+        advance(scheduler)
+    scheduler.add(sequence(1, 40))
+    chunks = advance(scheduler)
+    assert spans(chunks) == [("r0", 1536, 472), ("r1", 0, 40)]
+    assert chunks[1].last
+    assert spans(advance(scheduler)) == [("r1", 40, 1), ("r0", 2008, 511)]
+
+
+def test_a_known_beginning_is_not_computed_again() -> None:
+    scheduler = watched(scheduler_of(32, 4))
+    first, second = sequence(0, 10, b"a"), sequence(1, 11, b"a")
+    scheduler.add(first)
+    assert spans(advance(scheduler)) == [("r0", 0, 10)]
+    scheduler.add(second)
+    assert spans(advance(scheduler)) == [("r0", 10, 1), ("r1", 8, 3)]
+    assert first.blocks[:2] == second.blocks[:2]
+    assert not set(first.blocks[2:]) & set(second.blocks[2:])
+    assert (scheduler.prefix_hits, scheduler.prefix_tokens) == (1, 8)
+    scheduler.remove(first)
+    scheduler.check_integrity()
+    assert scheduler.pool.free == 32 - len(second.blocks)
+
+
+def test_whoever_shares_no_scope_shares_no_block() -> None:
+    scheduler = watched(scheduler_of(32, 4))
+    for arrival, scope in enumerate((b"a", b"b", b"", b"")):
+        scheduler.add(sequence(arrival, 10, scope))
+        assert spans(advance(scheduler))[-1] == (f"r{arrival}", 0, 10)
+    assert scheduler.prefix_hits == 0
+
+
+def test_what_ended_is_found_until_its_blocks_are_needed() -> None:
+    scheduler = watched(scheduler_of(8, 4))
+    first = sequence(0, 13, b"a")
+    scheduler.add(first)
+    advance(scheduler)
+    scheduler.remove(first)
+    assert scheduler.pool.free == 8
+    again = sequence(1, 13, b"a")
+    scheduler.add(again)
+    assert spans(advance(scheduler)) == [("r1", 12, 1)]
+    scheduler.remove(again)
+    scheduler.add(sequence(2, 24, b"b"))  # takes six of eight: the ends of what is kept go first
+    advance(scheduler)
+    scheduler.remove(next(iter(scheduler)))
+    scheduler.add(sequence(3, 13, b"a"))
+    assert spans(advance(scheduler)) == [("r3", 8, 5)]
+
+
+def test_who_gave_way_goes_on_from_what_is_still_there() -> None:
+    scheduler = watched(scheduler_of(9, 4))
+    first, second = sequence(0, 15), sequence(1, 15)
+    scheduler.add(first)
+    scheduler.add(second)
+    while not scheduler.preemptions:
+        advance(scheduler)
+    assert (second.computed, second.blocks, len(second.tokens)) == (0, [], 17)
+    scheduler.remove(first)
+    assert spans(advance(scheduler)) == [("r1", 16, 1)]
+
+
+def test_nobody_finds_what_an_unsound_sequence_computed() -> None:
+    scheduler = watched(scheduler_of(32, 4))
+    bad = sequence(0, 10, b"a")
+    scheduler.add(bad)
+    advance(scheduler)
+    scheduler.remove(bad, sound=False)
+    scheduler.add(sequence(1, 10, b"a"))
+    assert spans(advance(scheduler)) == [("r1", 0, 10)]
+
+
+def test_a_newcomer_is_not_let_in_for_blocks_that_only_seem_free() -> None:
+    scheduler = watched(scheduler_of(5, 4))
+    one = sequence(0, 9, b"a")
+    scheduler.add(one)
+    advance(scheduler)
+    scheduler.remove(one)  # two of five free blocks are worth keeping
+    scheduler.add(sequence(1, 11, b"b"))  # takes the other three
+    advance(scheduler)
+    scheduler.add(sequence(2, 9, b"a"))  # finds its two, and there is no third
+    assert spans(advance(scheduler)) == [("r1", 11, 1)]
+    assert scheduler.waiting == 1
+
+
 def test_nothing_queued_is_nothing_to_do() -> None:
-    assert Scheduler(BlockPool(8, 4), 1, 1, 64).schedule() == ()
+    assert watched(scheduler_of(8, 4, 1, 1)).schedule() == ()
 
 
 @pytest.mark.parametrize("damage", ["order", "waiting", "blocks", "complete", "many"])
 def test_integrity_sees_damage(damage: str) -> None:
-    scheduler = Scheduler(BlockPool(16, 4), 2, 8, 64)
+    scheduler = scheduler_of(16, 4, 2, 8)
     first, second, third = (sequence(arrival, 6) for arrival in range(3))
     for one in (first, second, third):
         scheduler.add(one)
@@ -143,93 +238,3 @@ def test_integrity_sees_damage(damage: str) -> None:
         scheduler._running.append(scheduler._waiting.popleft())
     with pytest.raises(IntegrityError):
         scheduler.check_integrity()
-
-
-class Traffic(RuleBasedStateMachine):
-    """Any order of submitting, stepping, failing and aborting."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.arrivals = 0
-        self.left: dict[str, int] = {}
-
-    @initialize(
-        blocks=st.integers(2, 12), size=st.integers(1, 5), running=st.integers(1, 4),
-        extra=st.integers(0, 9),
-    )  # fmt: skip
-    def start(self, blocks: int, size: int, running: int, extra: int) -> None:
-        self.step_tokens, self.max_running = running + extra, running
-        self.scheduler = Scheduler(BlockPool(blocks, size), running, 3, self.step_tokens)
-
-    @rule(tokens=st.integers(1, 20), answer=st.integers(1, 12))
-    def submit(self, tokens: int, answer: int) -> None:
-        slots = self.scheduler.pool.slots
-        one = sequence(self.arrivals, min(tokens, slots - 1))
-        try:
-            self.scheduler.add(one)
-        except QueueFullError:
-            assert self.scheduler.waiting >= 3
-            return
-        self.arrivals += 1
-        self.left[one.id] = min(answer, slots - len(one.tokens))
-
-    @rule()
-    def fail(self) -> None:
-        self.scheduler.schedule()
-
-    @rule()
-    def step(self) -> None:
-        chunks = self.scheduler.schedule()
-        self._check(chunks)
-        lasts = [chunk.sequence for chunk in chunks if chunk.last]
-        self.scheduler.settle(chunks)
-        for one in lasts:
-            one.append(9, 0)
-            self.left[one.id] -= 1
-            if not self.left[one.id]:
-                self._remove(one)
-
-    def _check(self, chunks: tuple[Chunk, ...]) -> None:
-        assert bool(chunks) == bool(self.left), "there was work, and nobody got any"
-        assert sum(chunk.count for chunk in chunks) <= self.step_tokens
-        ids = [chunk.sequence.id for chunk in chunks]
-        assert len(set(ids)) == len(ids) <= self.max_running
-        for chunk in chunks:
-            assert chunk.count >= 1
-            assert chunk.start == chunk.sequence.computed
-            room = len(chunk.sequence.blocks) * self.scheduler.pool.block_size
-            assert chunk.start + chunk.count <= room
-        first = next(iter(self.scheduler), None)
-        assert first is None or first.id in ids, "the earliest must always advance"
-
-    @precondition(lambda self: self.left)
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        self._remove(data.draw(st.sampled_from(list(self.scheduler))))
-
-    def _remove(self, one: Sequence) -> None:
-        self.scheduler.remove(one)
-        del self.left[one.id]
-
-    @invariant()
-    def books_agree(self) -> None:
-        if not hasattr(self, "scheduler"):
-            return
-        self.scheduler.check_integrity()
-        assert {one.id for one in self.scheduler} == set(self.left)
-
-    def teardown(self) -> None:
-        """Whatever happened, everything ends, and every block comes home."""
-        if not hasattr(self, "scheduler"):
-            return
-        for _ in range(1000):
-            if not self.left:
-                break
-            self.step()
-            self.scheduler.check_integrity()
-        assert not self.left
-        assert self.scheduler.pool.free == self.scheduler.pool.total
-
-
-Traffic.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestTraffic = Traffic.TestCase

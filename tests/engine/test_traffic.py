@@ -1,7 +1,7 @@
-"""Any order of submitting, stepping, failing and aborting on a whole engine (a state machine).
+"""Any order of submitting, stepping, failing, shedding and aborting on a whole engine.
 
-The scripted model wants one token at each absolute position, so each answer is known beforehand:
-whatever happened around it, it is a prefix of that, and it ends exactly once.
+The decoder answers from what it finds in the cache, so each answer is known beforehand: whatever
+happened around it, what came is the beginning of that, and it ends exactly once.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from novamesh_engine.errors import QueueFullError
+from novamesh_engine.errors import MemoryShortError, QueueFullError
 from novamesh_engine.request import FinishReason, Request, SamplingParams, StepOutput
 from novamesh_engine.tokenizer import Tokenizer
-from support.tiny_engine import scripted_engine
-from support.tiny_tokenizer import tiny_tokenizer
+from support.summing_decoder import SummingDecoder, continued
+from support.tiny_engine import engine_around, small_config
+from support.tiny_tokenizer import VOCAB, tiny_tokenizer
 
 CONTEXT = 40
-SCRIPT = {position: 5 + position * 3 % 200 for position in range(CONTEXT + 1)}
+SCOPES = (b"", b"a", b"a", b"b")
 TOKENIZER: dict[str, Tokenizer] = {}
 
 
@@ -36,26 +37,31 @@ class Traffic(RuleBasedStateMachine):
         super().__init__()
         self.wanted: dict[str, list[int]] = {}  # tokens still to come
         self.count = 0
+        self.shed = 0
 
     @initialize(
         blocks=st.integers(3, 14), running=st.integers(1, 4), extra=st.integers(0, 12),
-        failures=st.integers(0, 2),
+        enabled=st.sampled_from([True, True, False]),
     )  # fmt: skip
-    def start(self, blocks: int, running: int, extra: int, failures: int) -> None:
-        self.engine = scripted_engine(
-            TOKENIZER["tiny"], SCRIPT, failures=failures, max_context=CONTEXT,
+    def start(self, blocks: int, running: int, extra: int, enabled: bool) -> None:
+        config = small_config(
             kv_bytes_max=blocks * 4 * 16, max_running=running, max_waiting=3,
-            max_step_tokens=running + extra,
+            max_step_tokens=running + extra, prefix_cache=enabled,
         )  # fmt: skip
+        self.decoder = SummingDecoder(VOCAB, config.block_size)
+        self.engine = engine_around(self.decoder, TOKENIZER["tiny"], config, CONTEXT)
 
-    @rule(prompt=st.integers(1, 30), most=st.integers(1, 20), prefix=st.integers(0, 20))
-    def submit(self, prompt: int, most: int, prefix: int) -> None:
+    @rule(
+        same=st.integers(0, 24), other=st.lists(st.integers(7, 9), min_size=1, max_size=8),
+        most=st.integers(1, 20), prefix=st.integers(0, 20), scope=st.sampled_from(SCOPES),
+    )  # fmt: skip
+    def submit(self, same: int, other: list[int], most: int, prefix: int, scope: bytes) -> None:
         context = self.engine.max_context
-        prompt = min(prompt, context - 1)
-        answer = [SCRIPT[at] for at in range(prompt, min(prompt + most, context))]
+        prompt = ((7,) * same + tuple(other))[: context - 1]
+        answer = continued(prompt, min(most, context - len(prompt)))
         received = tuple(answer[: min(prefix, len(answer))])
         sampling = SamplingParams(max_tokens=most, ignore_eos=True)
-        request = Request(f"r{self.count}", (3,) * prompt, sampling, received)
+        request = Request(f"r{self.count}", prompt, sampling, received, scope)
         try:
             self.engine.submit(request)
         except QueueFullError:
@@ -65,10 +71,28 @@ class Traffic(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
-        try:
-            outputs = self.engine.step()
-        except RuntimeError:  # the scripted failure: nothing may have changed
-            return
+        for output in self.engine.step():
+            self._take(output)
+
+    @precondition(lambda self: self.engine.stats().running + self.engine.stats().waiting)
+    @rule()
+    def fail(self) -> None:
+        """A step raises: nothing may have changed."""
+        self.decoder.faults.append(RuntimeError("a kernel failed"))
+        before = self.engine.stats().generated_tokens
+        with pytest.raises(RuntimeError, match="a kernel failed"):
+            self.engine.step()
+        assert self.engine.stats().generated_tokens == before
+
+    @rule(times=st.integers(1, 3))
+    def run_short(self, times: int) -> None:
+        """Memory runs out: the newest go, one after the other, and the rest goes on."""
+        stats = self.engine.stats()
+        times = min(times, stats.running + stats.waiting)
+        self.decoder.faults += [MemoryError()] * times
+        outputs = self.engine.step()
+        assert not self.decoder.faults
+        assert sum(isinstance(one.error, MemoryShortError) for one in outputs) == times
         for output in outputs:
             self._take(output)
 
@@ -77,27 +101,35 @@ class Traffic(RuleBasedStateMachine):
         count = len(output.token_ids)
         assert list(output.token_ids) == left[:count]
         del left[:count]
+        assert (output.error is None) == (output.finish is not FinishReason.ERROR)
         if output.finish is None:
             assert count == 1
             assert left
             return
         assert output.timing is not None
-        assert output.finish is FinishReason.ABORTED or not left
+        if output.finish is FinishReason.LENGTH:
+            assert not left
+        elif output.finish is FinishReason.ERROR:
+            self.shed += 1
+        else:
+            assert output.finish is FinishReason.ABORTED
         del self.wanted[output.request_id]  # a second ending would not find it
 
     @precondition(lambda self: self.wanted)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        self.engine.abort(data.draw(st.sampled_from(sorted(self.wanted))))
+        name = data.draw(st.sampled_from(sorted(self.wanted)))
+        self.engine.abort(name)
 
     @invariant()
     def books_agree(self) -> None:
         if hasattr(self, "engine"):
             self.engine.check_integrity()
             assert self.engine.has_work == bool(self.wanted)
+            assert self.engine.stats().shed == self.shed
 
     def teardown(self) -> None:
-        """Everything ends, and every block comes home."""
+        """Whatever happened, everything ends, and every block comes home."""
         if not hasattr(self, "engine"):
             return
         for _ in range(2000):

@@ -164,6 +164,18 @@ async def test_an_engine_failure_is_a_signed_failure_and_the_next_job_runs() -> 
         await at.until("attestation")
 
 
+async def test_a_job_for_which_memory_ran_out_fails_and_says_so() -> None:
+    async with node(FakeEngine(short_at=2)) as at:
+        at.desk.take(at.offers.make(sampling={"max_tokens": 50}).message)
+        (*_, last) = await at.until("failure")
+        failure = opened(last.failure, JobFailure)
+        assert failure.code == Code.BUSY
+        assert "ran out of memory" in failure.message
+        await at.idle()
+        at.desk.take(at.offers.make().message)
+        await at.until("attestation")
+
+
 async def test_a_job_beyond_its_time_fails_as_expired(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("novamesh_node.desk.GRACE_S", 0.0)
     async with node() as at:

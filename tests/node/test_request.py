@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from novamesh_node.request import Shape, build_request, map_sampling, render_prompt
 from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import PrivateKey
 from novamesh_proto.messages import JobBody, Sampling, TokenPrompt
 from support.fake_engine import FakeTokenizer
-from support.parties import body, digest, terms
+from support.parties import CLIENT, NODE, body, digest, terms
 
 SHAPE = Shape(context_max=16, vocab_size=1000)
 TOKENIZER = FakeTokenizer()
@@ -46,6 +47,14 @@ def test_the_prefix_is_part_of_the_completion() -> None:
     content = body(prefix_token_ids=(7, 8))
     request = build_request("r", terms(start_position=2), content, (1, 2, 3), SHAPE)
     assert (request.id, request.prompt, request.prefix) == ("r", (1, 2, 3), (7, 8))
+
+
+def test_what_is_computed_for_a_client_is_reused_for_nobody_else() -> None:
+    def scope(client: PrivateKey) -> bytes:
+        return build_request("r", terms(client), body(), (1, 2, 3), SHAPE).cache_scope
+
+    assert scope(CLIENT) == scope(CLIENT) == CLIENT.node_id
+    assert scope(NODE) != scope(CLIENT)
 
 
 @pytest.mark.parametrize(

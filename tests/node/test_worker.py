@@ -128,6 +128,19 @@ async def test_a_step_that_raises_fails_the_requests_and_not_the_worker(
     assert "fake_engine.py" in said.out + said.err
 
 
+async def test_memory_that_runs_out_ends_the_newest_request_only() -> None:
+    together = threading.Event()
+    engine = FakeEngine(hook=lambda: together.wait(5) and None, short_at=2)
+    async with working(engine) as worker:
+        first, second = (worker.submit(request(name, 9)) for name in "ab")
+        together.set()
+        shed = (await read(second))[-1].step
+        assert shed.finish is FinishReason.ERROR
+        assert shed.error is not None
+        assert shed.error.code is Code.BUSY
+        assert len(tokens(await read(first))) == 9
+
+
 async def test_books_that_disagree_end_the_worker_with_a_fault() -> None:
     def explode() -> None:
         engine.corrupt = True

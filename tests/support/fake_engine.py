@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from novamesh_engine.errors import QueueFullError, RequestError
+from novamesh_engine.errors import MemoryShortError, QueueFullError, RequestError
 from novamesh_engine.request import FinishReason, Request, StepOutput, Timing, TokenLogprob
 from novamesh_proto.errors import Code
 
@@ -55,6 +55,7 @@ class FakeEngine:
 
     max_waiting: int = 64
     hook: Callable[[], None] = lambda: None
+    short_at: int = 0  # the step in which memory runs out for the newest request
     steps: int = 0
     corrupt: bool = False
     submitted: list[Request] = field(default_factory=list)
@@ -85,6 +86,11 @@ class FakeEngine:
         self.steps += 1
         self.hook()
         outputs, self._ready = self._ready, []
+        if self.steps == self.short_at and self._live:
+            name, live = self._live.popitem()
+            outputs.append(StepOutput(
+                name, (), "", live.position, (), FinishReason.ERROR, TIMING, MemoryShortError()
+            ))  # fmt: skip
         for name, live in list(self._live.items()):
             outputs.append(self._advance(name, live))
         return outputs

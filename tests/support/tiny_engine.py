@@ -15,6 +15,7 @@ from novamesh_engine.weights.load import LoadedModel
 from support.scripted_decoder import ScriptedDecoder, scripted_config
 from support.tiny_moe import save_nova
 from support.tiny_tokenizer import EOS, VOCAB, write_tokenizer
+from support.watched import watched
 
 
 class TickingClock:
@@ -39,15 +40,34 @@ def scripted_engine(
     tokenizer: Tokenizer,
     script: Mapping[int, int],
     broken: Iterable[int] = (),
-    failures: int = 0,
+    faults: Iterable[Exception] = (),
     max_context: int = 256,
     **settings: Any,
 ) -> Engine:
     """An engine whose model speaks a script by absolute position, on a clock that ticks."""
-    config = EngineConfig(**{"block_size": 4, "kv_bytes_max": 1 << 16} | settings)
-    decoder: Any = ScriptedDecoder(VOCAB, config.block_size, script, frozenset(broken), failures)
+    config = small_config(**settings)
+    decoder = ScriptedDecoder(VOCAB, config.block_size, script, frozenset(broken), [*faults])
+    return engine_around(decoder, tokenizer, config, max_context)
+
+
+def small_config(**settings: Any) -> EngineConfig:
+    """Small pages of exact numbers, as a decoder that writes tokens into its cache needs them."""
+    return EngineConfig(**{"block_size": 4, "kv_bytes_max": 1 << 16, "kv_dtype": "fp32"} | settings)
+
+
+def engine_around(
+    decoder: Any, tokenizer: Tokenizer, config: EngineConfig, max_context: int = 256
+) -> Engine:
+    """An engine whose decoder is no model, on a clock that ticks."""
     model = LoadedModel(scripted_config(VOCAB, max_context), decoder, None)
-    return Engine(model, decoder, tokenizer, config, TickingClock())
+    return watched(Engine(model, decoder, tokenizer, config, TickingClock()))
+
+
+def load_exact(folder: Path, **settings: Any) -> Engine:
+    """A model folder's engine that rounds nothing, so that any two runs are equal."""
+    return watched(
+        Engine.load(folder, EngineConfig(**{"kv_dtype": "fp32", "precision": "exact"} | settings))
+    )
 
 
 @dataclass(frozen=True)
