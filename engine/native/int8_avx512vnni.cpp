@@ -1,21 +1,24 @@
-// Int8 activations for AVX-512 with VNNI. Codes have 128 added, because vpdpbusd takes unsigned
-// times signed bytes; `offset` takes it off again. One 64-byte load covers two blocks.
+// Int8 activations for AVX-512 with VNNI and VBMI. Codes have 128 added, because vpdpbusd takes
+// unsigned times signed bytes; `offset` takes it off again. One 64-byte load covers two blocks.
 #if defined(__x86_64__)
 #include "int8.h"
 
 #include <immintrin.h>
 
 #define TARGET \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")))
 
 namespace novamesh {
 namespace {
 
-constexpr int64_t kAhead = 4096;      // bytes: far enough for DRAM, short enough for L1
-
 TARGET inline __m128i codes() {
   const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kCodesInt8));
   return _mm_xor_si128(table, _mm_set1_epi8(-128));
+}
+
+// The codes of each byte's low nibble: the table holds them four times, for an index has six bits.
+TARGET inline __m512i look_up(__m512i bytes, __m512i table) {
+  return _mm512_permutexvar_epi8(bytes, table);
 }
 
 TARGET inline __m512i add_halves(__m512i a, __m512i b) {
@@ -44,53 +47,64 @@ TARGET inline float add_parts(__m512 parts) {
   return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
 }
 
-struct Codes { __m512i even[8], odd[8]; };  // sixteen blocks
+// Bytes of a pair of blocks of which `left` are there.
+inline __mmask64 pair_mask(int64_t left) {
+  return left >= 2 ? ~0ull : left == 1 ? 0xffffffffull : 0;
+}
 
-TARGET inline Codes unpack_row(const uint8_t* packed, int64_t left, __m512i table) {
-  const __m512i low = _mm512_set1_epi8(15);
-  Codes codes;
+// Sixteen blocks of a row, or the `left` last ones, for each token, added to `parts`.
+template <int tokens, bool whole>
+TARGET inline void add_blocks(const Quantized* x, const uint8_t* packed, const uint16_t* scales,
+                              int64_t b, int64_t left, __m512i table, __m512 (&parts)[tokens]) {
+  __m512i even[8], odd[8];
   for (int64_t j = 0; j < 8; ++j) {
-    const uint8_t* at = packed + j * 64;
-    const __mmask64 there = left >= 2 * j + 2 ? ~0ull : left == 2 * j + 1 ? 0xffffffffull : 0;
-    const __m512i both = _mm512_maskz_loadu_epi8(there, at);
-    _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_NTA);
-    codes.even[j] = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(both, 4), low));
-    codes.odd[j] = _mm512_shuffle_epi8(table, _mm512_and_si512(both, low));
+    const uint8_t* at = packed + (b + 2 * j) * 32;
+    const __m512i both = whole ? _mm512_loadu_si512(at)
+                               : _mm512_maskz_loadu_epi8(pair_mask(left - 2 * j), at);
+    // How far ahead, into which cache, and that loads keep their order: found by measuring.
+    if constexpr (whole) {
+      _mm_prefetch(reinterpret_cast<const char*>(at + 8192), _MM_HINT_T1);
+      asm volatile("" ::: "memory");
+    } else {
+      _mm_prefetch(reinterpret_cast<const char*>(at + 4096), _MM_HINT_NTA);
+    }
+    even[j] = look_up(_mm512_srli_epi16(both, 4), table);
+    odd[j] = look_up(both, table);
   }
-  return codes;
+  const __mmask16 mask = static_cast<__mmask16>((1u << left) - 1);
+  const __m512 absmax = _mm512_cvtph_ps(
+      whole ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + b))
+            : _mm256_maskz_loadu_epi16(mask, scales + b));
+  for (int t = 0; t < tokens; ++t) {
+    const int8_t* q = x[t].q + b * 64;
+    __m512i dots[8];
+    for (int64_t j = 0; j < 8; ++j) {
+      dots[j] = _mm512_setzero_si512();
+      if (!whole && left <= 2 * j) continue;
+      dots[j] = _mm512_dpbusd_epi32(dots[j], even[j], _mm512_loadu_si512(q + j * 128));
+      dots[j] = _mm512_dpbusd_epi32(dots[j], odd[j], _mm512_loadu_si512(q + j * 128 + 64));
+    }
+    const __m512i sums =
+        _mm512_add_epi32(sixteen_sums(dots), _mm512_loadu_si512(x[t].offset + b));
+    const __m512 scale = _mm512_mul_ps(absmax, _mm512_loadu_ps(x[t].scale + b));
+    parts[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scale, parts[t]);
+  }
 }
 
 template <int tokens>
 TARGET void rows_of(const Quantized* x, float* const* out, const uint8_t* weights,
                     const uint16_t* scales, int64_t first, int64_t count, int64_t width) {
-  const int64_t blocks = width / kBlock;
+  const int64_t blocks = width / kBlock, whole = blocks / 16 * 16;
   const __m512i table = _mm512_broadcast_i32x4(codes());
   for (int64_t row = first; row < first + count; ++row) {
+    const uint8_t* packed = weights + row * blocks * 32;
+    const uint16_t* absmax = scales + row * blocks;
     __m512 parts[tokens];
     for (int t = 0; t < tokens; ++t) parts[t] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < blocks; b += 16) {
-      const int64_t left = blocks - b, pairs = left >= 16 ? 8 : (left + 1) / 2;
-      const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-      const __m512 absmax =
-          _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, scales + row * blocks + b));
-      const Codes some = unpack_row(weights + (row * blocks + b) * 32, left, table);
-      for (int t = 0; t < tokens; ++t) {
-        const int8_t* q = x[t].q + b * 64;
-        __m512i dots[8];
-        for (int64_t j = 0; j < 8; ++j) {
-          dots[j] = _mm512_setzero_si512();
-          if (j < pairs) {
-            dots[j] = _mm512_dpbusd_epi32(dots[j], some.even[j], _mm512_loadu_si512(q + j * 128));
-            dots[j] =
-                _mm512_dpbusd_epi32(dots[j], some.odd[j], _mm512_loadu_si512(q + j * 128 + 64));
-          }
-        }
-        const __m512i sums =
-            _mm512_add_epi32(sixteen_sums(dots), _mm512_loadu_si512(x[t].offset + b));
-        const __m512 scale = _mm512_mul_ps(absmax, _mm512_loadu_ps(x[t].scale + b));
-        parts[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scale, parts[t]);
-      }
-    }
+    for (int64_t b = 0; b < whole; b += 16)
+      add_blocks<tokens, true>(x, packed, absmax, b, 16, table, parts);
+    if (whole < blocks)
+      add_blocks<tokens, false>(x, packed, absmax, whole, blocks - whole, table, parts);
     for (int t = 0; t < tokens; ++t) out[t][row] = add_parts(parts[t]);
   }
 }
@@ -145,7 +159,7 @@ TARGET void unpack_scales(const uint16_t* scales, int64_t blocks, float* absmax)
 // (the even elements first). Each line of the rows is read once, for rows are often a power of two
 // apart and share few sets of the cache. What lies behind the rows is fetched meanwhile: the next.
 TARGET void unpack(const uint8_t* weights, int64_t blocks, __m512i* tile) {
-  const __m512i table = _mm512_broadcast_i32x4(codes()), low = _mm512_set1_epi8(15);
+  const __m512i table = _mm512_broadcast_i32x4(codes());
   const uint8_t* next = weights + kTileRows * blocks * 32;
   for (int64_t b = 0; b < blocks; b += 2) {
     const int count = b + 1 < blocks ? 16 : 8;
@@ -157,9 +171,8 @@ TARGET void unpack(const uint8_t* weights, int64_t blocks, __m512i* tile) {
     for (int k = 0; k < count; ++k, next += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
       __m512i* to = tile + (b + k / 8) * 16 + k % 8;
-      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed[k], 4), low);
-      _mm512_store_si512(to, _mm512_shuffle_epi8(table, high));
-      _mm512_store_si512(to + 8, _mm512_shuffle_epi8(table, _mm512_and_si512(packed[k], low)));
+      _mm512_store_si512(to, look_up(_mm512_srli_epi16(packed[k], 4), table));
+      _mm512_store_si512(to + 8, look_up(packed[k], table));
     }
   }
 }

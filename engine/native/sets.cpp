@@ -49,7 +49,9 @@ bool set_runs(int set) {
     case 1: return avx2;
     case 2: return avx2 && has_avxvnni();
     case 3: return avx512;
-    case 4: return avx512 && __builtin_cpu_supports("avx512vnni");
+    case 4:
+      return avx512 && __builtin_cpu_supports("avx512vnni") &&
+             __builtin_cpu_supports("avx512vbmi");
     default: return false;
   }
 }
