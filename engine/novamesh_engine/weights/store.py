@@ -84,22 +84,27 @@ class TensorFile:
 
 
 def _read_header(path: Path, mapped: mmap.mmap) -> dict[str, Entry]:
-    if mapped[:4] == b"PK\x03\x04" or mapped[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-        raise NovaMeshError(Code.UNSUPPORTED, f"{path}: is a pickled checkpoint", _CONVERT)
     length = int.from_bytes(mapped[:8], "little")
     start = 8 + length
     if len(mapped) < 8 or length > HEADER_BYTES_MAX or start > len(mapped):
-        raise corrupt(path, "its header is damaged or cut off")
+        raise _no_header(path, mapped[:4], "its header is damaged or cut off")
     try:
         header = json.loads(mapped[8:start].decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise corrupt(path, "its header is damaged") from error
+        raise _no_header(path, mapped[:4], "its header is damaged") from error
     if not isinstance(header, dict):
         raise corrupt(path, "its header is damaged")
     header.pop("__metadata__", None)
     entries = {name: _read_entry(path, name, raw, start) for name, raw in header.items()}
     _check_cover(path, entries, start, len(mapped))
     return entries
+
+
+def _no_header(path: Path, start: bytes, what: str) -> NovaMeshError:
+    """Why there is no header. A header of 640 bytes begins as a pickle does, so this comes last."""
+    if start == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+        return NovaMeshError(Code.UNSUPPORTED, f"{path}: is a pickled checkpoint", _CONVERT)
+    return corrupt(path, what)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -117,6 +117,14 @@ def test_a_pickle_under_a_safe_name_is_refused(tmp_path: Path, protocol: int) ->
     refuse(path, Code.UNSUPPORTED, "is a pickled checkpoint")
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480])
+def test_a_header_that_begins_as_a_pickle_does_is_read(tmp_path: Path, length: int) -> None:
+    """The first bytes of a file are its header's length: 640, 896 and 1152 are pickle's marks."""
+    text = json.dumps({"x": entry(0, 1)}).encode()
+    write(tmp_path / "m.safetensors", text.ljust(length), b"\7")
+    assert TensorStore.open(tmp_path).take("x", (1,), torch.uint8).tolist() == [7]
+
+
 def test_a_torch_archive_under_a_safe_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     torch.save({"x": torch.ones(2)}, path)
