@@ -149,7 +149,7 @@ def make_checkpoint(case: Case, folder: Path) -> Any:
     torch.manual_seed(sum(case.name.encode()))
     config = config_class(**shape | dict(case.changes), attn_implementation="eager")
     model = _prepare(model_class(config))
-    topics = torch.linalg.qr(torch.randn(shape["hidden_size"], _experts(config)))[0].T
+    topics = torch.linalg.qr(torch.randn(config.hidden_size, _experts(config)))[0].T
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_weights(name, tuple(parameter.shape), topics))
