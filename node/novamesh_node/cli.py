@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -123,6 +124,48 @@ def why(*, json: Json = False, home: Home = None) -> None:
     _print(_json(reply) if json else screens.explain_idle(reply))
 
 
+@models_app.command
+def pull(
+    model: str,
+    /,
+    *,
+    name: Annotated[str | None, Parameter(help="What it is called on the shelf.")] = None,
+    revision: Annotated[
+        str | None, Parameter(help="Branch, tag or commit; default the newest commit.")
+    ] = None,
+    force: Annotated[
+        bool, Parameter(negative=(), help="Make it anew, in place of one of that name.")
+    ] = False,
+    keep_download: Annotated[
+        bool, Parameter(negative=(), help="Keep what was downloaded when it is converted.")
+    ] = False,
+    json: Json = False,
+    home: Home = None,
+) -> None:
+    """Get a model and make its NF4 profile; prints its name and digest.
+
+    MODEL is a name of the catalogue, auto for the one that fits this machine's memory, org/name or
+    org/name@revision on Hugging Face (HF_TOKEN, HF_HOME and HF_ENDPOINT count), or a folder with a
+    checkpoint or a profile. Interrupted, it goes on where it stopped.
+    """
+    from novamesh.config import find_places
+    from novamesh_node import meters, screens
+    from novamesh_node.pull import Puller, Wish
+
+    _hush()
+    chosen = _recommend() if model == "auto" else model
+    wish = Wish(chosen, name, revision, force, keep_download)
+    again = f"go on where it stopped:  novamesh models pull {model}"
+    try:
+        with meters.meter(_tell) as audience:
+            profile = Puller(find_places(home).models, audience).pull(wish)
+    except KeyboardInterrupt:
+        raise NovaMeshError(Code.CANCELLED, "stopped", again) from None
+    fields = screens.profile_fields(profile)
+    _print(_json(fields) if json else f"{profile.path.name}  {profile.digest_text}")
+    _tell(f"serve it:  novamesh node start --model {profile.path.name}")
+
+
 @models_app.command(name="ls")
 def list_(*, json: Json = False, home: Home = None) -> None:
     """Models on this machine."""
@@ -139,7 +182,26 @@ def list_(*, json: Json = False, home: Home = None) -> None:
 
 @models_app.command
 def show(name: str, /, *, json: Json = False, home: Home = None) -> None:
-    """One model: its digest, what it can do, whether its files are whole."""
+    """One model: its digest, what it can do, where it came from, its files, who serves it."""
+    from novamesh.config import find_places
+    from novamesh_node import screens
+    from novamesh_node.shelf import find_missing, find_model
+    from novamesh_node.workspace import read_origin
+
+    profile = find_model(name, find_places(home).models)
+    damage, origin = find_missing(profile), read_origin(profile.path)
+    user = _served(home).get(profile.digest_text, "")
+    if json:
+        fields = screens.profile_fields(profile)
+        _print(_json(fields | {"damaged": list(damage), "origin": origin, "used_by": user}))
+    else:
+        _print(screens.show_profile(profile, damage, screens.describe_origin(origin), user))
+    _complain(damage)
+
+
+@models_app.command
+def verify(name: str, /, *, json: Json = False, home: Home = None) -> None:
+    """Hash every file of a model; the exit status says whether it is whole."""
     from novamesh.config import find_places
     from novamesh_node import screens
     from novamesh_node.shelf import find_damage, find_model
@@ -147,10 +209,29 @@ def show(name: str, /, *, json: Json = False, home: Home = None) -> None:
     profile = find_model(name, find_places(home).models)
     damage = find_damage(profile)
     fields = screens.profile_fields(profile) | {"damaged": list(damage)}
-    _print(_json(fields) if json else screens.show_profile(profile, damage))
-    if damage:
-        error = next(iter(damage.values()))
-        raise NovaMeshError(error.code, f"damaged: {error.message}", error.hint)
+    _print(_json(fields) if json else screens.verify_report(profile, damage))
+    _complain(damage)
+
+
+@models_app.command
+def rm(
+    name: str,
+    /,
+    *,
+    yes: Annotated[bool, Parameter(negative=(), help="Do not ask.")] = False,
+    home: Home = None,
+) -> None:
+    """Take a model, or what is left of a pull of it, off the shelf."""
+    from novamesh.config import find_places
+    from novamesh_node.shelf import remove_model
+    from novamesh_node.workspace import gigabytes
+
+    if not yes and not _agreed(f"remove {name}? [y/N] "):
+        raise NovaMeshError(
+            Code.CANCELLED, f"{name} stays", f"without a question:  novamesh models rm {name} --yes"
+        )
+    size = remove_model(name, find_places(home).models, _served(home))
+    _tell(f"removed {name}: {gigabytes(size)}")
 
 
 def doctor_checks() -> list[Any]:
@@ -158,6 +239,51 @@ def doctor_checks() -> list[Any]:
     from novamesh_node.doctor import doctor_checks as checks
 
     return list(checks())
+
+
+def _recommend() -> str:
+    """The catalogue's first choice for this machine, said and not asked."""
+    import torch
+
+    from novamesh_node.recommend import choose, measure_memory
+
+    choice = choose(measure_memory(torch.cuda))
+    _tell(choice.reason)
+    return choice.name
+
+
+def _served(home: Path | None) -> dict[str, str]:
+    """The digests that a node of this machine serves now, and that node."""
+    try:
+        reply = _ask(home, "status")
+    except NovaMeshError as error:
+        if error.code is Code.NOT_FOUND:
+            return {}
+        raise
+    return {model["digest"]: f"node {reply['node']}" for model in reply["models"]}
+
+
+def _complain(damage: Mapping[str, NovaMeshError]) -> None:
+    """The first fault, as the command's own."""
+    for error in damage.values():
+        raise NovaMeshError(error.code, f"damaged: {error.message}", error.hint)
+
+
+def _agreed(question: str) -> bool:
+    """What somebody at a terminal says; nobody there is a no."""
+    if not sys.stdin.isatty():
+        return False
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _hush() -> None:
+    """What libraries would say to developers; refusals are raised anyway."""
+    import logging
+
+    for library in ("bitsandbytes", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 async def _stop(socket: Path, now: bool) -> None:

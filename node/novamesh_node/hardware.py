@@ -10,22 +10,18 @@ from __future__ import annotations
 import contextlib
 import platform
 import re
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import psutil
 import pynvml
 
+from novamesh_engine.roofline import measure_read
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import Hardware
 
-READ_BYTES: Final = 128 << 20  # in all threads together: more than most caches hold
-READ_TIMES: Final = 3
 _NAME_CHARS_MAX: Final = 120
 _CUDA: Final = re.compile(r"cuda(?::(?P<number>\d{1,3}))?")
 
@@ -122,19 +118,6 @@ def with_bandwidth(found: Probe, known: int) -> Probe:
     """
     best = max(known, found.hardware.bandwidth_bytes_per_s)
     return replace(found, hardware=replace(found.hardware, bandwidth_bytes_per_s=best))
-
-
-def measure_read(threads: int) -> int:
-    """Bytes a second that `threads` threads read from memory, the best of a few tries."""
-    share = np.ones(READ_BYTES // threads // 8, dtype=np.int64)
-    parts = [share.copy() for _ in range(threads)]
-    best_s = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(READ_TIMES):
-            begun = time.perf_counter()
-            list(pool.map(np.max, parts))  # reductions release the interpreter's lock
-            best_s = min(best_s, time.perf_counter() - begun)
-    return int(sum(part.nbytes for part in parts) / best_s)
 
 
 def describe(hardware: Hardware, threads: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from novamesh_engine.quant.profile import ModelProfile
 from novamesh_node.durations import format_duration
 from novamesh_node.shelf import Entry
+from novamesh_proto.errors import NovaMeshError
 
 
 def describe_status(reply: Mapping[str, Any]) -> str:
@@ -51,16 +52,18 @@ def explain_idle(reply: Mapping[str, Any]) -> str:
 
 def list_entries(entries: Iterable[Entry]) -> str:
     """`models ls`."""
-    rows = [("NAME", "DIGEST", "SIZE", "PARAMETERS", "CONTEXT", "WHERE")]
+    rows = [("NAME", "DIGEST", "FAMILY", "SIZE", "PARAMETERS", "CONTEXT", "QUANT", "WHERE")]
     for entry in entries:
         profile = entry.profile
         if profile is None:
-            rows.append((entry.name, "-", "-", "-", "-", entry.fault))
+            rows.append((entry.name, "-", "-", "-", "-", "-", "-", entry.fault))
             continue
         counts = f"{amount(profile.active_parameters)} of {amount(profile.parameters)}"
-        size, context = f"{profile.size / 1e6:.1f} MB", str(profile.max_context)
         where = "built in" if entry.built_in else str(entry.path)
-        rows.append((entry.name, profile.digest_short, size, counts, context, where))
+        rows.append((
+            entry.name, profile.digest_short, profile.model_type, volume(profile.size), counts,
+            str(profile.max_context), profile.quant, where,
+        ))  # fmt: skip
     return table(rows)
 
 
@@ -71,8 +74,10 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
     return profile_fields(entry.profile) | {"name": entry.name, "built_in": entry.built_in}
 
 
-def show_profile(profile: ModelProfile, damaged: Container[str] = ()) -> str:
-    """`models show`; `damaged` are names of files."""
+def show_profile(
+    profile: ModelProfile, damaged: Container[str] = (), origin: str = "", user: str = ""
+) -> str:
+    """`models show`; `damaged` are names of files, `user` is who serves it now."""
     counts = f"{profile.parameters:,}, active per token {profile.active_parameters:,}"
     rows = [
         ("name", profile.name),
@@ -80,13 +85,35 @@ def show_profile(profile: ModelProfile, damaged: Container[str] = ()) -> str:
         ("family", f"{profile.model_type}, {profile.quant}"),
         ("parameters", counts),
         ("context", f"{profile.max_context} tokens"),
+        ("size", volume(profile.size)),
         ("folder", str(profile.path)),
-        *(
-            ("damaged" if file.path in damaged else "file", f"{file.path}  {file.size:,} bytes")
-            for file in profile.files
-        ),
+    ]
+    if origin:
+        rows.append(("from", origin))
+    rows.append(("used by", user or "no node of this machine"))
+    rows += [
+        ("damaged" if file.path in damaged else "file", f"{file.path}  {file.size:,} bytes")
+        for file in profile.files
     ]
     return table(rows)
+
+
+def verify_report(profile: ModelProfile, damage: Mapping[str, NovaMeshError]) -> str:
+    """`models verify`: a line a file, and what is wrong with it."""
+    rows = [
+        ("damaged", file.path, damage[file.path].message)
+        if file.path in damage
+        else ("ok", file.path, "")
+        for file in profile.files
+    ]
+    return table(rows)
+
+
+def describe_origin(origin: Mapping[str, str]) -> str:
+    """Where a model on the shelf came from, in a few words."""
+    if "repository" in origin:
+        return f"{origin['repository']}@{origin.get('commit', '')[:12]}"
+    return origin.get("folder", "")
 
 
 def profile_fields(profile: ModelProfile) -> dict[str, Any]:
@@ -112,6 +139,11 @@ def amount(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f}{unit}"
     return str(count)
+
+
+def volume(size: int) -> str:
+    """Bytes in the unit that people use for it: 4.3 GB, 1.2 MB."""
+    return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{size / 1e6:.1f} MB"
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -2,21 +2,32 @@
 
 Rules: a model is what its manifest says, and its name is the manifest's digest; a folder with a
 damaged manifest is shown with its fault and never hides the others. Nothing is downloaded here; no
-weights are read but by `find_damage`, which hashes every file.
+weights are read but by `find_damage`, which hashes every file; a model that a running node serves
+stays.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from novamesh_engine.catalogue import BUILTINS, locate
+from novamesh_engine.files import AGAIN, corrupt
 from novamesh_engine.quant.profile import ModelProfile, is_profile, read_profile, verify_file
+from novamesh_node.workspace import (
+    PULLS,
+    Workspace,
+    cannot_write,
+    gigabytes,
+    unfinished,
+)
 from novamesh_proto.errors import Code, NovaMeshError
 
 ENTRIES_MAX: Final = 1000
+_SEE: Final = "see what there is:  novamesh models ls    or name a profile folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +45,13 @@ def list_models(shelf: Path) -> tuple[Entry, ...]:
     """Every model of this machine, built-in ones first, then by folder name."""
     entries = [_read_builtin(name) for name in BUILTINS]
     if shelf.is_dir():
-        folders = sorted(path for path in shelf.iterdir() if path.is_dir())
+        folders = sorted(
+            path for path in shelf.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
         entries += [_read(path.name, path, built_in=False) for path in folders[:ENTRIES_MAX]]
+    for name, size in unfinished(shelf).items():
+        fault = f"unfinished, {gigabytes(size)} so far; pull it again to go on"
+        entries.append(Entry(name, shelf / PULLS / name, False, None, fault))
     return tuple(entries)
 
 
@@ -55,13 +71,47 @@ def find_model(name: str, shelf: Path) -> ModelProfile:
             raise NovaMeshError(
                 Code.MODEL_NOT_FOUND,
                 f"{folder} is a model, but not a profile: it has no novamesh.json",
-                "make one:  novamesh recipe quantize --help",
+                f"make one:  novamesh models pull {folder}",
             )
     raise NovaMeshError(
         Code.MODEL_NOT_FOUND,
         f"there is no model {name!r} on this machine",
-        "see what there is:  novamesh models ls    or name a profile folder",
+        _SEE,
     )
+
+
+def remove_model(name: str, shelf: Path, served: Collection[str]) -> int:
+    """Take a model, or what is left of a pull of it, off the shelf; the bytes that it took.
+
+    `served` are the digests, sha256:hex, of the models that a node of this machine serves now.
+
+    Raises:
+        NovaMeshError: POLICY for a built-in model, MODEL_NOT_FOUND, CONFLICT if it is in use,
+            BAD_REQUEST, STORAGE.
+    """
+    if name in BUILTINS:
+        raise NovaMeshError(
+            Code.POLICY, f"{name} is built in: it stays as long as novamesh does",
+            "see what else there is:  novamesh models ls",
+        )  # fmt: skip
+    work = Workspace.of(shelf, name)
+    if not work.target.exists() and not work.folder.exists():
+        raise NovaMeshError(
+            Code.MODEL_NOT_FOUND, f"there is no model {name!r} on the shelf {shelf}", _SEE
+        )
+    entry = _read(name, work.target, built_in=False)
+    if entry.profile is not None and entry.profile.digest_text in served:
+        raise NovaMeshError(
+            Code.CONFLICT, f"a node of this machine serves {name}",
+            "stop it first:  novamesh node stop",
+        )  # fmt: skip
+    with work.locked():
+        size = work.taken_bytes()
+        try:
+            work.remove()
+        except OSError as error:
+            raise cannot_write(shelf, error) from error
+    return size
 
 
 def find_damage(profile: ModelProfile) -> dict[str, NovaMeshError]:
@@ -72,6 +122,21 @@ def find_damage(profile: ModelProfile) -> dict[str, NovaMeshError]:
             verify_file(profile, file)
         except NovaMeshError as error:
             damage[file.path] = error
+    return damage
+
+
+def find_missing(profile: ModelProfile) -> dict[str, NovaMeshError]:
+    """As `find_damage`, but only by name and size: nothing is read."""
+    damage = {}
+    for file in profile.files:
+        path = profile.path / file.path
+        try:
+            size = path.stat().st_size
+        except OSError:
+            damage[file.path] = NovaMeshError(Code.NOT_FOUND, f"{path}: is missing", AGAIN)
+            continue
+        if size != file.size:
+            damage[file.path] = corrupt(path, f"is {size} bytes long, not {file.size}")
     return damage
 
 

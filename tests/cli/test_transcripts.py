@@ -87,6 +87,8 @@ class Stage:
             self._pool.stop()
         elif verb == "without":
             self._patch.setitem(sys.modules, rest, None)
+            for held in ("novamesh_engine.trial", "novamesh_engine.roofline"):
+                self._patch.delitem(sys.modules, held, raising=False)  # they have it already
         elif verb == "alone":
             self._patch.setattr(doctor, "_PARTS", tuple((m, "no_such", e) for m, _, e in PARTS))
             self._patch.setattr(demo, "_NEEDED", ("no_such_library",))

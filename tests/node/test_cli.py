@@ -159,13 +159,18 @@ def test_a_damaged_model_is_shown_as_such(
     data[-1] ^= 1
     weights.write_bytes(data)
     (profile.path / "config.json").unlink()
-    assert novamesh("models", "show", "tiny", "--home", tmp_path) == 1
-    said = capsys.readouterr()
-    shown = [line.split()[1] for line in said.out.splitlines() if line.startswith("damaged ")]
-    assert shown == ["config.json", "model.safetensors"]
-    assert said.err.startswith(f"error: damaged: {profile.path / 'config.json'}")
-    assert novamesh("models", "show", "tiny", "--json", "--home", tmp_path) == 1
-    assert json.loads(capsys.readouterr().out)["damaged"] == shown
+    # What is not there is seen at once, what was changed when every byte is read.
+    for command, damaged in (
+        ("show", ["config.json"]),
+        ("verify", ["config.json", "model.safetensors"]),
+    ):
+        assert novamesh("models", command, "tiny", "--home", tmp_path) == 1
+        said = capsys.readouterr()
+        shown = [line.split()[1] for line in said.out.splitlines() if line.startswith("damaged ")]
+        assert shown == damaged
+        assert said.err.startswith(f"error: damaged: {profile.path / 'config.json'}")
+        assert novamesh("models", command, "tiny", "--json", "--home", tmp_path) == 1
+        assert json.loads(capsys.readouterr().out)["damaged"] == damaged
 
 
 def test_the_shelf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

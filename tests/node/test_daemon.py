@@ -17,6 +17,7 @@ import torch
 
 from novamesh.config import Pool, load_pool
 from novamesh.keys import load_key
+from novamesh_engine import roofline
 from novamesh_node import control, hardware
 from novamesh_node.config import NodeConfig, load_node_config
 from novamesh_node.daemon import Voice, serve
@@ -47,7 +48,7 @@ MARKER = "a marker that is found nowhere"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(hardware, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(roofline, "READ_BYTES", 1 << 20)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from novamesh_engine import roofline
 from novamesh_node import hardware
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
@@ -12,7 +13,7 @@ from support.fake_nvml import Nvml
 
 
 def test_a_processor_is_named_and_its_bandwidth_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "READ_BYTES", 8 << 20)
+    monkeypatch.setattr(roofline, "READ_BYTES", 8 << 20)
     found = hardware.probe("cpu", 1)
     machine = found.hardware
     assert machine.kind == "cpu"

@@ -62,7 +62,9 @@ def test_models(tmp_path: Path) -> None:
         Entry("bad", tmp_path / "bad", False, None, "is damaged"),
     )
     header, good, bad = screens.list_entries(entries).splitlines()
-    assert header.split() == ["NAME", "DIGEST", "SIZE", "PARAMETERS", "CONTEXT", "WHERE"]
+    assert header.split() == [
+        "NAME", "DIGEST", "FAMILY", "SIZE", "PARAMETERS", "CONTEXT", "QUANT", "WHERE",
+    ]  # fmt: skip
     assert good.split()[:2] == ["tiny", profile.digest_short]
     assert good.endswith("built in")
     assert bad.endswith("is damaged")

@@ -40,9 +40,10 @@ _VOLATILE: Final = (
     (r"(\"witnessed_(?:ttft_us|tokens_per_s)\": )(?:[\d.]+|null)", r"\1N"),
     # The built-in model may be trained anew.
     (
-        r"(?m)^(nova-pico  )[0-9a-f]{12}  \S+ MB  \S+ of \S+ ",
-        r"\1DIGEST......  SIZE    PARAMETERS ",
+        r"(?m)^(nova-pico  )[0-9a-f]{12}  nova    \S+ MB  \S+ of \S+ ",
+        r"\1DIGEST......  nova    SIZE    PARAMETERS ",
     ),
+    (r"(?m)^(size +)\S+ MB", r"\1SIZE"),
     (r"(digest +sha256:)[0-9a-f]{64}", r"\1DIGEST"),
     (r"parameters  [\d,]+, active per token [\d,]+", "parameters  N, active per token N"),
     (r"(file +\S+  )[\d,]+ bytes", r"\1N bytes"),
