@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, Protocol
 
 from novamesh_engine.errors import RequestError
@@ -39,11 +40,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Speeds in tokens a second, time to first token in milliseconds; and what was run."""
+    """Speeds in tokens a second, times in milliseconds; and what was run.
+
+    `step_ms` holds the time of each step after the one with which every answer has begun.
+    """
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
     ttft_ms: float
+    step_ms: tuple[float, ...]
     load: Load
 
 
@@ -95,14 +100,15 @@ def _run(subject: Subject, clock: Callable[[], int], vocab_size: int, load: Load
     speaking: set[str] = set()
     while len(speaking) < load.requests:
         speaking.update(output.request_id for output in subject.step())
-    spoken = clock()
-    decoded = 0
+    decoded, ends = 0, [clock()]
     while subject.has_work:
         decoded += sum(len(output.token_ids) for output in subject.step())
+        ends.append(clock())
     return Benchmark(
-        prefill_tokens_per_s=_rate(load.prompt_tokens * load.requests, spoken - begun),
-        decode_tokens_per_s=_rate(decoded, clock() - spoken),
-        ttft_ms=(spoken - begun) / 1e6,
+        prefill_tokens_per_s=_rate(load.prompt_tokens * load.requests, ends[0] - begun),
+        decode_tokens_per_s=_rate(decoded, ends[-1] - ends[0]),
+        ttft_ms=(ends[0] - begun) / 1e6,
+        step_ms=tuple((end - before) / 1e6 for before, end in pairwise(ends)),
         load=load,
     )
 

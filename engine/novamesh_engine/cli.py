@@ -1,4 +1,4 @@
-"""The engine's commands: `novamesh engine bench`, and its part of `novamesh doctor`.
+"""The engine's commands: `novamesh engine bench` and `doctor`, and its part of `novamesh doctor`.
 
 Rules: importing this starts no torch, because a mistyped command makes the root command import all
 parts; each command imports the engine when it runs. Results go to stdout, talk to stderr.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json as json_text
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
+from rich.console import Console
+from rich.text import Text
 
 from novamesh_engine.doctor import Check, Status, doctor_checks
 
@@ -20,6 +22,7 @@ __all__ = ["Check", "Status", "app", "doctor_checks"]
 app = App(name="engine", help="The inference engine on this machine.")
 
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 
 @app.command
@@ -30,9 +33,11 @@ def bench(
     decode_tokens: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 64,
     requests: Count = 1,
     threads: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    precision: Literal["int8", "exact"] = "int8",
+    kv: Literal["bf16", "int8", "fp32"] = "bf16",
+    json: Json = False,
 ) -> None:
-    """Measure how fast a model prefills and decodes here.
+    """Measure how fast a model prefills and decodes here, and what memory would allow.
 
     Parameters
     ----------
@@ -45,33 +50,57 @@ def bench(
     requests
         Prompts that run at once.
     threads
-        CPU threads, 0 = as many as torch takes by itself.
+        CPU threads, 0 = one for each physical core.
+    precision
+        What native kernels multiply packed weights with: activations of 8 bits, or float32.
+    kv
+        How the cache keeps keys and values.
     json
         Print one JSON object.
     """
     # Heavy (torch), and missing where only the client is installed.
-    import torch
-
+    from novamesh_engine.benchmark import Load
     from novamesh_engine.config import EngineConfig
-    from novamesh_engine.engine import Engine
-    from novamesh_engine.kernels import describe
+    from novamesh_engine.trial import examine
 
-    if threads:
-        torch.set_num_threads(threads)
-    config = EngineConfig(max_running=max(requests, EngineConfig().max_running))
-    result = Engine.load(model, config).benchmark(prompt_tokens, decode_tokens, requests)
-    values = {
-        "model": model,
-        **dataclasses.asdict(result.load),
-        "threads": torch.get_num_threads(),
-        "kernels": describe(config.device),
-        "prefill_tokens_per_s": round(result.prefill_tokens_per_s, 1),
-        "decode_tokens_per_s": round(result.decode_tokens_per_s, 1),
-        "ttft_ms": round(result.ttft_ms, 2),
-    }
-    sys.stdout.write(json_text.dumps(values) + "\n" if json else _table(values))
+    running = max(requests, EngineConfig().max_running)
+    config = EngineConfig(
+        max_running=running, threads=threads, precision=precision, kv_dtype=kv
+    )  # fmt: skip
+    report = examine(model, config, Load(prompt_tokens, decode_tokens, requests))
+    if json:
+        sys.stdout.write(json_text.dumps(report.values()) + "\n")
+    else:
+        report.print(Console(highlight=False, soft_wrap=True))
 
 
-def _table(values: dict[str, object]) -> str:
-    width = max(map(len, values))
-    return "".join(f"{name:<{width}}  {value}\n" for name, value in values.items())
+@app.command
+def doctor(*, json: Json = False) -> int:
+    """Tell which kernels compute here and why, and what would be faster.
+
+    The exit status is 1 if the engine cannot run.
+
+    Parameters
+    ----------
+    json
+        Print one JSON list.
+    """
+    checks = doctor_checks()
+    if json:
+        rows = [dataclasses.asdict(check) for check in checks]
+        sys.stdout.write(json_text.dumps(rows, indent=2) + "\n")
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for check in checks:
+            console.print(_line(check))
+            if check.hint:
+                console.print(Text.assemble(("hint:", "cyan"), f" {check.hint}"))
+    return int(any(check.status is Status.FAIL for check in checks))
+
+
+_STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
+
+
+def _line(check: Check) -> Text:
+    return Text.assemble((f"{check.status:>5}", _STYLES[check.status]),
+                         f"  {check.name:<11}  {check.detail}")  # fmt: skip

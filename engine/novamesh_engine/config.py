@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from novamesh_proto.errors import Code, NovaMeshError
 
-
 KV_DTYPES: Final = ("fp32", "bf16", "int8")
 PRECISIONS: Final = ("int8", "exact")
 

@@ -27,12 +27,14 @@ from novamesh_engine.errors import (
     QueueFullError,
     RequestError,
 )
-from novamesh_engine.kv_cache import DTYPES, PagedKV, slot_bytes
 from novamesh_engine.kernels.choice import Forward, bind
+from novamesh_engine.kv_cache import DTYPES, PagedKV, slot_bytes
 from novamesh_engine.models.config import ModelConfig
 from novamesh_engine.prefix_cache import PrefixCache
 from novamesh_engine.quant.profile import ModelProfile
+from novamesh_engine.report import Plan
 from novamesh_engine.request import FinishReason, Request, StepOutput, TokenLogprob
+from novamesh_engine.roofline import step_bytes
 from novamesh_engine.runner import Runner, is_out_of_memory
 from novamesh_engine.sampling import Choice, Draw, choose
 from novamesh_engine.scheduler import Chunk, Scheduler
@@ -101,6 +103,7 @@ class Engine:
         )
         self._runner = Runner(forward, kv, config.block_size, config.device)
         self._end_ids = tuple({*shape.eos_ids, *tokenizer.eos_ids})
+        self._decoder = model.decoder
         self._regime = model.decoder.rotary.regime
         self._clock = clock
         self._live: dict[str, _Live] = {}
@@ -131,9 +134,14 @@ class Engine:
         return bool(self._live or self._ready)
 
     @property
-    def kernels(self) -> str:
-        """What computes, for people: native-avx512vnni-int8, torch."""
-        return self._runner.kernels
+    def plan(self) -> Plan:
+        """What was chosen to compute with."""
+        forward = self._runner.forward
+        return Plan(forward.name, forward.precision, forward.threads, self.config.kv_dtype)
+
+    def step_bytes(self, batch: int) -> int:
+        """Weight bytes that a decode step of so many tokens reads."""
+        return step_bytes(self._decoder, batch)
 
     @property
     def digest(self) -> bytes:

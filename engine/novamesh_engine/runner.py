@@ -27,15 +27,14 @@ class Runner:
     """One way to run a decoder, with its cache, on one device."""
 
     def __init__(self, forward: Forward, kv: PagedKV, block_size: int, device: str) -> None:
-        self.kernels = forward.name
-        self._forward = forward
+        self.forward = forward
         self._kv = kv
         self._block_size = block_size
         self._device = device
 
     def run(self, chunks: Items[Chunk]) -> Tensor:
         """Compute the chunks; logits float32 [R, vocab] of the last token of each `last` chunk."""
-        return self._forward.forward(self.batch(chunks), self._kv)
+        return self.forward.forward(self.batch(chunks), self._kv)
 
     def batch(self, chunks: Items[Chunk]) -> ForwardBatch:
         """The chunks as one flat batch."""

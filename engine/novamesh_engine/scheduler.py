@@ -2,13 +2,13 @@
 
 Continuous batching: a step mixes decoding sequences (one token each) with chunks of prefills.
 Rules, in this order: whoever decodes is in every step; what is left of the step's tokens is divided
-fairly between all prompts that are being read (fair_share.py), so that each of p of them advances by
-at least max(1, (max_step_tokens - decoding) // 2 // p) tokens in every step. Sequences are admitted
-in order of arrival, and nobody overtakes: each with all the blocks its known tokens need, except
-those that the prefix cache finds computed already, and while decoding it takes one more at a time.
-When blocks run out, the latest arrival gives all of its back and is computed again later, but for
-what of it is still in the cache by then. The earliest always advances, because a request that does
-not fit the pool alone is refused before it gets here.
+fairly between all prompts that are being read (fair_share.py), so that each of p of them advances
+by at least max(1, (max_step_tokens - decoding) // 2 // p) tokens in every step. Sequences are
+admitted in order of arrival, and nobody overtakes: each with all the blocks its known tokens need,
+except those that the prefix cache finds computed already, and while decoding it takes one more at a
+time. When blocks run out, the latest arrival gives all of its back and is computed again later, but
+for what of it is still in the cache by then. The earliest always advances, because a request that
+does not fit the pool alone is refused before it gets here.
 It does not know logits, text or time.
 """
 

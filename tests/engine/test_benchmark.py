@@ -21,9 +21,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def test_rates_are_tokens_over_the_phase(tokenizer: Tokenizer) -> None:
     engine = scripted_engine(tokenizer, {})
     result = measure(engine, TickingClock(10_000_000), VOCAB, Load(50, 11, 2))
-    # The clock is looked at when a run begins, when all have spoken, and at its end: 10 ms apart.
+    # The clock is looked at when a run begins, when all have spoken, and after each step from then
+    # on: 10 ms apart.
     assert result.prefill_tokens_per_s == pytest.approx(2 * 50 / 0.01)
-    assert result.decode_tokens_per_s == pytest.approx(2 * 10 / 0.01)
+    assert result.decode_tokens_per_s == pytest.approx(2 * 10 / 0.1)
+    assert result.step_ms == pytest.approx([10.0] * 10)
     assert result.ttft_ms == pytest.approx(10)
     assert not engine.has_work
 
@@ -38,8 +40,8 @@ def test_a_busy_engine_is_left_alone(tokenizer: Tokenizer) -> None:
 
 
 def test_a_benchmark_that_fails_leaves_no_work(tokenizer: Tokenizer) -> None:
-    engine = scripted_engine(tokenizer, {}, failures=1)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    engine = scripted_engine(tokenizer, {}, faults=[RuntimeError("a kernel failed")])
+    with pytest.raises(RuntimeError, match="a kernel failed"):
         engine.benchmark()
     assert not engine.has_work
     engine.check_integrity()

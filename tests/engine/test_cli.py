@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from novamesh_engine.cli import app
 from novamesh_proto.errors import NovaMeshError
@@ -27,18 +26,29 @@ def run(*arguments: str) -> None:
 
 
 def test_bench_prints_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("bench", str(folder), *SMALL, "--requests", "9", "--json")
+    run("bench", str(folder), *SMALL, "--requests", "9", "--precision", "exact", "--json")
     values = json.loads(capsys.readouterr().out)
     assert (values["prompt_tokens"], values["decode_tokens"], values["requests"]) == (8, 4, 9)
-    assert values["threads"] == torch.get_num_threads() == 1
+    assert (values["precision"], values["kv"]) == ("exact", "bf16")
+    assert values["model"] == str(folder)
     assert min(values["prefill_tokens_per_s"], values["decode_tokens_per_s"]) > 0
+    assert values["roofline_tokens_per_s"] > 0
 
 
-def test_bench_prints_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("bench", str(folder), *SMALL)
+def test_bench_prints_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("bench", str(folder), *SMALL, "--kv", "int8")
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert lines["model"] == str(folder)
-    assert float(lines["decode_tokens_per_s"]) > 0
+    assert lines["plan"].endswith("KV int8")
+    assert float(lines["decode"].split()[0]) > 0
+
+
+def test_doctor_names_the_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app(["doctor", "--json"], result_action="return_value") == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert checks["kernels"]["status"] in ("ok", "warn")
+    assert app(["doctor"], result_action="return_value") == 0
+    assert "kernels" in capsys.readouterr().out
 
 
 def test_a_missing_model_raises_our_error(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Protocol
 
+import torch
 from torch import Tensor
 
 import novamesh_engine
@@ -33,6 +34,16 @@ class Forward(Protocol):
         """Which kernels, for people: native-avx512vnni-int8, torch."""
         ...
 
+    @property
+    def precision(self) -> str:
+        """Of activations that meet packed weights: int8 or exact."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that share a step."""
+        ...
+
     def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
         """As `Decoder.forward` defines it."""
         ...
@@ -45,6 +56,12 @@ class ReferenceForward:
     decoder: Decoder
     why: str = ""
     name: str = "torch"
+    precision: str = "exact"
+
+    @property
+    def threads(self) -> int:
+        """Torch's own."""
+        return torch.get_num_threads()
 
     def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
         """As `Decoder.forward` defines it."""

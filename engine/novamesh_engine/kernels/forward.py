@@ -37,6 +37,7 @@ class NativeForward:
     def __init__(self, decoder: Decoder, native: Native) -> None:
         rounded = native.int8 and isinstance(decoder.layers[0].attention.qkv.weight, NF4Matrix)
         self.name = f"native-{native.isa}{'-int8' if rounded else ''}"
+        self.precision = "int8" if rounded else "exact"
         self._native = native
         self._decoder = decoder  # the structures point into its tensors
         self._layers = (abi.Layer * len(decoder.layers))(*map(_layer, decoder.layers))

@@ -1,0 +1,82 @@
+"""What memory allows: the bytes that one step must read, and how fast this machine reads bytes.
+
+Decoding computes little and reads everything, so that bytes over bandwidth is the least time of a
+step (Williams et al. 2009, the roofline model). Rules: weights count as they lie in memory, once a
+step however many tokens share them; of the experts those count that `batch` tokens are expected to
+choose if they choose evenly; bandwidth is measured, not looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from torch import Tensor
+
+from novamesh_engine.kernels.reference import Matrix
+from novamesh_engine.models.decoder import Decoder
+from novamesh_engine.models.layers import Linear
+from novamesh_engine.models.moe import MLP, MoE
+from novamesh_engine.quant.codebook import NF4Matrix
+
+READ_BYTES: Final = 128 << 20  # in all threads together: more than most caches hold
+READ_TIMES: Final = 3
+
+
+def step_bytes(decoder: Decoder, batch: int = 1) -> int:
+    """Weight bytes that one decode step of `batch` tokens reads, each expert's matrices once."""
+    total = _bytes(decoder.head.weight) + batch * decoder.embedding[0].nbytes
+    for layer in decoder.layers:
+        total += _linear(layer.attention.qkv) + _linear(layer.attention.output)
+        total += _mlp(layer.mlp, batch)
+    return total
+
+
+def _mlp(mlp: MoE | MLP, batch: int) -> int:
+    own = _bytes(mlp.gate_up) + _bytes(mlp.down)
+    if isinstance(mlp, MLP):
+        return own
+    shared = mlp.shared
+    common = mlp.router.weight.nbytes
+    if shared is not None:
+        common += _bytes(shared.gate_up) + _bytes(shared.down) + shared.gate.nbytes
+    experts = mlp.router.weight.shape[0]
+    untouched = (1 - mlp.router.experts_per_token / experts) ** batch
+    return common + round(own * (1 - untouched))
+
+
+def _linear(linear: Linear) -> int:
+    return _bytes(linear.weight) + (0 if linear.bias is None else linear.bias.nbytes)
+
+
+def _bytes(matrix: Matrix) -> int:
+    if isinstance(matrix, NF4Matrix):
+        return matrix.packed.nbytes + matrix.absmax.nbytes
+    assert isinstance(matrix, Tensor)
+    return matrix.nbytes
+
+
+def measure_read(threads: int) -> int:
+    """Bytes a second that `threads` threads read from memory, the best of a few tries."""
+    share = np.ones(READ_BYTES // threads // 8, dtype=np.int64)
+    parts = [share.copy() for _ in range(threads)]
+    best_s = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(READ_TIMES):
+            begun = time.perf_counter()
+            list(pool.map(np.max, parts))  # reductions release the interpreter's lock
+            best_s = min(best_s, time.perf_counter() - begun)
+    return int(sum(part.nbytes for part in parts) / best_s)
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds, mapped files included; 0 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,31 @@
+"""A model tried out: loaded, measured, and set beside what memory allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from novamesh_engine import roofline
+from novamesh_engine.benchmark import Load
+from novamesh_engine.config import EngineConfig
+from novamesh_engine.trial import examine
+from novamesh_proto.errors import Code, NovaMeshError
+from support.tiny_engine import save_tiny
+
+
+def test_what_was_asked_for_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "READ_BYTES", 1 << 20)
+    config = EngineConfig(threads=1, kv_dtype="fp32", precision="exact")
+    report = examine(save_tiny(tmp_path), config, Load(8, 4, 2))
+    assert (report.plan.precision, report.plan.kv) == ("exact", "fp32")
+    assert report.result.load == Load(8, 4, 2)
+    assert report.result.decode_tokens_per_s > 0
+    assert report.step_bytes > 0
+    assert report.load_s > 0
+
+
+def test_a_missing_model_is_our_error(tmp_path: Path) -> None:
+    with pytest.raises(NovaMeshError) as caught:
+        examine(tmp_path, EngineConfig(), Load(8, 4, 1))
+    assert caught.value.code is Code.MODEL_NOT_FOUND
