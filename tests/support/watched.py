@@ -1,4 +1,4 @@
-"""Every engine and scheduler that a test makes, so that its books are checked when the test ends."""
+"""Every engine and scheduler that a test makes: its books are checked when the test ends."""
 
 from __future__ import annotations
 
