@@ -157,10 +157,9 @@ TARGET void unpack_scales(const uint16_t* scales, int64_t blocks, float* absmax)
 
 // Unpacks kTileRows rows: a block is sixteen registers, each four neighbouring elements of all rows
 // (the even elements first). Each line of the rows is read once, for rows are often a power of two
-// apart and share few sets of the cache. What lies behind the rows is fetched meanwhile: the next.
+// apart and share few sets of the cache.
 TARGET void unpack(const uint8_t* weights, int64_t blocks, __m512i* tile) {
   const __m512i table = _mm512_broadcast_i32x4(codes());
-  const uint8_t* next = weights + kTileRows * blocks * 32;
   for (int64_t b = 0; b < blocks; b += 2) {
     const int count = b + 1 < blocks ? 16 : 8;
     const __mmask16 there = static_cast<__mmask16>((1u << count) - 1);
@@ -168,8 +167,7 @@ TARGET void unpack(const uint8_t* weights, int64_t blocks, __m512i* tile) {
     for (int i = 0; i < 16; ++i)
       packed[i] = _mm512_maskz_loadu_epi32(there, weights + (i * blocks + b) * 32);
     transpose(packed);
-    for (int k = 0; k < count; ++k, next += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
+    for (int k = 0; k < count; ++k) {
       __m512i* to = tile + (b + k / 8) * 16 + k % 8;
       _mm512_store_si512(to, look_up(_mm512_srli_epi16(packed[k], 4), table));
       _mm512_store_si512(to + 8, look_up(packed[k], table));
@@ -205,18 +203,23 @@ TARGET inline void add_block(const Quantized* x, int64_t b, const UnpackedTile* 
 }
 
 // Part after part in the order in which halves are added, so that whatever is complete waits in
-// `done` for its other half.
+// `done` for its other half. Meanwhile memory brings what is unpacked next, if there is something.
 template <int tiles, int tokens>
 TARGET void multiply(const Quantized* x, float* const* out, int64_t row, int64_t blocks,
-                     const UnpackedTile* tile) {
+                     const UnpackedTile* tile, const uint8_t* next) {
   static constexpr int8_t kOrder[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
   __m512 done[5][tiles][tokens];
   for (int step = 0; step < 16; ++step) {
     __m512 part[tiles][tokens];
     for (int i = 0; i < tiles; ++i)
       for (int t = 0; t < tokens; ++t) part[i][t] = _mm512_setzero_ps();
-    for (int64_t b = kOrder[step]; b < blocks; b += 16)
+    for (int64_t b = kOrder[step]; b < blocks; b += 16) {
       add_block<tiles, tokens>(x, b, tile, part);
+      if (next == nullptr) continue;
+      constexpr int64_t kBytes = tiles * kTileRows * (kBlock / 2);
+      for (int64_t line = 0; line < kBytes; line += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(next + b * kBytes + line), _MM_HINT_T1);
+    }
     int level = 0;
     for (; step >> level & 1; ++level)
       for (int i = 0; i < tiles; ++i)
@@ -232,13 +235,15 @@ TARGET void multiply(const Quantized* x, float* const* out, int64_t row, int64_t
 
 template <int tiles>
 TARGET void multiply_all(const Quantized* x, float* const* out, int64_t tokens, int64_t row,
-                         int64_t blocks, const UnpackedTile* tile) {
+                         int64_t blocks, const UnpackedTile* tile, const uint8_t* next) {
   constexpr int kMany = 12 / tiles, kFew = 4 / tiles;
   int64_t t = 0;
-  for (; t + kMany <= tokens; t += kMany)
-    multiply<tiles, kMany>(x + t, out + t, row, blocks, tile);
-  for (; t + kFew <= tokens; t += kFew) multiply<tiles, kFew>(x + t, out + t, row, blocks, tile);
-  for (; t < tokens; ++t) multiply<tiles, 1>(x + t, out + t, row, blocks, tile);
+  for (; t + kMany <= tokens; t += kMany, next = nullptr)
+    multiply<tiles, kMany>(x + t, out + t, row, blocks, tile, next);
+  for (; t + kFew <= tokens; t += kFew, next = nullptr)
+    multiply<tiles, kFew>(x + t, out + t, row, blocks, tile, next);
+  for (; t < tokens; ++t, next = nullptr)
+    multiply<tiles, 1>(x + t, out + t, row, blocks, tile, next);
 }
 
 }  // namespace
@@ -269,8 +274,9 @@ void tile_avx512vnni(const Quantized* x, float* const* out, int64_t tokens,
       unpack(weights + at * 32, blocks, tile[i].codes);
       unpack_scales(scales + at, blocks, tile[i].absmax);
     }
-    if (some == 2) multiply_all<2>(x, out, tokens, row, blocks, tile);
-    else multiply_all<1>(x, out, tokens, row, blocks, tile);
+    const uint8_t* next = weights + (row + some * kTileRows) * blocks * 32;
+    if (some == 2) multiply_all<2>(x, out, tokens, row, blocks, tile, next);
+    else multiply_all<1>(x, out, tokens, row, blocks, tile, next);
   }
 }
 

@@ -8,6 +8,7 @@ namespace {
 constexpr int64_t kBlockBytes[] = {4 * kBlock, 2 * kBlock, kBlock / 2};  // by Kind
 constexpr int64_t kPartBytes = 256 << 10;  // of weights: some 3 us of one thread's bandwidth
 constexpr int64_t kTileFrom = 10;         // tokens from which unpacking a tile pays
+constexpr int64_t kInt8Tokens = 6;        // more do not fit the registers beside a row's codes
 
 }  // namespace
 
@@ -130,8 +131,11 @@ void Products::run_part(Machine& machine, const Product& product, int64_t part,
 void Products::run_rows(const Machine& machine, const Product& product, int64_t row,
                         int64_t rows) const {
   const Matrix& m = product.matrix;
-  for (int64_t t = 0; t < product.count; t += kTokensMax) {
-    const int tokens = static_cast<int>(std::min<int64_t>(kTokensMax, product.count - t));
+  const int64_t limit = product.int8 ? kInt8Tokens : kTokensMax;
+  const int64_t groups = (product.count + limit - 1) / limit;
+  const int64_t most = (product.count + groups - 1) / groups;  // eight are better 4 + 4 than 6 + 2
+  for (int64_t t = 0; t < product.count; t += most) {
+    const int tokens = static_cast<int>(std::min(most, product.count - t));
     const int64_t at = product.first + t;
     if (product.int8)
       machine.loops.rows_int8(&quantized_[at], &out_[at], tokens,
