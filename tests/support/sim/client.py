@@ -82,7 +82,10 @@ class Client(Party):
                     order = make_order(f"{self.name} {number}", wish)
                     await self._wish(wish, lambda session, o=order: session.run(o), desk)
                     while wish.tries > 1 and wish.error and wish.error.code in NOBODY_THERE:
-                        wish.tries, wish.error = wish.tries - 1, None
+                        # Asked again, an answer begins again: what came of it before is judged
+                        # by itself.
+                        self.resumed.append(Wish(wish.tokens, wish.deadline_s, pieces=wish.pieces))
+                        wish.tries, wish.error, wish.pieces = wish.tries - 1, None, []
                         await asyncio.sleep(0.5)
                         await self._wish(wish, lambda session, o=order: session.run(o), desk)
                     await self.after(wish, desk)

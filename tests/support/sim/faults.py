@@ -15,6 +15,7 @@ from support.sim.pool import Coordinator
 from support.sim.world import World
 
 HOUR_MS: Final = 3_600_000
+SLOWEST_WRITE_S: Final = 2.0
 USUAL_WRITE_S: Final = (0.0005, 0.008)
 WRITTEN: Final = (
     "AttemptAccepted", "AttemptEnded", "AttemptSettled", "JobAdmitted", "JobEnded", "snapshot",
@@ -139,7 +140,7 @@ class Faults:
 
         async def strike() -> None:
             disk.full = full
-            disk.write_s = disk.write_s if full else (0.5, 2.0)
+            disk.write_s = disk.write_s if full else (0.5, SLOWEST_WRITE_S)
             self.world.loop.call_later(seconds, self.mend_disk)
 
         return f"disk {'full' if full else 'slow'} for {seconds} s", strike

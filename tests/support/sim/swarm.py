@@ -21,7 +21,7 @@ import structlog
 
 from novamesh_node.session import Stream
 from support.sim.client import Client, Wish
-from support.sim.faults import Faults
+from support.sim.faults import SLOWEST_WRITE_S, Faults
 from support.sim.liars import LIES, Liar
 from support.sim.loop import HERE, START_S, VirtualLoop
 from support.sim.lying_clients import LYING_CLIENTS
@@ -169,7 +169,7 @@ class Swarm:
         if self.coordinator.door is not None:
             await self._until(self._is_over, latest_s)
         self.findings += [f"{name} is not done in time" for name in late]
-        await asyncio.sleep(1.0)  # what is on its way to the disk gets there
+        await asyncio.sleep(SLOWEST_WRITE_S + 0.5)  # what is on its way to the disk gets there
         self.note(f"{len(self.coordinator.disk.rows)} events in the log")
 
     def _is_over(self) -> bool:
