@@ -11,6 +11,7 @@ depth of 32 is reckoned from the two: a layer's time, and what a token takes bes
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PhimoeConfig, PhimoeForCausalLM
 
 from cpu import shape
 from cpu.peers import MODELS, require
@@ -30,7 +30,6 @@ ACCELERATE: Final = "accelerate==1.15.0"
 
 def bnb_player(threads: int, log: Path) -> Player:
     """The process, loaded; its models are made first where they are lacking."""
-    require(ACCELERATE, "accelerate")
     for layers in DEPTHS:
         write_model(layers)
     return start_module("cpu.bnb", log, str(threads))
@@ -41,16 +40,22 @@ def whole(one_s: float, four_s: float) -> float:
     return one_s + (shape.LAYERS - 1) * (four_s - one_s) / 3
 
 
+def transformers() -> Any:
+    """The library, which looks for accelerate once, when it is imported."""
+    require(ACCELERATE, "accelerate")
+    return importlib.import_module("transformers")
+
+
 def write_model(layers: int) -> Path:
     """A random model in bfloat16, as Hugging Face keeps it."""
-    folder = MODELS / f"phi-mini-{layers}-layers"
+    peer, folder = transformers(), MODELS / f"phi-mini-{layers}-layers"
     if (folder / "config.json").exists():
         return folder
     fields = {
         k: v for k, v in shape.hf_config(layers).items() if k not in ("model_type", "architectures")
     }
     with torch.device("meta"):
-        model = PhimoeForCausalLM(PhimoeConfig(**fields))
+        model = peer.PhimoeForCausalLM(peer.PhimoeConfig(**fields))
     model = model.to(torch.bfloat16).to_empty(device="cpu")
     torch.manual_seed(shape.SEED)
     with torch.no_grad():
@@ -61,10 +66,11 @@ def write_model(layers: int) -> Path:
 
 
 def _load(layers: int) -> Any:
-    wanted = BitsAndBytesConfig(
+    peer = transformers()
+    wanted = peer.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
-    model = AutoModelForCausalLM.from_pretrained(
+    model = peer.AutoModelForCausalLM.from_pretrained(
         write_model(layers), quantization_config=wanted, dtype=torch.bfloat16, device_map="cpu"
     )
     return model.eval()
@@ -72,7 +78,6 @@ def _load(layers: int) -> Any:
 
 def prepare() -> tuple[Mapping[str, object], Mapping[str, Verb]]:
     """Load both models."""
-    require(ACCELERATE, "accelerate")
     torch.set_num_threads(int(sys.argv[1]))
     models = {layers: _load(layers) for layers in DEPTHS}
 
