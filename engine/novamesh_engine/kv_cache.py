@@ -1,11 +1,14 @@
 """The memory of the paged cache: two tensors a layer, and their scales where elements are int8.
 
-Rules: allocated once, zeroed (a page nobody wrote holds no NaN), never resized. What is written is
-the decoder's business (`reference.write_kv` defines it), who owns which page is the block pool's.
+Rules: allocated once, zeroed (a page nobody wrote holds no NaN), never resized. On a CPU it is
+mapped, so that what was never written takes no memory. What is written is the decoder's business
+(`reference.write_kv` defines it), who owns which page is the block pool's.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 from typing import Final
 
 import torch
@@ -34,11 +37,11 @@ class PagedKV:
     ) -> None:
         shape = (config.layers, blocks, config.kv_heads, block_size)
         self._keys, self._values = (
-            torch.zeros((*shape, config.head_dim), dtype=dtype, device=device) for _ in range(2)
+            _zeros((*shape, config.head_dim), dtype, device) for _ in range(2)
         )
         self._scales: tuple[Tensor, Tensor] | None = None
         if dtype == torch.int8:
-            scales = torch.zeros((2, *shape), dtype=SCALE, device=device)
+            scales = _zeros((2, *shape), SCALE, device)
             self._scales = scales[0], scales[1]
 
     def keys(self, layer: int) -> Tensor:
@@ -56,3 +59,14 @@ class PagedKV:
     def value_scales(self, layer: int) -> Tensor | None:
         """Scales of the values of one layer; None unless they are int8."""
         return None if self._scales is None else self._scales[1][layer]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Raises: MemoryError."""
+    if device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    try:
+        mapped = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    except OSError as error:
+        raise MemoryError(f"no memory for a cache of shape {shape}") from error
+    return torch.frombuffer(mapped, dtype=dtype).view(shape)

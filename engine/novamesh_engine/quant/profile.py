@@ -13,7 +13,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -27,6 +29,7 @@ MANIFEST_BYTES_MAX: Final = 1 << 20
 FORMAT: Final = 1
 FILES_MAX: Final = 4096
 SIZE_MAX: Final = 1 << 50
+HASHERS: Final = 4  # files that are hashed at once: more would only wait for the disk
 QUANTS: Final = ("nf4", "none")
 
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
@@ -154,8 +157,9 @@ def verify(profile: ModelProfile) -> ModelProfile:
 
     Raises: NovaMeshError (not_found, corrupt) naming the first file that is not.
     """
-    for file in profile.files:
-        verify_file(profile, file)
+    with ThreadPoolExecutor(HASHERS) as pool:  # hashing releases the interpreter's lock
+        for _ in pool.map(partial(verify_file, profile), profile.files):
+            pass
     return profile
 
 
