@@ -27,6 +27,7 @@ from novamesh_engine.errors import (
     QueueFullError,
     RequestError,
 )
+from novamesh_engine.heap import give_back_memory
 from novamesh_engine.kernels.choice import Forward, bind
 from novamesh_engine.kv_cache import DTYPES, PagedKV, slot_bytes
 from novamesh_engine.models.config import ModelConfig
@@ -126,7 +127,9 @@ class Engine:
         loaded = load_model(folder, device=chosen.device, verify=chosen.verify)
         names = None if loaded.profile is None else loaded.profile.file_names
         forward = bind(loaded.decoder, chosen.device, chosen.threads, chosen.precision)
-        return cls(loaded, forward, Tokenizer.load(folder, names), chosen)
+        engine = cls(loaded, forward, Tokenizer.load(folder, names), chosen)
+        give_back_memory()
+        return engine
 
     @property
     def has_work(self) -> bool:

@@ -17,8 +17,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from novamesh_engine.heap import keep_freed_memory
 from novamesh_engine.recipe import checkpoint
-from novamesh_engine.recipe.heap import keep_freed_memory
 from novamesh_engine.recipe.network import Network, training_loss
 from novamesh_engine.recipe.optimizer import Optimizer
 from novamesh_engine.recipe.packing import make_shard

@@ -82,6 +82,16 @@ class TensorFile:
             flat = flat.clone()  # a file whose tensors are not aligned is legal, a view is not
         return flat.view(entry.dtype).view(entry.shape)
 
+    def let_go(self, name: str) -> None:
+        """Take the pages of a tensor that nobody wrote to off this process; a use maps them anew.
+
+        An embedding is looked at as a whole once, and then a row for each token.
+        """
+        entry, page = self.entries[name], mmap.PAGESIZE
+        first, last = -(-entry.start // page) * page, entry.stop // page * page
+        if first < last:
+            self.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
 
 def _read_header(path: Path, mapped: mmap.mmap) -> dict[str, Entry]:
     length = int.from_bytes(mapped[:8], "little")
@@ -202,13 +212,14 @@ class TensorStore:
         return file.tensor(name)
 
     def take_finite(self, name: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> Tensor:
-        """As `take`, and every value is a number: reads the whole tensor.
+        """As `take`, and every value is a number: reads the whole tensor, and lets its pages go.
 
         Raises: NovaMeshError (corrupt) naming file and tensor.
         """
-        tensor = self.take(name, shape, *dtypes)
+        tensor, file = self.take(name, shape, *dtypes), self.files[name]
         if not bool(torch.isfinite(tensor).all()):
-            raise corrupt(self.files[name].path, f"tensor {name} holds values that are no numbers")
+            raise corrupt(file.path, f"tensor {name} holds values that are no numbers")
+        file.let_go(name)
         return tensor
 
 

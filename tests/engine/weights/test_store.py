@@ -258,3 +258,17 @@ def test_an_index_has_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     refuse(index, Code.CORRUPT, "names more than 1 files")
     monkeypatch.setattr(store, "INDEX_BYTES_MAX", 10)
     refuse(index, Code.CORRUPT, "is larger than 10 bytes")
+
+
+def test_a_tensor_that_was_looked_at_is_mapped_anew(tmp_path: Path) -> None:
+    wide = torch.arange(
+        40_000, dtype=torch.float32
+    )  # some pages, between tensors that share theirs
+    save_file(
+        {"a": torch.ones(3), "b": wide, "c": torch.full((5,), 7.0)}, tmp_path / "model.safetensors"
+    )
+    store = TensorStore.open(tmp_path)
+    taken = store.take_finite("b", (40_000,), torch.float32)
+    assert torch.equal(taken, wide)
+    assert torch.equal(store.take_finite("c", (5,), torch.float32), torch.full((5,), 7.0))
+    assert torch.equal(taken, wide)
