@@ -43,11 +43,11 @@ class CatalogueEntry:
 CATALOGUE: Final = (
     CatalogueEntry(
         "phi-tiny-moe-instruct", "microsoft/Phi-tiny-MoE-instruct", "phimoe",
-        3_755_000_000, 1_100_000_000, 2_196_000_000, 4096, "MIT", 6, True,
+        3_755_000_000, 1_289_000_000, 2_196_000_000, 4096, "MIT", 6, True,
     ),
     CatalogueEntry(
         "phi-mini-moe-instruct", "microsoft/Phi-mini-MoE-instruct", "phimoe",
-        7_647_000_000, 2_400_000_000, 4_264_000_000, 4096, "MIT", 8, True,
+        7_648_000_000, 2_363_000_000, 4_264_000_000, 4096, "MIT", 8, True,
     ),
     CatalogueEntry(
         "olmoe-1b-7b-0125-instruct", "allenai/OLMoE-1B-7B-0125-Instruct", "olmoe",

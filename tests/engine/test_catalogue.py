@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 import novamesh_engine
-from novamesh_engine.catalogue import BUILTINS, locate
+from novamesh_engine.catalogue import BUILTINS, CATALOGUE, choose_entry, find_entry, locate
+from novamesh_engine.models.config import ModelConfig
+from novamesh_engine.quant.shards import lay_out
+from novamesh_engine.quant.tensors import profile_tensors
 from novamesh_proto.errors import Code, NovaMeshError
+from support.known_models import CATALOGUED
 from support.tiny_moe import save_nova
 
 
@@ -35,3 +39,27 @@ def test_what_is_missing_says_what_there_is(
         locate(name)
     assert refused.value.code is Code.MODEL_NOT_FOUND
     assert "nova-pico" in refused.value.hint
+
+
+def test_what_an_entry_says_is_what_its_published_config_makes() -> None:
+    """Family, counts and context, and the size of the profile that a pull would make."""
+    assert set(CATALOGUED) == {entry.name for entry in CATALOGUE}
+    for entry in CATALOGUE:
+        config = ModelConfig.from_dict(CATALOGUED[entry.name])
+        assert (entry.model_type, entry.max_context) == (config.model_type, config.max_context)
+        assert entry.parameters == pytest.approx(config.parameters, rel=1e-3)
+        assert entry.active_parameters == pytest.approx(config.active_parameters, rel=1e-2)
+        size = sum(shard.size for shard in lay_out(profile_tensors(config, ())))
+        assert entry.profile_bytes == pytest.approx(size, rel=1e-2)
+        assert entry.profile_bytes < entry.memory_gb * 10**9 * 0.75
+
+
+def test_a_size_of_memory_has_at_most_one_first_choice() -> None:
+    tiers = [entry.memory_gb for entry in CATALOGUE if entry.default]
+    assert len(set(tiers)) == len(tiers)
+    assert choose_entry(10**9) is None
+    for entry in CATALOGUE:
+        assert find_entry(entry.name) == entry
+        if entry.default:
+            assert choose_entry(entry.memory_gb * 10**9) == entry
+    assert find_entry("nova-giant") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,9 @@ import pytest
 
 from novamesh.cli import main
 from novamesh.config import find_places
-from novamesh_node import control
+from novamesh_node import control, recommend
+from novamesh_node.pull import Puller
+from novamesh_node.recommend import Memory
 from novamesh_proto.errors import Code, NovaMeshError
 from support.tiny_profile import save_tiny_profile
 
@@ -33,6 +36,7 @@ class Daemon:
     def __init__(self, home: Path) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.refusal: NovaMeshError | None = None
+        self.status = STATUS
         self._home = home
         self._up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
@@ -61,7 +65,7 @@ class Daemon:
             self._over.set()
         if command == "why":
             return {"accepting": True, "reason": "", "considered": 0, "chosen": 0, "reasons": []}
-        return STATUS | {"reason": "the owner paused this node" if command == "pause" else ""}
+        return self.status | {"reason": "the owner paused this node" if command == "pause" else ""}
 
 
 @pytest.fixture
@@ -186,3 +190,63 @@ def test_the_shelf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (fields["digest"], fields["damaged"]) == (profile.digest_text, [])
     assert novamesh("models", "show", "none", "--home", tmp_path) == 1
     assert "novamesh models ls" in capsys.readouterr().err
+
+
+def test_a_pull_prints_name_and_digest_and_rm_takes_it_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    profile = save_tiny_profile(tmp_path / "made", "mine")
+    assert novamesh("models", "pull", profile.path, "--home", home) == 0
+    said = capsys.readouterr()
+    assert said.out == f"mine  {profile.digest_text}\n"
+    assert "novamesh node start --model mine" in said.err
+    assert novamesh("models", "pull", profile.path, "--json", "--home", home) == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == profile.digest_text
+    assert novamesh("models", "verify", "mine", "--home", home) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == ["ok"] * len(profile.files)
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # no terminal: nobody there to agree
+    assert novamesh("models", "rm", "mine", "--home", home) == 130
+    assert "novamesh models rm mine --yes" in capsys.readouterr().err
+    assert novamesh("models", "rm", "mine", "--yes", "--home", home) == 0
+    assert "removed mine" in capsys.readouterr().err
+    assert not (find_places(home).models / "mine").exists()
+
+
+def test_what_a_node_serves_is_said_and_stays(
+    daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = save_tiny_profile(find_places(tmp_path).models / "tiny")
+    model = {"name": "tiny", "digest": profile.digest_text, "decode_tokens_per_s": 1.0}
+    daemon.status = STATUS | {"models": [model]}
+    assert novamesh("models", "show", "tiny", "--home", tmp_path) == 0
+    assert "used by     node 12D3KooWnode" in capsys.readouterr().out
+    assert novamesh("models", "rm", "tiny", "--yes", "--home", tmp_path) == 1
+    assert "serves tiny" in capsys.readouterr().err
+    assert profile.path.exists()
+
+
+def test_auto_says_what_it_takes_and_asks_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory(10**9, "1.0 GB of a small card")
+    monkeypatch.setattr(recommend, "measure_memory", lambda _: memory)
+    assert novamesh("models", "pull", "auto", "--home", tmp_path) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("nova-pico  sha256:")
+    assert "1.0 GB of a small card" in said.err
+
+
+def test_a_pull_that_is_stopped_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Puller, "pull", stop)
+    assert novamesh("models", "pull", "org/model", "--home", tmp_path) == 130
+    assert (
+        "hint: go on where it stopped:  novamesh models pull org/model" in capsys.readouterr().err
+    )

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from novamesh_engine.catalogue import BUILTINS
-from novamesh_node.shelf import active_bytes, find_model, list_models
+from novamesh_node.shelf import (
+    active_bytes,
+    find_missing,
+    find_model,
+    list_models,
+    remove_model,
+)
+from novamesh_node.workspace import Workspace, lock
 from novamesh_proto.errors import Code, NovaMeshError
 from support.tiny_profile import save_tiny_profile
 
@@ -56,3 +63,53 @@ def test_active_bytes_are_the_active_share_of_the_weights(tmp_path: Path) -> Non
     profile = save_tiny_profile(tmp_path / "tiny")
     weights = (tmp_path / "tiny" / "model.safetensors").stat().st_size
     assert active_bytes(profile) == weights * profile.active_parameters // profile.parameters
+
+
+def test_a_pull_that_was_cut_off_is_listed_and_can_be_removed(tmp_path: Path) -> None:
+    work = Workspace.of(tmp_path, "half")
+    with work.locked():
+        work.begin({"folder": "/somewhere"})
+        work.profile.mkdir()
+        (work.profile / "model.safetensors.part").write_bytes(bytes(3_000_000))
+    entry = list_models(tmp_path)[-1]
+    assert (entry.name, entry.profile) == ("half", None)
+    assert "unfinished, 3 MB so far" in entry.fault
+    assert remove_model("half", tmp_path, ()) >= 3_000_000
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_is_removed_and_its_size_told(tmp_path: Path) -> None:
+    profile = save_tiny_profile(tmp_path / "tiny")
+    save_tiny_profile(tmp_path / "other")
+    assert remove_model("tiny", tmp_path, ()) >= profile.size
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    with pytest.raises(NovaMeshError) as caught:
+        remove_model("tiny", tmp_path, ())
+    assert caught.value.code is Code.MODEL_NOT_FOUND
+
+
+def test_what_is_built_in_served_or_under_way_stays(tmp_path: Path) -> None:
+    profile = save_tiny_profile(tmp_path / "tiny")
+    with pytest.raises(NovaMeshError, match="built in") as built_in:
+        remove_model(BUILTINS[0], tmp_path, ())
+    with pytest.raises(NovaMeshError, match="a node of this machine serves tiny") as served:
+        remove_model("tiny", tmp_path, [profile.digest_text])
+    with (
+        lock(Workspace.of(tmp_path, "tiny").folder, ""),
+        pytest.raises(NovaMeshError, match="works on tiny") as under_way,
+    ):
+        remove_model("tiny", tmp_path, ())
+    with pytest.raises(NovaMeshError) as outside:
+        remove_model("../tiny", tmp_path / "shelf", ())
+    codes = [each.value.code for each in (built_in, served, under_way, outside)]
+    assert codes == [Code.POLICY, Code.CONFLICT, Code.CONFLICT, Code.BAD_REQUEST]
+    assert find_model("tiny", tmp_path) == profile
+
+
+def test_missing_and_cut_off_files_are_seen_without_reading_any(tmp_path: Path) -> None:
+    profile = save_tiny_profile(tmp_path / "tiny")
+    assert not find_missing(profile)
+    (tmp_path / "tiny" / "model.safetensors").write_bytes(b"cut off")
+    (tmp_path / "tiny" / "config.json").unlink()
+    codes = {name: error.code for name, error in find_missing(profile).items()}
+    assert codes == {"config.json": Code.NOT_FOUND, "model.safetensors": Code.CORRUPT}

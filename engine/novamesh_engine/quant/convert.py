@@ -258,7 +258,7 @@ class Conversion:
                 if source.readinto(data) != len(data):
                     raise corrupt(file.path, f"ends within tensor {part.name}")
                 weights = torch.frombuffer(data, dtype=entry.dtype).float()
-                if not bool(torch.isfinite(weights).all()):
+                if not _is_finite(weights):
                     raise corrupt(file.path, f"tensor {part.name} holds values that are no numbers")
                 yield weights.view(-1, width) if rows > 1 or len(part.shape) > 1 else weights
 
@@ -279,10 +279,15 @@ def _write(writer: ShardWriter, tensor: ProfileTensor, at: int, weights: Tensor)
 def _narrow(name: str, values: Tensor) -> Tensor:
     """Values as float16; one that it cannot hold would become infinite."""
     narrow = values.half()
-    if not bool(torch.isfinite(narrow).all()):
+    if not _is_finite(narrow):
         what = f"{name} holds values that are too large for float16"
         raise NovaMeshError(Code.UNSUPPORTED, what, "run this model unquantized")
     return narrow
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all values are numbers; one pass, where torch.isfinite takes five."""
+    return all(math.isfinite(each) for each in torch.aminmax(values))
 
 
 def _bytes(tensor: Tensor) -> memoryview:

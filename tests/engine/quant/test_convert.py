@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +32,15 @@ from novamesh_engine.quant.tensors import profile_tensors
 from novamesh_engine.weights.load import LoadedModel, load_model
 from novamesh_engine.weights.store import TensorFile, TensorStore
 from novamesh_proto.errors import Code, NovaMeshError
-from support.tiny_moe import Part, PlainKV, make_batch, relative, save_mixtral, save_nova
+from support.tiny_moe import (
+    Part,
+    PlainKV,
+    make_batch,
+    nova_config,
+    relative,
+    save_mixtral,
+    save_nova,
+)
 
 SMALL = 20_000  # bytes of a shard: several of them in a tiny model
 
@@ -290,6 +300,11 @@ def test_a_width_that_no_block_fits_is_refused(tmp_path: Path) -> None:
         ({"model.norm.weight": None}, "tensor model.norm.weight is missing", Code.CORRUPT),
         ({"model.norm.weight": torch.ones(3)}, "has shape", Code.CORRUPT),
         ({"model.norm.weight": torch.full((64,), torch.nan)}, "no numbers", Code.CORRUPT),
+        (
+            {"model.norm.weight": torch.tensor([-torch.inf] + [1.0] * 63)},
+            "no numbers",
+            Code.CORRUPT,
+        ),
         ({"model.embed_tokens.weight": torch.full((96, 64), 1e6)}, "too large", Code.UNSUPPORTED),
         ({"model.extra.weight": torch.ones(3)}, "is not part of nova", Code.UNSUPPORTED),
         ({"lm_head.weight": torch.ones(96, 64)}, "not the embedding", Code.UNSUPPORTED),
@@ -336,3 +351,49 @@ def test_a_used_folder_is_left_alone(tmp_path: Path) -> None:
         convert(tmp_path / "plain", tmp_path / "nf4", "tiny")
     assert caught.value.code is Code.CONFLICT
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["model_type"] == "nova"
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from novamesh_engine.quant.convert import convert, quantize
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+quantize(torch.ones(64, 64))
+before = peak()
+convert(Path(sys.argv[1]), Path(sys.argv[2]), "tiny")
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_a_stack_is_never_unpacked_as_a_whole(tmp_path: Path) -> None:
+    """The larger stack has 134 MB as float32; the peak above what imports take is less."""
+    save_big(tmp_path / "plain")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path / "plain", tmp_path / "nf4"],
+        env={"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 110 << 20
+
+
+def save_big(folder: Path) -> None:
+    """One layer of 32 experts, as wide as real ones, in bfloat16."""
+    raw = nova_config(
+        num_hidden_layers=1, hidden_size=1024, num_experts=32, moe_intermediate_size=512
+    )
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(raw))
+    rng = torch.Generator().manual_seed(0)
+    drawn = torch.randn(1 << 22, generator=rng).bfloat16()
+    tensors = {
+        part.name: drawn[: torch.Size(part.shape).numel()].view(part.shape).clone()
+        for tensor in profile_tensors(ModelConfig.from_dict(raw), ())
+        for part in tensor.parts
+    }
+    save_file(tensors, folder / "model.safetensors")
