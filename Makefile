@@ -35,7 +35,7 @@ hostile: $(VENV)/.run
 siege: $(VENV)/.run
 	GRPC_VERBOSITY=NONE PYTHONPATH=tests $(PY) benchmarks/hostile.py
 load: $(VENV)/.run
-	@for mode in core latency idle overload "steady --seconds $(SECONDS)"; do echo "== $$mode"; \
+	@for mode in core latency idle overload snapshot "steady --seconds $(SECONDS)"; do echo "== $$mode"; \
 	  PYTHONPATH=tests $(PY) benchmarks/coordinator.py $$mode || missed=1; done; test -z "$$missed"
 soak: $(VENV)/.run
 	PYTHONPATH=tests $(PY) benchmarks/coordinator.py soak --rate 5 --seconds 3600

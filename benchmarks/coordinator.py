@@ -5,6 +5,7 @@
 steady    jobs at a steady rate; floor = a server that answers the same calls without thinking
 core      steps of the core alone, no I/O, no signatures
 overload  ten times as many jobs as the nodes can take
+snapshot  how long a commit waits while snapshots of a long state are written, without gRPC
 idle      attached nodes that get no work
 latency   one job at a time: what lies between the engine and the client
 soak      a low rate for long: memory, file descriptors and tasks at the end
@@ -28,6 +29,7 @@ from typing import Any, Final
 import uvloop
 from load import floor
 from load.clients import Crowd, Seen
+from load.long_state import long_state
 from load.nodes import Answers, FakeNode
 from load.process import Coordinator, serving
 
@@ -39,6 +41,7 @@ CLIENTS: Final = 64
 CONNECTIONS: Final = 16
 IDLE_NODES: Final = 1_000
 FLOOR_S: Final = 20.0
+LONG_STATE_JOBS: Final = 60_000  # ten minutes of a hundred a second
 WARM_UP: Final = 50
 SETTLE_S: Final = 6.0  # connections and calls that end
 
@@ -176,6 +179,28 @@ async def overload(options: argparse.Namespace) -> list[Figure]:
     ]
 
 
+async def snapshot(options: argparse.Namespace) -> list[Figure]:
+    """Steps that are committed one by one, at a rate, with and without snapshots on the way."""
+    taken: dict[str, list[float]] = {"without": [], "with": []}
+    written = 0
+    for kind, every in (("without", 1 << 40), ("with", int(options.rate * options.seconds / 5))):
+        async with long_state(LONG_STATE_JOBS, every) as pool:
+            joins, began_s = [], time.perf_counter()
+            for number in range(int(options.rate * options.seconds)):
+                joins.append(asyncio.create_task(pool.submit(pool.join(number))))
+                await asyncio.sleep(max(0.0, began_s + number / options.rate - time.perf_counter()))
+            taken[kind] = await asyncio.gather(*joins)
+            written = pool.store.snapshot_seq
+    return [
+        Figure("jobs in the state", LONG_STATE_JOBS, ""),
+        Figure("events before the newest snapshot", written, "", least=1),
+        *_latency("commit without snapshots", taken["without"]),
+        *_latency("commit with snapshots", taken["with"], p99_ms=50.0),
+        Figure("longest with snapshots", max(taken["with"]) * 1000, "ms"),
+        Figure("longest without", max(taken["without"]) * 1000, "ms"),
+    ]
+
+
 async def idle(options: argparse.Namespace) -> list[Figure]:
     """Nodes that get no work."""
     with serving() as pool:
@@ -270,11 +295,13 @@ def _latency(
 def _why(seen: Seen) -> Iterator[Figure]:
     for why in sorted(set(seen.failed)):
         yield Figure(why[:40], seen.failed.count(why), "times", most=0)
+    for why in sorted(set(seen.busy)):
+        yield Figure(why[:40], seen.busy.count(why), "times")
 
 
 MODES: Final[dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, list[Figure]]]]] = {
     "steady": steady, "core": core, "overload": overload,
-    "idle": idle, "latency": latency, "soak": soak,
+    "snapshot": snapshot, "idle": idle, "latency": latency, "soak": soak,
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Final
 
 from novamesh_coordinator.events import JobAdmitted
-from novamesh_coordinator.sequencer import SNAPSHOT_EVERY
+from novamesh_coordinator.snapshotter import SNAPSHOT_EVERY, Snapshotter
 from novamesh_coordinator.store import Entry, Store, open_store
 from support.parties import COORDINATOR, NETWORK
 from support.table import Table
@@ -61,6 +61,7 @@ async def _write_log(path: Path, jobs: int) -> None:
     client, node = table.client(), table.node(slots=LIVE)
     store = await open_store(path)
     await store.load()
+    snapshotter = Snapshotter(store)
     for number in range(jobs):
         order = table.order(client, node, key=f"job-{number}")
         attempt = table.assigned(node)
@@ -72,20 +73,20 @@ async def _write_log(path: Path, jobs: int) -> None:
         table.effects.clear()
         if len(table.log) >= BATCH or number == jobs - 1:
             await _commit(store, table, body)
+            if store.mark.seq - store.snapshot_seq >= SNAPSHOT_EVERY:
+                await snapshotter.save(table.core)
     if store.mark.seq - store.snapshot_seq < SNAPSHOT_EVERY // 2:
         raise AssertionError("the newest snapshot is too young: choose another number of jobs")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def _commit(store: Store, table: Table, newest: tuple[bytes, bytes]) -> None:
-    """What was logged since the last time; a snapshot when one is due."""
+    """What was logged since the last time."""
     last = max(i for i, record in enumerate(table.log) if isinstance(record, JobAdmitted))
     await store.commit(
         [Entry((record,), newest if i == last else None) for i, record in enumerate(table.log)]
     )
     table.log.clear()
-    if store.mark.seq - store.snapshot_seq >= SNAPSHOT_EVERY:
-        await store.save_snapshot(store.mark, table.core.dump())
 
 
 def start(folder: Path) -> tuple[float, float]:

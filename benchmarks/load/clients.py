@@ -27,6 +27,7 @@ class Seen:
     whole: list[float] = field(default_factory=list)  # from matching to the last event
     refused: list[float] = field(default_factory=list)  # until a BUSY came
     failed: list[str] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)  # why each was refused
 
     @property
     def answered(self) -> int:
@@ -63,6 +64,7 @@ class Crowd:
         except NovaMeshError as error:
             if error.code in BUSY:
                 seen.refused.append(time.perf_counter() - began_s)
+                seen.busy.append(f"{error.code.value}: {error.message}"[:120])
             else:
                 seen.failed.append(f"{error.code.value}: {error.message}"[:120])
         except grpc.aio.AioRpcError as error:

@@ -14,9 +14,16 @@ from typing import Final
 
 from novamesh_coordinator.audit import Auditor
 from novamesh_coordinator.core import Core, PoolIdentity
-from novamesh_coordinator.log_chain import Mark, RowLike, SnapshotLike, check_rows, corrupt
+from novamesh_coordinator.log_chain import (
+    Mark,
+    RowLike,
+    SnapshotLike,
+    check_rows,
+    check_snapshot,
+    corrupt,
+)
 from novamesh_coordinator.store import Store, open_store_to_look
-from novamesh_proto.errors import NovaMeshError
+from novamesh_proto.errors import Code, NovaMeshError
 
 PROBLEMS_MAX: Final = 100
 
@@ -41,7 +48,7 @@ class _Reading:
         self.auditor = Auditor(identity.key.node_id, identity.network)
         self.problems: list[str] = []
         self.mark = Mark()
-        self._snapshots = {snapshot.seq: snapshot for snapshot in snapshots}
+        self.snapshots = {snapshot.seq: snapshot for snapshot in snapshots}
 
     def tell(self, problem: str) -> None:
         """One more, told once; the first PROBLEMS_MAX are kept."""
@@ -61,13 +68,28 @@ class _Reading:
             self.core.apply(record)
         except (AssertionError, KeyError) as error:
             raise corrupt(f"event {row.seq} does not follow from those before it") from error
-        snapshot = self._snapshots.pop(row.seq, None)
-        if snapshot is not None and snapshot.body != self.core.dump():
-            self.tell(f"the snapshot at event {row.seq} is not the state that the log gives")
+
+    async def compare(self, row: RowLike, store: Store) -> None:
+        """The snapshot at an event, with the state that the log gives there.
+
+        Raises:
+            NovaMeshError: STORAGE.
+        """
+        snapshot = self.snapshots.pop(row.seq)
+        try:
+            check_snapshot(snapshot, row)
+            state = await store.state_of(snapshot)
+        except NovaMeshError as error:
+            if error.code is not Code.CORRUPT:
+                raise
+            self.tell(error.message)
+        else:
+            if state != self.core.state():
+                self.tell(f"the snapshot at event {row.seq} is not the state that the log gives")
 
     def end(self) -> None:
         """Snapshots that are left stand for nothing."""
-        for seq in self._snapshots:
+        for seq in self.snapshots:
             self.tell(f"there is a snapshot at event {seq}, and no such event")
 
 
@@ -100,6 +122,8 @@ async def check(identity: PoolIdentity, store: Store) -> Report:
     try:
         async for row in store.rows():
             reading.take(row)
+            if row.seq in reading.snapshots:
+                await reading.compare(row, store)
         reading.end()
     except NovaMeshError as error:
         reading.tell(error.message)

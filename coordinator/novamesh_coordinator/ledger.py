@@ -58,7 +58,8 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class LedgerState:
-    """All of it, sorted. `paid`: per answer, the first position that is still unpaid."""
+    """All of it, standings sorted. `paid`: per answer, in the order in which each was first paid,
+    the first position that is still unpaid."""
 
     standings: tuple[Standing, ...] = ()
     paid: tuple[tuple[JobId, int], ...] = ()
@@ -78,10 +79,10 @@ class Ledger:
         self.completion_tokens = state.completion_tokens
 
     def dump(self) -> LedgerState:
-        """The state, sorted."""
+        """The state."""
         return LedgerState(
             tuple(self._standings[node] for node in sorted(self._standings)),
-            tuple(sorted(self._paid.items())),
+            tuple(self._paid.items()),
             self.jobs_settled,
             self.prompt_tokens,
             self.completion_tokens,

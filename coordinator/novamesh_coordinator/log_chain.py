@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from novamesh_coordinator import canonical
-from novamesh_coordinator.core import CoreState
 from novamesh_coordinator.events import RECORDS, Record
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId
@@ -88,7 +87,7 @@ class SnapshotLike(Protocol):
 
     @property
     def body(self) -> bytes:
-        """The state, canonical."""
+        """The digests of the state's parts, end to end."""
         ...
 
     @property
@@ -147,8 +146,8 @@ def follow_links(links: Iterable[tuple[Any, Any, Any, Any]], after: Mark) -> Mar
     return Mark(seq, digest)
 
 
-def check_snapshot(snapshot: SnapshotLike, at: RowLike | None) -> tuple[CoreState, Mark]:
-    """The state of a snapshot, and its place in the log; `at` is the log's own event there.
+def check_snapshot(snapshot: SnapshotLike, at: RowLike | None) -> Mark:
+    """A snapshot's place in the log; `at` is the log's own event there. Its parts are not read.
 
     Raises:
         NovaMeshError: CORRUPT.
@@ -160,12 +159,12 @@ def check_snapshot(snapshot: SnapshotLike, at: RowLike | None) -> tuple[CoreStat
         raise corrupt(f"the snapshot at event {seq} was changed")
     if at is None or at.seq != seq or at.digest != digest:
         raise corrupt(f"the log does not hold event {seq} as the snapshot knew it")
-    return canonical.decode(CoreState, snapshot.body), Mark(seq, digest)
+    return Mark(seq, digest)
 
 
-def snapshot_digest(mark: Mark, state: bytes) -> bytes:
-    """What binds a snapshot to its place in the log."""
-    return hashlib.sha256(mark.digest + state).digest()
+def snapshot_digest(mark: Mark, parts: bytes) -> bytes:
+    """What binds a snapshot, the digests of its parts, to its place in the log."""
+    return hashlib.sha256(mark.digest + parts).digest()
 
 
 def read_row(row: RowLike) -> Record:

@@ -17,13 +17,13 @@ from typing import Final
 
 import structlog
 
-from novamesh_coordinator import canonical, inputs
+from novamesh_coordinator import inputs
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.effects import UNORDERED, Effect, Outcome
 from novamesh_coordinator.events import Moment
 from novamesh_coordinator.group_commit import GroupCommit
 from novamesh_coordinator.inputs import Input, Ticked
-from novamesh_coordinator.log_chain import Mark
+from novamesh_coordinator.snapshotter import Snapshotter
 from novamesh_coordinator.store import Entry, Loaded, Store
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId
@@ -32,7 +32,6 @@ BATCH_MAX: Final = 64
 QUEUE_MAX: Final = 4_096
 TICK_S: Final = 0.25
 PROBE_S: Final = 1.0
-SNAPSHOT_EVERY: Final = 10_000  # records
 
 # Inputs that decide nothing durable: they go on while the disk does not take writes. An answer that
 # was under way goes on, too: what it is paid waits for the disk.
@@ -102,7 +101,7 @@ class Sequencer:
         self._poisoned = False
         self._unreadable = False
         self._lost: list[_Waiting] = []  # what a failed commit held, until they are told
-        self._snapshot: tuple[Mark, bytes] | None = None  # encoded, not yet written
+        self._snapshots = Snapshotter(store)
         self.commits = 0
 
     @property
@@ -153,7 +152,7 @@ class Sequencer:
 
     def loops(self) -> tuple[Callable[[], Coroutine[object, object, None]], ...]:
         """What must run, each in a task of its own, for as long as inputs come."""
-        return self.run_writer, self.run_timer, self.run_probe, self.run_snapshots
+        return self.run_writer, self.run_timer, self.run_probe, self._snapshots.run
 
     async def run_writer(self) -> None:
         """Commit what waits, for ever."""
@@ -167,7 +166,6 @@ class Sequencer:
             if self._poisoned:
                 await self._rebuild()
                 self._poisoned = False
-            await self._write_snapshot()
 
     async def run_timer(self) -> None:
         """Tell the core that time passes."""
@@ -181,6 +179,7 @@ class Sequencer:
                 except Exception:
                     # The boundary of a tick: a bug in one must not stop all the later ones.
                     _log.exception("a tick failed")
+            self._offer_snapshot()
 
     async def run_probe(self) -> None:
         """While the disk refuses, try it once a second."""
@@ -195,21 +194,10 @@ class Sequencer:
             _log.info("storage works again")
             self._healthy.set()
 
-    async def run_snapshots(self) -> None:
-        """Encode the state now and then, beside the work; the writer then writes it."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            due = self._store.mark.seq - self._store.snapshot_seq >= SNAPSHOT_EVERY
-            if due and self._settled and self._snapshot is None:
-                mark, state = self._store.mark, self.core.state()
-                self._snapshot = mark, await asyncio.to_thread(canonical.encode, state)
-                self._work.set()
-
     async def save(self) -> None:
-        """Write a snapshot at the end, so that the next start is quick; after the loops ended."""
-        mark = self._store.mark
-        if self._settled and self.healthy and mark.seq != self._store.snapshot_seq:
-            await self._store.save_snapshot(mark, self.core.dump())
+        """Write a snapshot at the end, so that the next start is quick; nothing comes any more."""
+        if self._settled and self.healthy:
+            await self._snapshots.save(self.core)
 
     @property
     def _settled(self) -> bool:
@@ -252,6 +240,11 @@ class Sequencer:
             self._release(waiting.outcome)
             if not waiting.done.done():
                 waiting.done.set_result(waiting.outcome.reply)
+        self._offer_snapshot()
+
+    def _offer_snapshot(self) -> None:
+        if self._settled:
+            self._snapshots.offer(self.core)
 
     def _release(self, outcome: Outcome) -> None:
         for effect in outcome.effects:
@@ -298,15 +291,6 @@ class Sequencer:
                 self._unreadable = False
                 return loaded
             await asyncio.sleep(PROBE_S)
-
-    async def _write_snapshot(self) -> None:
-        if self._snapshot is None:
-            return
-        (mark, state), self._snapshot = self._snapshot, None
-        try:
-            await self._store.save_snapshot(mark, state)
-        except NovaMeshError as error:
-            _log.warning("no snapshot", error=error.message)
 
 
 def _storage_down(how: str) -> NovaMeshError:

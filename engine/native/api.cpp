@@ -41,8 +41,6 @@ int guarded(const Work& work) {
 
 NM_API int nm_abi_version() { return 3; }
 
-NM_API const char* nm_set_name(int set) { return set_name(set); }
-
 NM_API int nm_set_runs(int set) { return set_runs(set); }
 
 // Null: no memory, no threads, or no such set.

@@ -103,8 +103,6 @@ struct AttentionLoops {
   void (*close)(const Panel& panel, float* const* outs);
   // One row to what the cache holds; `scale` is written for int8 alone.
   void (*narrow)(KvKind kind, const float* x, int64_t width, void* out, float* scale);
-  // In place; relative error 1e-6 in [-87.3, 88.3], 0 below it, not less than exp(88.3) above.
-  void (*exp_all)(float* x, int64_t count);
   void (*silu_mul)(const float* gate, const float* up, float* out, int64_t count);
 };
 

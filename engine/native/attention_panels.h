@@ -194,15 +194,6 @@ TARGET void narrow(KvKind kind, const float* x, int64_t width, void* out, float*
   }
 }
 
-TARGET void exp_all(float* x, int64_t count) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(x + i, exp(load(x + i)));
-  alignas(64) float rest[kLanes] = {};
-  std::memcpy(rest, x + i, sizeof(float) * (count - i));
-  store(rest, exp(load(rest)));
-  std::memcpy(x + i, rest, sizeof(float) * (count - i));
-}
-
 TARGET inline Reg silu(Reg x) {
   return div(x, add(all(1.0f), exp(sub(all(0.0f), x))));
 }
@@ -217,8 +208,8 @@ TARGET void silu_mul(const float* gate, const float* up, float* out, int64_t cou
   for (int64_t lane = 0; i < count; ++i, ++lane) out[i] = rest[lane] * up[i];
 }
 
-constexpr AttentionLoops kLoops = {kPanel, split,  merge,  widen,   open,
-                                   meet,   close,  narrow, exp_all, silu_mul};
+constexpr AttentionLoops kLoops = {kPanel, split, merge,  widen,   open,
+                                   meet,   close, narrow, silu_mul};
 
 }  // namespace
 }  // namespace novamesh

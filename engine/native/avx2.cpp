@@ -115,8 +115,8 @@ TARGET uint64_t read(const uint8_t* bytes, int64_t count) {
 }  // namespace
 
 const Loops kAvx2 = {
-    "avx2", {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, rows_int8_avx2, nullptr, quantize_avx2,
-    dot, read, &kAttentionAvx2};
+    {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, rows_int8_avx2, nullptr, quantize_avx2, dot, read,
+    &kAttentionAvx2};
 
 }  // namespace novamesh
 #endif

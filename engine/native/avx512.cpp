@@ -105,8 +105,8 @@ TARGET uint64_t read(const uint8_t* bytes, int64_t count) {
 
 // Without VNNI the 256-bit loops are as good: there is no 512-bit sign.
 const Loops kAvx512 = {
-    "avx512", {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, rows_int8_avx2, nullptr,
-    quantize_avx2, dot, read, &kAttentionAvx512};
+    {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, rows_int8_avx2, nullptr, quantize_avx2, dot, read,
+    &kAttentionAvx512};
 
 }  // namespace novamesh
 #endif

@@ -49,7 +49,8 @@ class Forward {
  public:
   explicit Forward(Machine& machine) : machine_(machine) {}
 
-  // False if an id, a position, a slot or a row is out of range: then nothing was written.
+  // False if an id, a position, a slot or a row is out of range; the cache may then hold some of
+  // the tokens at their slots, the logits nothing.
   bool run(const Decoder& decoder, const Cache& cache, const Step& step);
 
  private:

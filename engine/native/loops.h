@@ -49,8 +49,8 @@ using RowsInt8 = void (*)(const Quantized* x, float* const* out, int tokens,
 // The same for any number of tokens and a multiple of kTileRows rows, which are unpacked once into
 // `tile`: twice tile_floats(width) floats, aligned to 64 bytes.
 using TileInt8 = void (*)(const Quantized* x, float* const* out, int64_t tokens,
-                      const uint8_t* weights, const uint16_t* scales, int64_t first, int64_t rows,
-                      int64_t width, float* tile);
+                          const uint8_t* weights, const uint16_t* scales, int64_t first,
+                          int64_t rows, int64_t width, float* tile);
 // x [width] to int8: q has quantized_bytes(width), scale and offset quantized_scales(width).
 using Quantize = void (*)(const float* x, int64_t width, int8_t* q, float* scale, int32_t* offset);
 using Dot = float (*)(const float* a, const float* b, int64_t count);
@@ -58,14 +58,13 @@ using Dot = float (*)(const float* a, const float* b, int64_t count);
 using Read = uint64_t (*)(const uint8_t* bytes, int64_t count);
 
 struct Loops {
-  const char* name;
   Rows rows[3];                       // float32 arithmetic, by Kind
   RowsInt8 rows_int8;
-  TileInt8 tile_int8;                        // null: rows_int8 serves many tokens too
+  TileInt8 tile_int8;                 // null: rows_int8 serves many tokens too
   Quantize quantize;
   Dot dot;
   Read read;
-  const AttentionLoops* attention;    // and its exp, which the experts use too
+  const AttentionLoops* attention;    // and the experts' silu_mul
 };
 
 extern const Loops kScalar;

@@ -15,7 +15,6 @@ struct Matrix {
   int64_t rows, width;
   int64_t kind;
 
-  bool there() const { return weights != nullptr; }
   Matrix operator[](int64_t index) const;  // one of a stack that begins here; bias is not stacked
 };
 

@@ -71,7 +71,7 @@ uint64_t read(const uint8_t* bytes, int64_t count) {
 }  // namespace
 
 const Loops kScalar = {
-    "scalar", {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, rows_int8_scalar, nullptr,
-    quantize_scalar, dot, read, &kAttentionScalar};
+    {rows<kFloat32>, rows<kFloat16>, rows<kNf4>}, rows_int8_scalar, nullptr, quantize_scalar, dot,
+    read, &kAttentionScalar};
 
 }  // namespace novamesh

@@ -12,12 +12,8 @@
 namespace novamesh {
 namespace {
 
-constexpr const char* kNames[kSetCount] = {"scalar", "avx2",       "avxvnni",
-                                           "avx512", "avx512vnni", "neon"};
-
 // The loops of one set, but for its int8 rows and tiles.
-Loops with_int8(Loops loops, int set, RowsInt8 rows, TileInt8 tile) {
-  loops.name = kNames[set];
+Loops with_int8(Loops loops, RowsInt8 rows, TileInt8 tile) {
   loops.rows_int8 = rows;
   loops.tile_int8 = tile;
   return loops;
@@ -33,8 +29,6 @@ bool has_avxvnni() {
 #endif
 
 }  // namespace
-
-const char* set_name(int set) { return set >= 0 && set < kSetCount ? kNames[set] : nullptr; }
 
 #if defined(__x86_64__)
 bool set_runs(int set) {
@@ -60,9 +54,9 @@ const Loops& loops_of(int set) {
   static const Loops sets[kSetCount] = {
       kScalar,
       kAvx2,
-      with_int8(kAvx2, 2, rows_int8_avxvnni, nullptr),
+      with_int8(kAvx2, rows_int8_avxvnni, nullptr),
       kAvx512,
-      with_int8(kAvx512, 4, rows_int8_avx512vnni, tile_avx512vnni),
+      with_int8(kAvx512, rows_int8_avx512vnni, tile_avx512vnni),
       kScalar};
   return sets[set];
 }
@@ -77,7 +71,7 @@ bool set_runs(int set) {
 }
 
 const Loops& loops_of(int set) {
-  static const Loops neon = with_int8(kScalar, 5, rows_int8_neon, nullptr);
+  static const Loops neon = with_int8(kScalar, rows_int8_neon, nullptr);
   return set == 5 ? neon : kScalar;
 }
 #else

@@ -7,7 +7,6 @@ namespace novamesh {
 
 constexpr int kSetCount = 6;          // scalar, avx2, avxvnni, avx512, avx512vnni, neon
 
-const char* set_name(int set);        // null: no such set
 bool set_runs(int set);               // on this CPU
 const Loops& loops_of(int set);       // of one that runs
 

@@ -4,8 +4,9 @@ Rules: synchronous, and used from one thread; it knows no job, no user and no ne
 raises has settled nothing and can be repeated. A step that runs out of memory ends its newest
 request with an error and is repeated with the rest. Each request ends with exactly one output that
 carries `finish`. The same request with the same seed gives the same tokens whatever runs beside it
-and wherever it was interrupted, as long as the kernels compute a row alike in every batch: in
-float32 they agree to rounding, so only a tie within that could fall differently.
+and wherever it was interrupted, as long as the kernels compute a row alike in every batch: a
+token alone and the same inside a prompt agree to rounding, which int8 activations can magnify
+(docs/engine.md), so where two tokens are that close another one could be taken.
 """
 
 from __future__ import annotations

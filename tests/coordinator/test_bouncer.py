@@ -11,6 +11,7 @@ import pytest
 
 from novamesh_coordinator import bouncer as bouncing
 from novamesh_coordinator.bouncer import BARRED_S, STRIKES_MAX, WINDOW_S, Bouncer
+from support.waiting import wait_until
 
 HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 
@@ -112,9 +113,7 @@ async def test_it_looks_by_itself_and_at_once_when_somebody_is_to_go(
     await asyncio.sleep(0)
     for _ in range(STRIKES_MAX):
         door.bouncer.strike(ELSEWHERE)
-    async with asyncio.timeout(10):
-        while not ended(noisy):  # noqa: ASYNC110  nobody would tell
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: ended(noisy))
     task.cancel()
 
 

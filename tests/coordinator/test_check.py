@@ -15,6 +15,7 @@ from novamesh_coordinator.check import Report, check_folder
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.events import AttemptSettled, Record
 from novamesh_coordinator.log_chain import Mark, make_rows
+from novamesh_coordinator.snapshotter import Snapshotter
 from novamesh_coordinator.store import Entry, open_store
 from novamesh_proto.errors import Code, NovaMeshError
 from support.table import Table
@@ -30,7 +31,7 @@ async def write(path: Path) -> Table:
         table.order(client, node, key=key)
         table.answer(table.assigned(node), chunks=2)
         await store.commit([Entry(tuple(table.log[store.mark.seq :]))])
-        await store.save_snapshot(store.mark, table.core.dump())
+        await Snapshotter(store).save(table.core)
     await store.close()
     return table
 
@@ -149,7 +150,8 @@ async def test_a_snapshot_of_another_state_is_told(tmp_path: Path) -> None:
     table = await write(tmp_path / "c.db")
     store = await open_store(tmp_path / "c.db")
     await store.load()
-    await store.save_snapshot(store.mark, Core(table.identity).dump())
+    store.snapshot_seq = 0  # as if there were none at this place
+    await Snapshotter(store).save(Core(table.identity))
     await store.close()
     report = await look(tmp_path / "c.db", table)
     assert any("is not the state that the log gives" in problem for problem in report.problems)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from novamesh_coordinator.guests import Guests
 from novamesh_coordinator.server import Running
 from novamesh_proto.errors import Code, NovaMeshError
 from support.memory_channel import our_error, serve_in_memory
+from support.waiting import wait_until
 
 POOL = "/novamesh.v1.PoolService/"
 ATTACH = "/novamesh.v1.NodeService/Attach"
@@ -53,9 +53,7 @@ async def refusal(call: Any) -> NovaMeshError:
 
 
 async def until_guests(running: Running, count: int) -> None:
-    async with asyncio.timeout(CALL_S):
-        while len(running.door.guests) != count:  # noqa: ASYNC110  nobody would tell
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: len(running.door.guests) == count)
 
 
 @pytest.mark.parametrize("method", ["Match", "Watch", "Submit"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from novamesh_proto.messages import (
 from support.actors import ClientActor, NodeActor
 from support.memory_channel import AttachCall, Caller, serve_in_memory
 from support.parties import COORDINATOR
+from support.waiting import wait_until
 
 Pool = tuple[Running, grpc.aio.Channel]
 
@@ -57,13 +57,6 @@ async def ended(call: AttachCall) -> Code:
             return error.code
 
 
-async def until(condition: object) -> None:
-    """Give the server time."""
-    async with asyncio.timeout(5):
-        while not condition():  # type: ignore[operator]  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
 async def test_a_stream_begins_with_a_hello(pool: Pool) -> None:
     call = AttachCall(pool[1], NodeActor("node", COORDINATOR.node_id))
     await call.read()
@@ -75,7 +68,7 @@ async def test_a_stream_has_one_hello(pool: Pool) -> None:
     call = await attached(pool)
     await call.send(hello=call.node.hello(bytes(32), bytes(32), now_ms()))
     assert await ended(call) is Code.WRONG_TYPE
-    await until(lambda: not len(pool[0].door.sequencer.core.registry.sessions))
+    await wait_until(lambda: not len(pool[0].door.sequencer.core.registry.sessions))
 
 
 async def test_who_says_nothing_is_sent_away(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

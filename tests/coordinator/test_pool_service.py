@@ -22,6 +22,7 @@ from novamesh_proto.v1 import coordinator_pb2 as pb
 from support.actors import Attempt, ClientActor, NodeActor, Order
 from support.memory_channel import AttachCall, Caller, call, serve_in_memory
 from support.parties import COORDINATOR, NETWORK
+from support.waiting import wait_until
 
 
 def now_ms() -> int:
@@ -109,9 +110,7 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind(scene: Scene) -> Non
     stream = scene.caller.watch(scene.query())
     assert (await anext(stream)).job is not None
     await stream.aclose()  # type: ignore[attr-defined]
-    async with asyncio.timeout(5):
-        while scene.running.door.hub._watchers:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: not scene.running.door.hub._watchers)
 
 
 async def test_too_many_streams_of_one_job_are_refused(scene: Scene) -> None:

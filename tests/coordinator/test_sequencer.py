@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from novamesh_coordinator import inputs, sequencer
+from novamesh_coordinator import inputs, sequencer, snapshotter
 from novamesh_coordinator.effects import Assign, Effect, Publish, Wake
 from novamesh_coordinator.inputs import JobAsked, JoinAsked
 from novamesh_coordinator.sequencer import Clock, Sequencer
@@ -20,6 +20,7 @@ from novamesh_proto.messages import JobQuery, JobState, JoinClaim
 from support.actors import ClientActor
 from support.parties import COORDINATOR
 from support.table import Table
+from support.waiting import wait_until
 
 
 class Disk:
@@ -88,8 +89,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     store = await open_store(tmp_path / "c.db")
     made = Rig(table, Disk(store))
     sequencer = made.sequencer
-    runs = (sequencer.run_writer(), sequencer.run_probe(), sequencer.run_snapshots())
-    loops = [asyncio.create_task(run) for run in runs]
+    loops = [asyncio.create_task(run()) for run in sequencer.loops() if run != sequencer.run_timer]
     try:
         yield made
     finally:
@@ -109,13 +109,6 @@ async def settle() -> None:
     """Let everything that can run do so."""
     for _ in range(20):
         await asyncio.sleep(0)
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """Give the loops time until something is so."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  the production code has no event for tests
-            await asyncio.sleep(0.002)
 
 
 async def test_no_reply_and_no_effect_before_the_commit(tmp_path: Path) -> None:
@@ -225,11 +218,13 @@ async def test_a_snapshot_at_the_end_holds_everything(tmp_path: Path) -> None:
 async def test_snapshots_are_taken_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequencer, "SNAPSHOT_EVERY", 5)
+    monkeypatch.setattr(snapshotter, "SNAPSHOT_EVERY", 5)
     async with rig(tmp_path) as made:
         for number in range(12):
             await made.join(f"c{number}")
+        timer = asyncio.create_task(made.sequencer.run_timer())
         await wait_until(lambda: made.disk.snapshot_seq >= 8)
+        timer.cancel()
         loaded = await made.disk.load()
         assert loaded.state is not None
         assert len(loaded.records) < 5

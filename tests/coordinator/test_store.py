@@ -12,6 +12,7 @@ import pytest
 
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.events import JobAdmitted, MemberJoined
+from novamesh_coordinator.snapshotter import Snapshotter
 from novamesh_coordinator.store import Entry, open_store
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId, MessageId, NodeId
@@ -59,9 +60,9 @@ async def test_a_snapshot_shortens_the_replay(tmp_path: Path) -> None:
     store = await open_store(tmp_path / "c.db")
     await store.load()
     for _ in range(3):
-        await store.save_snapshot(store.mark, table.core.dump())
+        await Snapshotter(store).save(table.core)
     await store.commit([Entry((joined(1),))])
-    await store.save_snapshot(store.mark, table.core.dump())
+    await Snapshotter(store).save(table.core)
     await store.commit([Entry((joined(2), joined(3)))])
     await store.close()
     store = await open_store(tmp_path / "c.db")
@@ -107,7 +108,7 @@ async def test_damage_is_found_and_named(tmp_path: Path, damage: str, said: str)
     if "snapshots" in damage:
         store = await open_store(path)
         await store.load()
-        await store.save_snapshot(store.mark, table.core.dump())
+        await Snapshotter(store).save(table.core)
         await store.close()
     with sqlite3.connect(path) as database:
         database.execute(damage)
@@ -157,6 +158,7 @@ CHILD = """
 import asyncio, sys
 from pathlib import Path
 from novamesh_coordinator.events import MemberJoined
+from novamesh_coordinator.snapshotter import Snapshotter
 from novamesh_coordinator.store import Entry, open_store
 
 async def main():

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from novamesh_coordinator import canonical
-from novamesh_coordinator.core import CoreState
+from novamesh_coordinator.core import Core
 from novamesh_coordinator.events import MemberBanned, MemberJoined
+from novamesh_coordinator.snapshotter import Snapshotter
 from novamesh_coordinator.store import Entry, Store, open_store
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import MessageId
 from support.parties import digest, party
 from support.sim.disk import Disk, DiskStore
 from support.sim.loop import VirtualLoop
+from support.sim.pool import IDENTITY
 from support.sim.process import Process
 
 BEFORE, AFTER = 7, 5
@@ -36,7 +37,7 @@ def _banned(number: int) -> Entry:
 async def _fill(store: Store) -> None:
     await store.load()
     await store.commit([_joined(number) for number in range(BEFORE)])
-    await store.save_snapshot(store.mark, canonical.encode(CoreState()))
+    await Snapshotter(store).save(Core(IDENTITY))
 
 
 async def _add(store: Store) -> None:

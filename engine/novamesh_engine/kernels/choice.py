@@ -1,6 +1,6 @@
 """Chooses once how an engine computes: the only place that does.
 
-Rules: `bind` never fails for want of speed: what cannot be used is left out, and `describe` says
+Rules: `bind` never fails for want of speed: what cannot be used is left out, and `look` says
 why. The library is looked for once in the life of a process, as it cannot be unloaded.
 """
 

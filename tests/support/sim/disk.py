@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from novamesh_coordinator.core import CoreState
 from novamesh_coordinator.events import (
     AttemptSettled,
     JobAdmitted,
@@ -22,9 +23,18 @@ from novamesh_coordinator.events import (
     Record,
 )
 from novamesh_coordinator.high_water import HighWater
-from novamesh_coordinator.log_chain import Mark, Row, check_links, make_rows, read_row
+from novamesh_coordinator.log_chain import Mark, Row, SnapshotLike, check_links, make_rows, read_row
 from novamesh_coordinator.log_chain import snapshot_digest as bind
-from novamesh_coordinator.store import SNAPSHOTS_KEPT, Entry, Loaded, Store, _check_same, check_log
+from novamesh_coordinator.snapshot_parts import names_of
+from novamesh_coordinator.store import (
+    SNAPSHOTS_KEPT,
+    Entry,
+    Loaded,
+    Store,
+    _check_same,
+    check_log,
+    state_of,
+)
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import Envelope, JobId, JobState
 from support.sim.loop import HERE
@@ -33,7 +43,7 @@ from support.sim.process import check_alive
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state at a place in the log, as it is kept."""
+    """A state at a place in the log, as it is kept: `body` names its parts."""
 
     seq: int
     log_digest: bytes
@@ -49,6 +59,7 @@ class Disk:
     folder: Path
     rows: list[Row] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
+    parts: dict[bytes, bytes] = field(default_factory=dict)
     bodies: dict[JobId, bytes] = field(default_factory=dict)
     known: set[bytes] = field(default_factory=set)
     """What the log speaks of: members, jobs, `ended` and a job, payloads of signed messages."""
@@ -80,7 +91,16 @@ class Disk:
     def keep_snapshot(self, snapshot: Snapshot) -> None:
         """The newest ones stay."""
         others = [one for one in self.snapshots if one.seq != snapshot.seq]
-        self.snapshots = [*others, snapshot][-SNAPSHOTS_KEPT:]
+        self.snapshots = sorted([*others, snapshot], key=lambda one: one.seq)[-SNAPSHOTS_KEPT:]
+
+    def bodies_of(self, digests: Sequence[bytes]) -> list[object]:
+        """Parts of snapshots; None where there is none."""
+        return [self.parts.get(digest) for digest in digests]
+
+    def drop_parts(self, digests: Sequence[bytes]) -> None:
+        """These go."""
+        for digest in digests:
+            self.parts.pop(digest, None)
 
     def older(self, events: int, forged: int = 0) -> Disk:
         """A copy from when it held so many events, gone on with `forged` others since then."""
@@ -88,7 +108,7 @@ class Disk:
         place = Mark(events, rows[-1].digest) if rows else Mark()
         rows += make_rows([JobsForgotten(0, 0)] * forged, place)[0]
         kept = [snapshot for snapshot in self.snapshots if snapshot.seq <= events]
-        return Disk(self.rng, self.folder, rows, kept, dict(self.bodies))
+        return Disk(self.rng, self.folder, rows, kept, dict(self.parts), dict(self.bodies))
 
     def _learn(self, record: Record) -> None:
         match record:
@@ -114,6 +134,7 @@ class DiskStore(Store):
         self._high_water = disk.high_water()
         self.mark = Mark()
         self.snapshot_seq = 0
+        self._parts = set()
 
     async def load(self) -> Loaded:
         """The newest snapshot and what came after it, all of it checked as production does."""
@@ -122,8 +143,10 @@ class DiskStore(Store):
         snapshot = disk.snapshots[-1] if disk.snapshots else None
         since = snapshot.seq if snapshot else 0
         check_links(disk.rows[:since], Mark())
-        loaded, self.mark = check_log(snapshot, disk.rows[max(0, since - 1) :])
+        rows = disk.rows[max(0, since - 1) :]
+        loaded, self.mark = check_log(snapshot, rows, disk.bodies_of)
         self.snapshot_seq = since
+        self._parts = set(names_of(snapshot.body)) if snapshot else set()
         _check_same(disk.rows, acknowledged)
         if acknowledged.seq > self.mark.seq:
             raise self._high_water.ahead(self.mark)
@@ -137,11 +160,32 @@ class DiskStore(Store):
         self._disk.acknowledged = mark.seq
         self._high_water.write(mark)
 
-    async def save_snapshot(self, at: Mark, state: bytes) -> None:
+    async def save_parts(self, parts: Mapping[bytes, bytes]) -> None:
+        """All of them or none."""
+        if parts:
+            await self._write(lambda: self._disk.parts.update(parts), {"part"})
+            self._parts |= parts.keys()
+
+    async def save_snapshot(self, at: Mark, parts: Sequence[bytes]) -> None:
         """All of it or nothing of it."""
-        made = Snapshot(at.seq, at.digest, state, bind(at, state))
+        body = b"".join(parts)
+        made = Snapshot(at.seq, at.digest, body, bind(at, body))
         await self._write(lambda: self._disk.keep_snapshot(made), {"snapshot"})
         self.snapshot_seq = at.seq
+
+    async def unnamed_parts(self) -> list[bytes]:
+        """Those that no snapshot names."""
+        named = {name for one in self._disk.snapshots for name in names_of(one.body)}
+        return [name for name in self._disk.parts if name not in named]
+
+    async def drop_parts(self, digests: Sequence[bytes]) -> None:
+        """All of them or none."""
+        self._parts.difference_update(digests)
+        await self._write(lambda: self._disk.drop_parts(digests), {"part dropped"})
+
+    async def state_of(self, snapshot: SnapshotLike) -> CoreState:
+        """The state that its parts are."""
+        return state_of(snapshot, self._disk.bodies_of)
 
     async def _write(self, keep: Callable[[], None], kinds: set[str]) -> None:
         check_alive()

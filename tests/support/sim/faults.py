@@ -18,7 +18,8 @@ HOUR_MS: Final = 3_600_000
 SLOWEST_WRITE_S: Final = 2.0
 USUAL_WRITE_S: Final = (0.0005, 0.008)
 WRITTEN: Final = (
-    "AttemptAccepted", "AttemptEnded", "AttemptSettled", "JobAdmitted", "JobEnded", "snapshot",
+    "AttemptAccepted", "AttemptEnded", "AttemptSettled", "JobAdmitted", "JobEnded",
+    "part", "snapshot", "part dropped",
 )  # fmt: skip
 
 Strike = Callable[[], Awaitable[None]]
@@ -50,7 +51,7 @@ class Faults:
         kinds = (
             self._weather, self._kill_pool, self._kill_writing_pool, self._kill_writing_pool,
             self._stop_pool, self._kill_node, self._kill_client, self._cut, self._disk,
-            self._clock, self._flicker,
+            self._clock, self._flicker, self._outage,
         )  # fmt: skip
         drawn = [
             Fault(self.rng.uniform(0, within_s), *self.rng.choice(kinds)())
@@ -110,6 +111,17 @@ class Faults:
     def _kill_client(self) -> Named:
         client = self.rng.choice(self.clients)
         return f"kill {client.name}", self._restart(client)
+
+    def _outage(self) -> Named:
+        """A coordinator and a node in one house, without power."""
+        node = self.rng.choice(self.nodes)
+        down = self._restart(self.pool), self._restart(node)
+
+        async def strike() -> None:
+            for one in down:
+                await one()
+
+        return f"kill pool and {node.name}", strike
 
     def _cut(self) -> Named:
         party = self.rng.choice([*self.nodes, *self.clients]).name

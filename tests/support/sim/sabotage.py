@@ -29,6 +29,7 @@ from novamesh_coordinator.ledger import Ledger
 from novamesh_coordinator.registry import Registry
 from novamesh_coordinator.relay import Stream
 from novamesh_coordinator.sequencer import Sequencer
+from novamesh_coordinator.snapshot_parts import Encoder, Run
 from novamesh_coordinator.watch import Follower
 from novamesh_node import desk as node_desk
 from novamesh_node.tail import Tail
@@ -237,6 +238,19 @@ def a_snapshot_of_what_is_not_written(patch: Patch) -> None:
     patch.setattr(Sequencer, "_settled", True)
 
 
+def a_run_that_changed_keeps_its_name(patch: Patch) -> None:
+    """What a snapshot was made of is taken for what it is made of now."""
+
+    def known(self: Encoder, run: Run) -> bytes | None:
+        written: tuple[Any, bytes] | None = self._before.get((run.table, run.start))
+        if written is None or not run.items:
+            return None
+        self.written[run.table, run.start] = written
+        return written[1]
+
+    patch.setattr(Encoder, "known", known)
+
+
 def the_mark_is_never_written(patch: Patch) -> None:
     """Nobody knows how far the log must go."""
     patch.setattr(HighWater, "write", lambda self, mark: None)
@@ -326,7 +340,7 @@ SABOTAGES: Final = (
     Sabotage(replay_forgets_an_event, "the log gives another state", 4),
     Sabotage(an_unlogged_change, "the log gives another state"),
     Sabotage(recovery_sets_no_lease, "s too late", 53),
-    Sabotage(time_runs_nothing_out, "has not ended", 3),
+    Sabotage(time_runs_nothing_out, "has not ended", 30),
     Sabotage(the_same_terms_are_admitted_again, "was admitted twice", 4),
     Sabotage(a_job_ends_again, "ended 2 times", 4),
     Sabotage(claims_are_paid_as_claimed, "were relayed", 1),
@@ -336,14 +350,15 @@ SABOTAGES: Final = (
     Sabotage(the_last_token_is_not_paid, "tokens that nobody had paid, and was paid"),
     Sabotage(what_ran_out_of_time_is_not_claimed, "sent a part of an answer and was not paid"),
     Sabotage(the_relay_counts_one_less, "names another chain than the other parts"),
-    Sabotage(a_resumed_stream_skips_a_chunk, "is honest, and the log says", 11),
+    Sabotage(a_resumed_stream_skips_a_chunk, "is honest, and the log says", 6),
     Sabotage(a_watcher_misses_a_chunk, "everybody is honest, and client-", 6),
     Sabotage(the_reader_asks_from_the_wrong_chunk, "everybody is honest, and client-", 6),
     Sabotage(a_receipt_without_its_attestation, "does not verify"),
     Sabotage(pieces_come_twice, "got tokens"),
-    Sabotage(a_snapshot_of_what_is_not_written, "is not the state that the log gives", 32),
+    Sabotage(a_snapshot_of_what_is_not_written, "is not the state that the log gives", 128),
+    Sabotage(a_run_that_changed_keeps_its_name, "is not the state that the log gives", 2),
     Sabotage(the_mark_is_never_written, "pool starts on a disk with", 1),
     Sabotage(an_error_that_quotes_the_prompt, "something that everybody can read"),
     Sabotage(a_restart_forgets_what_was_delivered, "everybody is honest, and client-", 134),
-    Sabotage(a_resumed_stream_is_sealed_anew, "used one chunk key twice", 17),
+    Sabotage(a_resumed_stream_is_sealed_anew, "used one chunk key twice", 6),
 )

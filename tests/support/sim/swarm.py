@@ -204,7 +204,7 @@ class Swarm:
             patch.setattr(random, "_urandom", source.randbytes)
             patch.setattr("novamesh.transport.open_channel", self.world.dial)
             patch.setattr("novamesh_node.link.open_channel", self.world.dial)
-            patch.setattr("novamesh_coordinator.sequencer.SNAPSHOT_EVERY", self.snapshot_every)
+            patch.setattr("novamesh_coordinator.snapshotter.SNAPSHOT_EVERY", self.snapshot_every)
             yield
 
     @contextlib.contextmanager
