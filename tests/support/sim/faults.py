@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from novamesh_proto.messages import NodeId
 from support.sim.client import Client
 from support.sim.network import Weather
 from support.sim.node import Node
@@ -22,6 +23,9 @@ WRITTEN: Final = (
     "part", "snapshot", "part dropped",
 )  # fmt: skip
 
+AWAY_S: Final = (0.05, 1.0, 8.0, 25.0)
+
+Party = Coordinator | Node | Client
 Strike = Callable[[], Awaitable[None]]
 Named = tuple[str, Strike]
 
@@ -51,7 +55,7 @@ class Faults:
         kinds = (
             self._weather, self._kill_pool, self._kill_writing_pool, self._kill_writing_pool,
             self._stop_pool, self._kill_node, self._kill_client, self._cut, self._disk,
-            self._clock, self._flicker, self._outage,
+            self._clock, self._flicker, self._outage, self._outage,
         )  # fmt: skip
         drawn = [
             Fault(self.rng.uniform(0, within_s), *self.rng.choice(kinds)())
@@ -113,15 +117,33 @@ class Faults:
         return f"kill {client.name}", self._restart(client)
 
     def _outage(self) -> Named:
-        """A coordinator and a node in one house, without power."""
-        node = self.rng.choice(self.nodes)
-        down = self._restart(self.pool), self._restart(node)
+        """A coordinator and a node in one house without power, in the middle of an answer."""
+        down = {node.key.node_id: self._restart(node, (0.05, 1.0)) for node in self.nodes}
+        kill_pool = self._restart(self.pool, (0.05, 1.0))
 
         async def strike() -> None:
-            for one in down:
-                await one()
+            self.returning.append(self.world.loop.create_task(later()))
 
-        return f"kill pool and {node.name}", strike
+        async def later() -> None:
+            for _ in range(200):
+                if node := self._answering():
+                    await kill_pool()
+                    await down[node]()
+                    return
+                await asyncio.sleep(0.05)
+
+        return "kill pool and the node that answers", strike
+
+    def _answering(self) -> NodeId | None:
+        """A node of whose answer the relay holds a part."""
+        if self.pool.door is None:
+            return None
+        core = self.pool.door.sequencer.core
+        for job in core.jobs.live():
+            stream = core.relay.get(job.job)
+            if job.at_work and stream is not None and stream.chain.chunks:
+                return job.node
+        return None
 
     def _cut(self) -> Named:
         party = self.rng.choice([*self.nodes, *self.clients]).name
@@ -167,8 +189,10 @@ class Faults:
 
         return f"clock of {party.name} is {skew_ms // HOUR_MS} h off", strike
 
-    def _restart(self, party: Coordinator | Node | Client, *, gently: bool = False) -> Strike:
-        away_s = self.rng.choice((0.05, 1.0, 8.0, 25.0))
+    def _restart(
+        self, party: Party, away: Sequence[float] = AWAY_S, *, gently: bool = False
+    ) -> Strike:
+        away_s = self.rng.choice(away)
 
         async def come_back() -> None:
             await asyncio.sleep(away_s)
