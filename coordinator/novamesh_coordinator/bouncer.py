@@ -4,7 +4,8 @@ gRPC bounds what one connection does and knows nothing of addresses, and even a 
 process a fraction of a millisecond. So it looks at its own sockets: what is shut down here, gRPC
 sees as a connection that broke. Rules: only connections to our own port; what is one too many
 goes; an address that was refused a call or a connection STRIKES_MAX times within WINDOW_S is kept
-out for BARRED_S. Where a system does not list a process's sockets, nothing is done.
+out for BARRED_S: its connections are ended, and the port is deaf to it. Where a system does not
+list a process's sockets, nothing is done.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import os
 import socket
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import structlog
 
 from novamesh_coordinator.guests import place_of_host
+from novamesh_coordinator.packet_filter import attach
 
 LOOK_S: Final = 1.0
-LOOK_BARRED_S: Final = 0.02  # before TLS is through, so that a barred address costs little
+LOOK_BARRED_S: Final = 0.02  # before TLS is through: where nothing makes the port deaf
 LOOK_REST: Final = (
     20  # times as long as a look takes: a thousand sockets are not looked at for ever
 )
@@ -46,6 +48,8 @@ class Bouncer:
         self._monotonic = monotonic
         self._strikes: Counter[str] = Counter()
         self._barred: dict[str, float] = {}  # until when
+        self._shunned: frozenset[str] = frozenset()  # to whom the port was to be made deaf
+        self._unheard: frozenset[str] = frozenset()  # to whom it is
         self._window_ends_s = 0.0
         self._called = asyncio.Event()
 
@@ -71,7 +75,8 @@ class Bouncer:
             rest_s = (self._monotonic() - began_s) * LOOK_REST
             self._called.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(rest_s, LOOK_BARRED_S if self._barred else LOOK_S)):
+                heard = self._barred.keys() - self._unheard
+                async with asyncio.timeout(max(rest_s, LOOK_BARRED_S if heard else LOOK_S)):
                     await self._called.wait()
 
     def look(self) -> int:
@@ -81,8 +86,14 @@ class Bouncer:
         ended = 0
         by_place: dict[str, list[socket.socket]] = defaultdict(list)
         with contextlib.ExitStack() as stack:
-            for connection, host in _connections(self.port):
-                by_place[place_of_host(host)].append(stack.enter_context(connection))
+            listeners = []
+            for one, host in _sockets(self.port):
+                stack.enter_context(one)
+                if host is None:
+                    listeners.append(one)
+                else:
+                    by_place[place_of_host(host)].append(one)
+            self._close_ears(listeners)
             for place, found in by_place.items():
                 barred = place in self._barred
                 for connection in found if barred else found[self._connections_max :]:
@@ -93,12 +104,24 @@ class Bouncer:
                         self.strike(place)
         return ended
 
+    def _close_ears(self, listeners: Sequence[socket.socket]) -> None:
+        """Make the port deaf to whoever is kept out, and to nobody else."""
+        if self._shunned == self._barred.keys():
+            return
+        self._shunned, self._unheard = frozenset(self._barred), frozenset()
+        try:
+            deaf = [attach(listener, self._shunned) for listener in listeners]
+        except OSError as error:
+            _log.warning("the port hears everybody", error=error.strerror)
+        else:
+            self._unheard = frozenset.intersection(*deaf) if deaf else frozenset()
 
-def _connections(port: int) -> Iterator[tuple[socket.socket, str]]:
+
+def _sockets(port: int) -> Iterator[tuple[socket.socket, str | None]]:
     """This process's connections to one of its ports, as duplicates, and who is at the other end.
 
-    A duplicate is still the same connection when its first descriptor is closed and given to
-    another, so nobody is hit by accident.
+    Nobody is at the other end of one that listens. A duplicate is still the same connection when
+    its first descriptor is closed and given to another, so nobody is hit by accident.
     """
     listing = next((one for one in LISTINGS if os.path.isdir(one)), None)
     if listing is None:
@@ -112,8 +135,9 @@ def _connections(port: int) -> Iterator[tuple[socket.socket, str]]:
         except OSError:
             continue
         ours.add(connection.fileno())
-        with contextlib.suppress(OSError):  # it listens, or has ended by itself
+        with contextlib.suppress(OSError):  # it has ended by itself
             if connection.family in _INTERNET and connection.getsockname()[1] == port:
-                yield connection, connection.getpeername()[0]
+                listens = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                yield connection, None if listens else connection.getpeername()[0]
                 continue
         connection.close()

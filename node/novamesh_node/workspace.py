@@ -27,6 +27,7 @@ DOWNLOADS: Final = ".downloads"
 ORIGIN_FILE: Final = "origin.json"
 MARGIN_BYTES: Final = 256 << 20  # left free for everybody else
 _ORIGIN_BYTES_MAX: Final = 1 << 16
+_LOCK_TRIES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,28 +179,40 @@ def lock(folder: Path, taken: str) -> Iterator[None]:
         NovaMeshError: CONFLICT if another process has it, STORAGE.
     """
     path = folder / "lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    try:
-        _take(file, path, taken)
-        yield
-    finally:
-        os.close(file)
+    for _ in range(_LOCK_TRIES):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        try:
+            if _take(file, path, taken):
+                yield
+                return
+        finally:
+            os.close(file)
+    raise NovaMeshError(Code.CONFLICT, taken, "do it again")
 
 
-def _take(file: int, path: Path, taken: str) -> None:
+def _take(file: int, path: Path, taken: str) -> bool:
+    """False if whoever had the folder has removed it since it was opened here."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = path.read_text(errors="replace")[:16].strip()
+        pid = "that ended just now"
+        with contextlib.suppress(OSError):
+            pid = path.read_text(errors="replace")[:16].strip()
         raise NovaMeshError(
             Code.CONFLICT, f"{taken} (process {pid})", "wait until it is done, or stop it"
         ) from None
+    try:
+        if not os.path.samestat(os.fstat(file), path.stat()):
+            return False
+    except FileNotFoundError:
+        return False
     os.truncate(file, 0)
     os.write(file, f"{os.getpid()}\n".encode())
+    return True
 
 
 def disk_bytes(folder: Path) -> int:

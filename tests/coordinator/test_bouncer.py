@@ -29,7 +29,7 @@ class Door:
 
     def come(self, host: str = HERE) -> socket.socket:
         """Somebody connects; the caller's end."""
-        caller = socket.create_connection((HERE, self.bouncer.port), 5, source_address=(host, 0))
+        caller = socket.create_connection((HERE, self.bouncer.port), 1, source_address=(host, 0))
         self.outside.append(caller)
         self.inside.append(self.listener.accept()[0])
         return caller
@@ -85,14 +85,33 @@ def test_who_does_not_stop_asking_is_kept_out_for_a_while(door: Door) -> None:
         door.bouncer.strike(ELSEWHERE)
     assert door.bouncer.look() == 1
     assert (ended(noisy), ended(other)) == (True, False)
-    again = door.come(ELSEWHERE)
-    assert door.bouncer.look() >= 1
-    assert ended(again)
+    with pytest.raises(TimeoutError):
+        door.come(ELSEWHERE)
+    assert not ended(door.come())
     door.now_s += BARRED_S + 1
+    assert door.bouncer.look() == 0
     assert not ended(door.come(ELSEWHERE))
     door.inside[0].close()
-    door.inside[2].close()
     assert door.bouncer.look() == 0
+
+
+@pytest.mark.parametrize(
+    "refuse", [lambda listener, places: frozenset(), lambda listener, places: _refuse()]
+)
+def test_where_a_port_hears_everybody_connections_are_ended(
+    door: Door, monkeypatch: pytest.MonkeyPatch, refuse: object
+) -> None:
+    monkeypatch.setattr(bouncing, "attach", refuse)
+    for _ in range(STRIKES_MAX):
+        door.bouncer.strike(ELSEWHERE)
+    door.bouncer.look()
+    again = door.come(ELSEWHERE)
+    assert door.bouncer.look() == 1
+    assert ended(again)
+
+
+def _refuse() -> None:
+    raise OSError(1, "not here")
 
 
 def test_strikes_of_long_ago_do_not_count(door: Door) -> None:

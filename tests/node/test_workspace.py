@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections import namedtuple
@@ -14,6 +15,7 @@ from novamesh_node.workspace import (
     ORIGIN_FILE,
     Workspace,
     check_space,
+    discard,
     disk_bytes,
     download_folder,
     gigabytes,
@@ -99,6 +101,28 @@ def test_a_name_stays_on_the_shelf(tmp_path: Path, name: str) -> None:
     with pytest.raises(NovaMeshError) as caught:
         Workspace.of(tmp_path, name)
     assert caught.value.code is Code.BAD_REQUEST
+
+
+def test_a_lock_that_was_removed_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, usual, left = tmp_path / "model", fcntl.flock, [2]
+
+    def flock(file: int, how: int) -> None:
+        if left[0]:  # whoever was here ends, and takes the folder away
+            left[0] -= 1
+            discard(folder)
+        usual(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock(folder, "somebody works here"):
+        assert (folder / "lock").read_text() == f"{os.getpid()}\n"
+        with pytest.raises(NovaMeshError, match="somebody works here"):
+            lock(folder, "somebody works here").__enter__()
+    left[0] = 100
+    with pytest.raises(NovaMeshError) as refused:
+        lock(folder, "somebody works here").__enter__()
+    assert refused.value.code is Code.CONFLICT
 
 
 def test_a_lock_names_its_process_and_ends_with_it(tmp_path: Path) -> None:
