@@ -5,6 +5,7 @@
 decode    single tokens, beside llama.cpp in IQ4_NL, with 1 thread and with 2
 prefill   prompts of 512 and 128 tokens, beside llama.cpp
 gemv      experts' matrices times one vector, beside a pass that only reads as many bytes
+attend    one token's attention over 4,096 tokens in memory, beside a pass that only reads them
 streams   eight answers together, beside one
 bnb       single tokens, beside transformers + bitsandbytes as shipped
 memory    what the loaded process holds, and how long it loads from the page cache
@@ -145,6 +146,18 @@ def gemv(stage: Stage, threads: int, least: float, stretch: float) -> list[Figur
     return [share]
 
 
+def attend(stage: Stage, threads: int, bits: int) -> list[Figure]:
+    """Attention over pages that no cache holds, beside reads of the same bytes."""
+    ours = stage.ours(threads)
+    kind = {16: "bf16", 8: "int8"}[bits]
+    share = Figure(f"attention, {kind}, {_count(threads)}, vs read-only pass", "%")
+    for _ in stage.rounds():
+        reply = ours.ask("attend", bits, 1)
+        attended, read = (reply["bytes"] / reply[key] / 1e9 for key in ("attend_s", "read_s"))
+        share.add(100 * attended / read, attend_gb_s=attended, read_gb_s=read)
+    return [share]
+
+
 def streams(stage: Stage) -> list[Figure]:
     """Eight answers together beside one: all tokens a second."""
     ours, tokens = stage.ours(stage.threads), stage.tokens
@@ -206,6 +219,9 @@ PARTS: Final[dict[str, tuple[Callable[[Stage], list[Figure]], ...]]] = {
     "gemv": (
         partial(gemv, threads=1, least=80, stretch=90),
         partial(gemv, threads=2, least=88, stretch=97),
+    ),
+    "attend": tuple(
+        partial(attend, threads=threads, bits=bits) for bits in (16, 8) for threads in (1, 2)
     ),
     "streams": (streams,),
     "bnb": (bnb,),

@@ -6,6 +6,7 @@ read BYTES TIMES                passes over so many bytes of mapped weights that
 decode TOKENS DEPTH STREAMS     single tokens after prompts of DEPTH, so many streams together
 prefill TOKENS                  a prompt, until its first token
 gemv TIMES                      experts' matrices times a vector, beside reads of as many bytes
+attend BITS TIMES               attention over a full context of such elements, beside reads
 memory                          what the process holds
 """
 
@@ -24,6 +25,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from cpu.attention import Attention
 from cpu.shape import EXPERTS_PER_TOKEN
 from cpu.turns import Verb, play
 from novamesh_engine.config import EngineConfig
@@ -111,6 +113,7 @@ class Passes:
         self._model = model
         self._threads = threads
         self._random = random.Random(0)
+        self._attention: dict[int, Attention] = {}
 
     @cached_property
     def _native(self) -> Native:
@@ -145,6 +148,12 @@ class Passes:
         took = time.perf_counter() - begun
         held = sum(piece.nbytes for piece in pieces)
         return {"seconds": took, "tokens": held / count}
+
+    def attend(self, bits: int, times: int) -> dict[str, object]:
+        """A lone token's attention over cold pages, and reads of the same bytes."""
+        if bits not in self._attention:
+            self._attention = {bits: Attention(bits)}  # one kind at a time is enough to hold
+        return self._attention[bits].play(self._native, times)
 
     def gemv(self, times: int) -> dict[str, object]:
         """Two random experts of every layer times one vector, and a read of as many bytes."""
@@ -187,6 +196,7 @@ def prepare() -> tuple[Mapping[str, object], Mapping[str, Verb]]:
         "memory": ours.memory,
         "read": passes.read,
         "gemv": passes.gemv,
+        "attend": passes.attend,
     }
     return ours.ready(), verbs
 

@@ -19,7 +19,7 @@ namespace novamesh {
 namespace {
 
 constexpr int64_t kPair = 2 * kLanes;
-constexpr int64_t kAhead = 16;        // rows between a prefetch and its use
+constexpr int64_t kAhead = 32;        // rows between a prefetch and its use
 static_assert(kRowPad % kLanes == 0 && kSplit % kRowPad == 0, "lists of rows are padded");
 
 template <typename T>
@@ -54,7 +54,7 @@ template <typename T>
 TARGET inline void prefetch(const T* row, int64_t width) {
   const char* bytes = reinterpret_cast<const char*>(row);
   for (int64_t at = 0; at < width * static_cast<int64_t>(sizeof(T)); at += 64)
-    __builtin_prefetch(bytes + at);
+    __builtin_prefetch(bytes + at, 0, 2);  // to the second cache: the first has no room for them
 }
 
 // One pair of some rows times the queries of some heads. Sums stand as [row, head].
@@ -134,6 +134,7 @@ TARGET void soften(float* scores, int64_t count, float* top, float* sum) {
 }
 
 // The sum over rows of chance [count, heads] times `pairs` pairs of the row, to mix [heads, padded].
+// The pass that begins a row fetches all of the rows after it: pages do not follow each other.
 template <typename T, int heads, int pairs, bool whole>
 TARGET void add_values(const Split& s, const float* chances, int64_t at, float* mix) {
   const T* values = static_cast<const T*>(s.layer->values) + at;
@@ -143,6 +144,7 @@ TARGET void add_values(const Split& s, const float* chances, int64_t at, float* 
     for (int p = 0; p < pairs; ++p) sum[h][p][0] = sum[h][p][1] = all(0.0f);
   for (int64_t i = 0; i < s.count; ++i) {
     const T* row = values + s.rows[i] * s.width;
+    if (at == 0 && i + kAhead < s.count) prefetch(values + s.rows[i + kAhead] * s.width, s.width);
     Reg chance[heads];
     for (int h = 0; h < heads; ++h) chance[h] = all(chances[i * heads + h]);
     for (int p = 0; p < pairs; ++p) {
