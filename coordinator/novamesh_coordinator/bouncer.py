@@ -22,7 +22,7 @@ from typing import Final
 import structlog
 
 from novamesh_coordinator.guests import place_of_host
-from novamesh_coordinator.packet_filter import attach
+from novamesh_coordinator.packet_filter import deaf_to
 
 LOOK_S: Final = 1.0
 LOOK_BARRED_S: Final = 0.02  # before TLS is through: where nothing makes the port deaf
@@ -48,8 +48,10 @@ class Bouncer:
         self._monotonic = monotonic
         self._strikes: Counter[str] = Counter()
         self._barred: dict[str, float] = {}  # until when
-        self._shunned: frozenset[str] = frozenset()  # to whom the port was to be made deaf
-        self._unheard: frozenset[str] = frozenset()  # to whom it is
+        self._shunned: frozenset[str] = frozenset()  # whom the filter was made for
+        self._filter = deaf_to(self._shunned)
+        self._deaf = True  # our port has that filter
+        self._stragglers = False  # some may have come through before it had
         self._window_ends_s = 0.0
         self._called = asyncio.Event()
 
@@ -75,8 +77,7 @@ class Bouncer:
             rest_s = (self._monotonic() - began_s) * LOOK_REST
             self._called.clear()
             with contextlib.suppress(TimeoutError):
-                heard = self._barred.keys() - self._unheard
-                async with asyncio.timeout(max(rest_s, LOOK_BARRED_S if heard else LOOK_S)):
+                async with asyncio.timeout(max(rest_s, self._patience_s())):
                     await self._called.wait()
 
     def look(self) -> int:
@@ -104,17 +105,30 @@ class Bouncer:
                         self.strike(place)
         return ended
 
+    def _patience_s(self) -> float:
+        """Until the next look: soon if somebody who is kept out may have come through."""
+        unheard = self._filter.places if self._deaf else frozenset()
+        soon = self._stragglers or self._barred.keys() - unheard
+        return LOOK_BARRED_S if soon else LOOK_S
+
     def _close_ears(self, listeners: Sequence[socket.socket]) -> None:
-        """Make the port deaf to whoever is kept out, and to nobody else."""
-        if self._shunned == self._barred.keys():
-            return
-        self._shunned, self._unheard = frozenset(self._barred), frozenset()
+        """Make the port deaf to whoever is kept out, and to nobody else.
+
+        Each look does it anew: a listener that was missed once must not stay deaf to somebody.
+        """
+        self._stragglers = self._shunned != self._barred.keys()
+        if self._stragglers:
+            self._shunned = frozenset(self._barred)
+            self._filter = deaf_to(self._shunned)
         try:
-            deaf = [attach(listener, self._shunned) for listener in listeners]
+            for listener in listeners:
+                self._filter.attach(listener)
         except OSError as error:
-            _log.warning("the port hears everybody", error=error.strerror)
+            if self._deaf:
+                _log.warning("the port hears everybody", error=error.strerror)
+            self._deaf = False
         else:
-            self._unheard = frozenset.intersection(*deaf) if deaf else frozenset()
+            self._deaf = bool(listeners)
 
 
 def _sockets(port: int) -> Iterator[tuple[socket.socket, str | None]]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from novamesh_coordinator import canonical, inputs
+from novamesh_coordinator import inputs
 from novamesh_coordinator.clearing import Clearing
 from novamesh_coordinator.desk import Desk
 from novamesh_coordinator.dispatcher import Dispatcher
@@ -138,10 +138,6 @@ class Core:
         return CoreState(
             self.membership.dump(), self.registry.dump(), self.ledger.dump(), self.jobs.dump()
         )
-
-    def dump(self) -> bytes:
-        """The logged state as canonical bytes."""
-        return canonical.encode(self.state())
 
     def recover(self, now: Moment) -> None:
         """After a restart: every live attempt gets a new lease, so that its node can come back."""

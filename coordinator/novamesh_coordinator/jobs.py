@@ -8,8 +8,8 @@ about and what bars a second submission; its envelopes are in the log. Decisions
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from novamesh_coordinator.events import (
@@ -120,12 +120,12 @@ class Jobs:
         self._by_root: dict[JobId, int] = {}
         self._live: dict[JobId, None] = {}
         self._live_by_client: dict[NodeId, int] = {}
-        self._ended: deque[JobId] = deque()
+        self._ended: list[tuple[int, JobId]] = []  # a heap: the wall clock may have gone back
         self.last_fence = state.last_fence
         for job in state.jobs:
             self._insert(job)
-        ended = [job for job in state.jobs if job.state.terminal]
-        self._ended.extend(job.job for job in sorted(ended, key=_ended_order))
+        self._ended += [(job.ended_ms, job.job) for job in state.jobs if job.state.terminal]
+        heapify(self._ended)
 
     def dump(self) -> JobsState:
         """The state."""
@@ -167,7 +167,7 @@ class Jobs:
 
     def oldest_ended_ms(self) -> int | None:
         """When the first of the ended jobs ended."""
-        return self._jobs[self._ended[0]].ended_ms if self._ended else None
+        return self._ended[0][0] if self._ended else None
 
     def apply(self, record: JobRecord) -> Job:
         """Change one job as a record says, and return it as it is then."""
@@ -185,8 +185,8 @@ class Jobs:
     def forget(self, record: JobsForgotten) -> tuple[JobId, ...]:
         """Drop what ended before a moment; returns the answers of which no job is left."""
         gone = []
-        while self._ended and self._jobs[self._ended[0]].ended_ms < record.before_ms:
-            job = self._jobs.pop(self._ended.popleft())
+        while self._ended and self._ended[0][0] < record.before_ms:
+            job = self._jobs.pop(heappop(self._ended)[1])
             mine = self._by_client[job.client]
             del mine[job.job]
             if not mine:
@@ -257,11 +257,7 @@ class Jobs:
             self._live_by_client[after.client] -= 1
             if not self._live_by_client[after.client]:
                 del self._live_by_client[after.client]
-            self._ended.append(after.job)
-
-
-def _ended_order(job: Job) -> tuple[int, int]:
-    return job.ended_ms, job.fence
+            heappush(self._ended, (after.ended_ms, after.job))
 
 
 def _admit(record: JobAdmitted) -> Job:

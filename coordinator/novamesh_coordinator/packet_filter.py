@@ -3,7 +3,8 @@
 A classic BPF program (McCanne and Jacobson, 1993; Linux's socket filters, socket(7)) needs no
 privilege and no firewall. On a socket that listens it sees who wants to connect, before there is a
 connection, so whoever is kept out costs this process nothing. Connections that are made inherit it,
-and never meet it: it names only others. Where a system has no such filters, nothing is attached.
+and nothing of theirs is dropped: it names only others. The kernel lends each socket little memory
+(net.core.optmem_max) for it, so it is short. Where there are no such filters, none is attached.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
-INSTRUCTIONS_MAX: Final = 4_096  # BPF_MAXINSNS
+INSTRUCTIONS_MAX: Final = 2_048  # 16 KiB; the kernel would take twice as many
 SO_ATTACH_FILTER: Final = 26
 SO_DETACH_FILTER: Final = 27
 
@@ -37,11 +39,38 @@ class _Program(ctypes.Structure):
     _fields_ = (("count", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def deaf_to(places: Iterable[str]) -> tuple[list[Instruction], frozenset[str]]:
-    """A program that drops what comes from places, and those of them that it has room for.
+@dataclass(frozen=True, slots=True)
+class PacketFilter:
+    """A program, and the places that it drops."""
 
-    A place is an IPv4 address or a network of IPv6 of 64 bits; others are left out.
+    program: tuple[Instruction, ...]
+    places: frozenset[str]
+
+    def attach(self, listener: socket.socket) -> None:
+        """Make a listening socket deaf to these places, and to no others.
+
+        Raises:
+            OSError: the system refuses, and the socket hears everybody.
+        """
+        # Taken off first: the kernel would need room for the old one and the new one at once.
+        with contextlib.suppress(FileNotFoundError):  # there was none
+            listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        if not self.places:
+            return
+        packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in self.program)
+        kept = ctypes.create_string_buffer(packed, len(packed))
+        header = _Program(len(self.program), ctypes.addressof(kept))
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(header))
+
+
+def deaf_to(places: Iterable[str]) -> PacketFilter:
+    """A filter of places, as many as it has room for.
+
+    A place is an IPv4 address or a network of IPv6 of 64 bits; others are left out, and all where
+    the system has no filters.
     """
+    if not sys.platform.startswith("linux"):
+        return PacketFilter((), frozenset())
     v4: list[Instruction] = [(_LOAD_WORD, 0, 0, _V4_SOURCE)]
     v6: list[Instruction] = []
     named = set()
@@ -72,24 +101,4 @@ def deaf_to(places: Iterable[str]) -> tuple[list[Instruction], frozenset[str]]:
         (_JUMP_EQUAL, 1, 0, 4),  # the version; jumps on a condition are short
         (_JUMP, 0, 0, len(v4) + 1),
     ]
-    return [*begin, *v4, _KEEP, *v6, _KEEP], frozenset(named)
-
-
-def attach(listener: socket.socket, places: Iterable[str]) -> frozenset[str]:
-    """Make a listening socket deaf to places, and to no others; those of which it is.
-
-    Raises:
-        OSError: the system refuses.
-    """
-    if not sys.platform.startswith("linux"):
-        return frozenset()
-    program, named = deaf_to(places)
-    if not named:
-        with contextlib.suppress(FileNotFoundError):  # it hears everybody already
-            listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
-        return named
-    packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-    kept = ctypes.create_string_buffer(packed, len(packed))
-    header = _Program(len(program), ctypes.addressof(kept))
-    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(header))
-    return named
+    return PacketFilter((*begin, *v4, _KEEP, *v6, _KEEP), frozenset(named))

@@ -244,7 +244,7 @@ class Sequencer:
 
     def _offer_snapshot(self) -> None:
         if self._settled:
-            self._snapshots.offer(self.core)
+            self._snapshots.offer(self.core, self._clock.monotonic())
 
     def _release(self, outcome: Outcome) -> None:
         for effect in outcome.effects:

@@ -277,7 +277,7 @@ async def _stop(
     try:
         await door.sequencer.save()
     except NovaMeshError as error:
-        _log.warning("no snapshot at the end", error=error.message)
+        _log.warning("snapshots are behind at the end", error=error.message)
 
 
 async def serve(

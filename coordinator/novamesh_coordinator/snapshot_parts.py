@@ -3,8 +3,9 @@
 A part is a state of its own which holds one run of one table and nothing else; the numbers that
 belong to no table are one part, too. All parts together, tables put end to end and numbers added,
 are the state. Rules: a part is known by the SHA-256 of its canonical bytes; a run ends after an
-item whose own id says so, or is full (content-defined chunking, as rsync and casync do it), so a
-table that loses its oldest items and grows at its end keeps the parts between. Pure.
+item whose own id says so, unless it is short yet, or when it is full (content-defined chunking, as
+rsync and casync do it), so a table that loses its oldest items and grows at its end keeps the parts
+between. Pure.
 """
 
 from __future__ import annotations
@@ -19,19 +20,18 @@ from novamesh_coordinator.core import CoreState
 from novamesh_coordinator.log_chain import corrupt
 
 DIGEST_BYTES: Final = 32
-RUN_MEAN: Final = 64  # items; a power of two
-RUN_MAX: Final = 256
-_TABLES: Final[tuple[tuple[str, str, Callable[[Any], bytes]], ...]] = (
-    ("membership", "members", lambda member: member.member),
-    ("membership", "invites", lambda use: use.id),
-    ("membership", "bans", lambda ban: ban[0]),
-    ("membership", "orders", lambda order: order[0]),
-    ("registry", "adverts", lambda advert: advert.node),
-    ("ledger", "standings", lambda standing: standing.node),
-    ("ledger", "paid", lambda paid: paid[0]),
-    ("jobs", "jobs", lambda job: job.job),
+SHORT: Final = 4  # a run has at least a fourth of the usual items, and at most four times as many
+_TABLES: Final[tuple[tuple[str, str, int, Callable[[Any], bytes]], ...]] = (
+    ("membership", "members", 64, lambda member: member.member),
+    ("membership", "invites", 64, lambda use: use.id),
+    ("membership", "bans", 64, lambda ban: ban[0]),
+    ("membership", "orders", 64, lambda order: order[0]),
+    ("registry", "adverts", 8, lambda advert: advert.node),
+    ("ledger", "standings", 64, lambda standing: standing.node),
+    ("ledger", "paid", 64, lambda paid: paid[0]),
+    ("jobs", "jobs", 64, lambda job: job.job),
 )
-"""Which part of the state, which table of it, and the id of an item."""
+"""Which part of the state, which table of it, items of a run on average, and the id of an item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class Encoder:
         self._before = before
         self.written: Written = {}
 
-    def known(self, run: Run) -> bytes | None:
-        """The digest of a run that was written down before, if nothing in it changed."""
+    def keep(self, run: Run) -> bytes | None:
+        """The digest of a run that was written down before, kept if nothing in it changed."""
         items, digest = self._before.get((run.table, run.start), ((), b""))
         if not run.items or items != run.items:
             return None
@@ -74,26 +74,30 @@ class Encoder:
 def cut(state: CoreState) -> Iterator[Run]:
     """The parts of a state, always in the same order."""
     yield Run(-1, b"", (), _numbers(state))
-    for table, (owner, name, ident) in enumerate(_TABLES):
+    for table, (owner, name, usual, ident) in enumerate(_TABLES):
         empty = type(getattr(state, owner))
-        for items in _runs(getattr(getattr(state, owner), name), ident):
+        for items in _runs(getattr(getattr(state, owner), name), usual, ident):
             part = CoreState(**{owner: empty(**{name: items})})
             yield Run(table, ident(items[0]), items, part)
 
 
 def _numbers(state: CoreState) -> CoreState:
     """The state without its tables."""
-    for owner, name, _ in _TABLES:
+    for owner, name, *_ in _TABLES:
         state = replace(state, **{owner: replace(getattr(state, owner), **{name: ()})})
     return state
 
 
-def _runs(items: Sequence[Any], ident: Callable[[Any], bytes]) -> Iterator[tuple[Any, ...]]:
+def _runs(
+    items: Sequence[Any], usual: int, ident: Callable[[Any], bytes]
+) -> Iterator[tuple[Any, ...]]:
     began = 0
-    for place, item in enumerate(items, 1):
-        if ident(item)[-1] % RUN_MEAN == 0 or place - began == RUN_MAX:
-            yield tuple(items[began:place])
-            began = place
+    for end, item in enumerate(items, 1):
+        length = end - began
+        may_end = length >= usual // SHORT and ident(item)[-1] % usual == 0
+        if may_end or length == usual * SHORT:
+            yield tuple(items[began:end])
+            began = end
     if began < len(items):
         yield tuple(items[began:])
 

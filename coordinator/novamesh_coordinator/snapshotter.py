@@ -3,8 +3,8 @@
 Rules: a state is cut when the core is exactly what is on disk, which takes a moment, since all of
 it is immutable values; its parts are encoded one by one with a pause after each, so that no answer
 waits long for the interpreter, and written in small transactions, so that no event waits long for
-the disk; parts that did not change are not touched. One snapshot at a time; the next is not begun
-for a while after one failed.
+the disk; parts that did not change are not touched, and parts that no snapshot names go, before
+and after. One snapshot at a time; the next is not begun for a while after one failed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from novamesh_coordinator.store import Store
 from novamesh_proto.errors import NovaMeshError
 
 SNAPSHOT_EVERY: Final = 10_000  # records
+SNAPSHOT_S: Final = 1_800.0  # since the last one, if there is any record: so that it is let go
 PAUSE_S: Final = 0.004  # after a part: encoding takes a fifth of the time
 KNOWN_AT_ONCE: Final = 32  # parts that are compared and not encoded, between two pauses
 WRITE_BYTES: Final = 1 << 18  # in one transaction, and one part more
@@ -40,12 +41,17 @@ class Snapshotter:
         self._wanted = asyncio.Event()
         self._writing = asyncio.Lock()
         self._pause_s = PAUSE_S
+        self._last_s: float | None = None  # when one was cut; of the first, when it was offered
 
-    def offer(self, core: Core) -> None:
+    def offer(self, core: Core, now_s: float) -> None:
         """The core is what the log says up to its mark; whoever calls has made sure of that."""
+        if self._last_s is None:
+            self._last_s = now_s
         mark = self._store.mark
-        if self._cut is None and mark.seq - self._store.snapshot_seq >= SNAPSHOT_EVERY:
-            self._cut = mark, core.state()
+        records = mark.seq - self._store.snapshot_seq
+        due = records >= SNAPSHOT_EVERY or (records > 0 and now_s - self._last_s >= SNAPSHOT_S)
+        if due and self._cut is None:
+            self._cut, self._last_s = (mark, core.state()), now_s
             self._wanted.set()
 
     async def run(self) -> None:
@@ -57,7 +63,7 @@ class Snapshotter:
             try:
                 await self._write(*self._cut)
             except NovaMeshError as error:
-                _log.warning("no snapshot", error=error.message)
+                _log.warning("snapshots are behind", error=error.message)
                 await asyncio.sleep(RETRY_S)
             finally:
                 self._cut = None
@@ -75,20 +81,24 @@ class Snapshotter:
         async with self._writing:
             if mark.seq <= self._store.snapshot_seq:
                 return
+            await self._drop_unnamed()  # what a kill or a full disk has left
             encoder = Encoder(self._written)
             names = await self._write_parts(encoder, state)
             await self._store.save_snapshot(mark, names)
             self._written = encoder.written
-            unnamed = await self._store.unnamed_parts()
-            for first in range(0, len(unnamed), DROPPED_AT_ONCE):
-                await self._store.drop_parts(unnamed[first : first + DROPPED_AT_ONCE])
-                await asyncio.sleep(self._pause_s)
+            await self._drop_unnamed()
+
+    async def _drop_unnamed(self) -> None:
+        unnamed = await self._store.unnamed_parts()
+        for first in range(0, len(unnamed), DROPPED_AT_ONCE):
+            await self._store.drop_parts(unnamed[first : first + DROPPED_AT_ONCE])
+            await asyncio.sleep(self._pause_s)
 
     async def _write_parts(self, encoder: Encoder, state: CoreState) -> list[bytes]:
         names: list[bytes] = []
         fresh: dict[bytes, bytes] = {}
         for number, run in enumerate(cut(state)):
-            name = encoder.known(run)
+            name = encoder.keep(run)
             if name is None or not self._store.has_part(name):
                 name, body = encoder.encode(run)
                 if not self._store.has_part(name):

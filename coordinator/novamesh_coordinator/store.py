@@ -314,7 +314,8 @@ def _bodies_of(reader: sa.Connection, digests: Sequence[bytes]) -> Iterator[obje
 
 def _unnamed(reader: sa.Connection) -> list[bytes]:
     named = {n for body in reader.scalars(sa.select(SNAPSHOTS.c.body)) for n in names_of(body)}
-    return [digest for digest in reader.scalars(sa.select(PARTS.c.digest)) if digest not in named]
+    kept = reader.scalars(sa.select(PARTS.c.digest))
+    return [digest for digest in kept if type(digest) is bytes and digest not in named]
 
 
 def _all(query: sa.Select[Any]) -> Callable[[sa.Connection], Sequence[Any]]:

@@ -26,6 +26,7 @@ PULLS: Final = ".pull"
 DOWNLOADS: Final = ".downloads"
 ORIGIN_FILE: Final = "origin.json"
 MARGIN_BYTES: Final = 256 << 20  # left free for everybody else
+LOCK_FILE: Final = "lock"
 _ORIGIN_BYTES_MAX: Final = 1 << 16
 _LOCK_TRIES: Final = 8
 
@@ -144,7 +145,16 @@ def download_folder(shelf: Path, repository: str, commit: str) -> Path:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder, and the one that it is in if it was the last there."""
+    """Remove a folder, and the one that it is in if it was the last there.
+
+    Its lock goes last: until then nobody else begins to write there.
+    """
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK_FILE:
+                path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.parent.rmdir()
@@ -178,11 +188,13 @@ def lock(folder: Path, taken: str) -> Iterator[None]:
     Raises:
         NovaMeshError: CONFLICT if another process has it, STORAGE.
     """
-    path = folder / "lock"
+    path = folder / LOCK_FILE
     for _ in range(_LOCK_TRIES):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # whoever had the folder removes it at this moment
         except OSError as error:
             raise cannot_write(folder, error) from error
         try:

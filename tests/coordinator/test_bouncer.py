@@ -10,7 +10,15 @@ from collections.abc import Iterator
 import pytest
 
 from novamesh_coordinator import bouncer as bouncing
-from novamesh_coordinator.bouncer import BARRED_S, STRIKES_MAX, WINDOW_S, Bouncer
+from novamesh_coordinator.bouncer import (
+    BARRED_S,
+    LOOK_BARRED_S,
+    LOOK_S,
+    STRIKES_MAX,
+    WINDOW_S,
+    Bouncer,
+)
+from novamesh_coordinator.packet_filter import PacketFilter
 from support.waiting import wait_until
 
 HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"
@@ -95,23 +103,41 @@ def test_who_does_not_stop_asking_is_kept_out_for_a_while(door: Door) -> None:
     assert door.bouncer.look() == 0
 
 
-@pytest.mark.parametrize(
-    "refuse", [lambda listener, places: frozenset(), lambda listener, places: _refuse()]
-)
+def _refuse(self: PacketFilter, listener: socket.socket) -> None:
+    raise OSError(1, "not here")
+
+
 def test_where_a_port_hears_everybody_connections_are_ended(
-    door: Door, monkeypatch: pytest.MonkeyPatch, refuse: object
+    door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bouncing, "attach", refuse)
+    monkeypatch.setattr(PacketFilter, "attach", _refuse)
     for _ in range(STRIKES_MAX):
         door.bouncer.strike(ELSEWHERE)
     door.bouncer.look()
     again = door.come(ELSEWHERE)
     assert door.bouncer.look() == 1
     assert ended(again)
+    assert door.bouncer._patience_s() == LOOK_BARRED_S
 
 
-def _refuse() -> None:
-    raise OSError(1, "not here")
+def test_a_bar_ends_although_the_port_was_not_found_when_it_should(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(STRIKES_MAX):
+        door.bouncer.strike(ELSEWHERE)
+    door.bouncer.look()
+    assert door.bouncer._patience_s() == LOOK_BARRED_S  # some may be on their way in
+    door.bouncer.look()
+    assert door.bouncer._patience_s() == LOOK_S
+    door.now_s += BARRED_S + 1
+    for owner, name, trouble in ((bouncing, "LISTINGS", ()), (PacketFilter, "attach", _refuse)):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, trouble)
+            door.bouncer.look()
+        with pytest.raises(TimeoutError):
+            door.come(ELSEWHERE)
+    door.bouncer.look()
+    door.come(ELSEWHERE)
 
 
 def test_strikes_of_long_ago_do_not_count(door: Door) -> None:

@@ -187,7 +187,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_log_gives_the_same_bytes(self) -> None:
-        assert self.table.replayed().dump() == self.table.core.dump()
+        assert self.table.replayed().state() == self.table.core.state()
 
     @invariant()
     def what_ended_stays_ended(self) -> None:
@@ -267,7 +267,7 @@ def test_a_snapshot_and_the_records_after_it_give_the_same_bytes(table: Table) -
     table.ban(client.id)
     core = Core(table.identity, again)
     core.replay(table.log[seen:])
-    assert core.dump() == table.core.dump()
+    assert core.state() == table.core.state()
 
 
 def test_the_same_inputs_moments_and_rng_give_the_same_outcomes() -> None:
@@ -277,16 +277,16 @@ def test_the_same_inputs_moments_and_rng_give_the_same_outcomes() -> None:
         client = table.client()
         for name in NODES:
             table.node(name)
-        outcomes.append((table.match(client, count=2), table.core.dump(), table.log))
+        outcomes.append((table.match(client, count=2), table.core.state(), table.log))
     assert outcomes[0] == outcomes[1]
 
 
 def test_a_refused_input_leaves_no_trace(table: Table) -> None:
     client, node = table.client(), table.node()
-    before = table.core.dump()
+    before = table.core.state()
     with pytest.raises(NovaMeshError):
         table.order(client, node, parent=JobId(bytes(32)), held=3)
-    assert table.core.dump() == before
+    assert table.core.state() == before
 
 
 def test_ended_jobs_are_forgotten_after_half_an_hour(table: Table) -> None:
@@ -298,7 +298,7 @@ def test_ended_jobs_are_forgotten_after_half_an_hour(table: Table) -> None:
     assert isinstance(table.log[-1], JobsForgotten)
     assert table.views(client) == ()
     assert table.core.ledger.paid_until(order.id) == 0
-    assert table.replayed().dump() == table.core.dump()
+    assert table.replayed().state() == table.core.state()
     with pytest.raises(NovaMeshError) as refused:
         table.submit(order)
     assert refused.value.code is Code.NOT_FRESH

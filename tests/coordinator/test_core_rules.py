@@ -67,11 +67,11 @@ def test_only_a_lost_attempt_counts_against_its_node(table: Table) -> None:
     table.order(client, node)
     table.decide(table.assigned(node), accepted=False, code="policy")
     assert table.core.ledger.standing(node.id).jobs_lost == 0
-    assert table.replayed().dump() == table.core.dump()
+    assert table.replayed().state() == table.core.state()
     table.order(client, node, key="job-2")
     table.fail(table.assigned(node))
     assert table.core.ledger.standing(node.id).jobs_lost == 1
-    assert table.replayed().dump() == table.core.dump()
+    assert table.replayed().state() == table.core.state()
 
 
 def test_an_open_pool_takes_whoever_comes_and_a_closed_one_does_not() -> None:

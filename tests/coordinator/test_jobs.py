@@ -10,6 +10,7 @@ import pytest
 from novamesh_coordinator.events import (
     AttemptAccepted,
     AttemptEnded,
+    AttemptSettled,
     EvidenceKept,
     JobAdmitted,
     JobAssigned,
@@ -18,7 +19,7 @@ from novamesh_coordinator.events import (
     MemberJoined,
 )
 from novamesh_coordinator.jobs import Jobs, JobsState
-from novamesh_proto.messages import JobState
+from novamesh_proto.messages import JobId, JobState
 from support.table import Table
 
 
@@ -114,6 +115,32 @@ def test_forgetting_leaves_nothing_behind() -> None:
     assert jobs.find(records[0].client, "job-1") is None
     assert jobs.of_client(records[0].client, 5) == ()
     assert jobs.dump() == JobsState((), jobs.last_fence)
+
+
+def test_a_clock_that_goes_back_changes_nothing_of_what_is_forgotten() -> None:
+    """Jobs that ended in one order of the log, and in another of the wall clock."""
+    table, records = story()
+    first, jobs = table.core.jobs.dump().jobs[0], Jobs(JobsState())
+    for number in range(4):
+        name = JobId(bytes([number]) * 32)
+        for record in records:
+            changes: dict[str, Any] = {"job": name}
+            if isinstance(record, JobAdmitted):
+                changes |= {"root": name, "key": f"{number}"}
+            if isinstance(record, JobAssigned):
+                changes |= {"fence": jobs.last_fence + 1}
+            elif hasattr(record, "fence"):
+                changes |= {"fence": jobs.last_fence}
+            if isinstance(record, AttemptSettled):
+                changes |= {"at_ms": first.ended_ms - 100 * number}
+            jobs.apply(replace(record, **changes))
+    again = Jobs(jobs.dump())
+    assert jobs.oldest_ended_ms() == again.oldest_ended_ms() == first.ended_ms - 300
+    for before_ms in (first.ended_ms - 250, first.ended_ms - 50, first.ended_ms + 1):
+        gone = [set(one.forget(JobsForgotten(0, before_ms))) for one in (jobs, again)]
+        assert gone[0] == gone[1]
+        assert jobs.dump() == again.dump()
+    assert len(jobs) == 0
 
 
 def test_a_table_can_be_asked_by_client_key_and_node() -> None:

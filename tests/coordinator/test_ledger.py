@@ -37,6 +37,18 @@ def test_settlements_add_up() -> None:
     assert Ledger(ledger.dump()).dump() == ledger.dump()
 
 
+def test_answers_stay_in_the_order_in_which_they_were_first_paid() -> None:
+    ledger = Ledger(LedgerState())
+    roots = [JobId(bytes([n]) * 32) for n in (9, 3, 7)]
+    for start, root in [(0, root) for root in roots] + [(5, roots[1])]:
+        ledger.settle(settled(start, 5), root, PROFILE)
+    assert ledger.dump().paid == ((roots[0], 5), (roots[1], 10), (roots[2], 5))
+    ledger = Ledger(ledger.dump())
+    ledger.forget(roots[0])
+    ledger.settle(settled(0, 1), roots[0], PROFILE)
+    assert [root for root, _ in ledger.dump().paid] == [roots[1], roots[2], roots[0]]
+
+
 def test_a_position_paid_twice_is_a_bug() -> None:
     ledger = Ledger(LedgerState())
     ledger.settle(settled(0, 5), ROOT, PROFILE)

@@ -161,12 +161,12 @@ async def test_a_read_waits_for_what_was_decided_before_it(tmp_path: Path) -> No
 async def test_a_full_disk_refuses_new_work_and_goes_on_reading(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         await made.join("alice")
-        durable = made.sequencer.core.dump()
+        durable = made.sequencer.core.state()
         made.disk.full = True
         with pytest.raises(NovaMeshError) as refused:
             await made.join("bob")
         assert refused.value.code is Code.STORAGE
-        assert made.sequencer.core.dump() == durable
+        assert made.sequencer.core.state() == durable
         assert not made.sequencer.healthy
         with pytest.raises(NovaMeshError) as refused:
             await made.join("carol")
@@ -200,11 +200,11 @@ async def test_what_a_node_says_waits_for_the_disk(tmp_path: Path) -> None:
 async def test_a_bug_in_a_step_costs_that_step_only(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         await made.join("alice")
-        durable = made.sequencer.core.dump()
+        durable = made.sequencer.core.state()
         with pytest.raises(KeyError):
             await made.sequencer.submit("nonsense")  # type: ignore[arg-type]
         await made.join("alice")
-        assert made.sequencer.core.dump() == durable
+        assert made.sequencer.core.state() == durable
 
 
 async def test_a_snapshot_at_the_end_holds_everything(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from novamesh_coordinator.core import CoreState
 from novamesh_coordinator.ledger import LedgerState, Standing
 from novamesh_coordinator.membership import InviteUse, Member, MembershipState
 from novamesh_coordinator.snapshot_parts import (
-    RUN_MAX,
     Encoder,
     cut,
     join,
@@ -42,7 +41,7 @@ def write(state: CoreState, encoder: Encoder) -> dict[bytes, bytes]:
     """What has to be written, by its digest."""
     fresh = {}
     for run in cut(state):
-        if encoder.known(run) is None:
+        if encoder.keep(run) is None:
             name, body = encoder.encode(run)
             fresh[name] = body
     return fresh
@@ -69,7 +68,7 @@ def test_every_table_of_the_state_is_cut() -> None:
         for each in fields(getattr(state, owner.name))
         if getattr(getattr(state, owner.name), each.name) == ()
     }
-    assert tables == {(owner, name) for owner, name, _ in snapshot_parts._TABLES}
+    assert tables == {(owner, name) for owner, name, *_ in snapshot_parts._TABLES}
 
 
 @given(paid=_PAID, members=_MEMBERS, fence=st.integers(0, 1 << 60))
@@ -78,7 +77,7 @@ def test_parts_are_the_state(paid: Any, members: Any, fence: int) -> None:
     state = replace(state, jobs=replace(state.jobs, last_fence=fence))
     runs = list(cut(state))
     assert join(run.state for run in runs) == state
-    assert all(0 < len(run.items) <= RUN_MAX for run in runs[1:])
+    assert all(0 < len(run.items) <= 256 for run in runs[1:])
 
 
 def test_a_real_state_is_read_back_from_its_parts() -> None:
@@ -115,13 +114,27 @@ def test_one_item_that_changed_costs_its_run() -> None:
 def test_ids_that_end_no_run_do_not_make_a_long_one() -> None:
     ids = (JobId(n.to_bytes(31, "big") + b"\1") for n in range(1_000))
     state = CoreState(ledger=LedgerState(paid=tuple((one, 1) for one in ids)))
-    assert [len(run.items) for run in cut(state)] == [0, RUN_MAX, RUN_MAX, RUN_MAX, 1_000 % RUN_MAX]
+    assert [len(run.items) for run in cut(state)] == [0, 256, 256, 256, 1_000 - 768]
 
 
-def test_a_run_ends_with_its_item() -> None:
-    ids = [JobId(bytes(31) + bytes([n])) for n in (1, 64, 2, 0)]
+def test_a_run_ends_with_its_item_unless_it_is_short() -> None:
+    ends = {3, 17, 40}
+    ids = [JobId(bytes([n]) * 31 + bytes([0 if n in ends else 1])) for n in range(60)]
     state = CoreState(ledger=LedgerState(paid=tuple((one, 1) for one in ids)))
-    assert [[item[0] for item in run.items] for run in cut(state)][1:] == [ids[:2], ids[2:]]
+    assert [len(run.items) for run in cut(state)][1:] == [18, 23, 19]
+
+
+def test_ids_made_to_end_runs_do_not_make_many() -> None:
+    ids = (JobId(n.to_bytes(31, "big") + bytes(1)) for n in range(1_600))
+    state = CoreState(ledger=LedgerState(paid=tuple((one, 1) for one in ids)))
+    assert len(list(cut(state))) == 1 + 100
+
+
+def test_what_is_in_no_table_is_a_number_and_nothing_by_default() -> None:
+    state = CoreState()
+    for owner in fields(state):
+        part = getattr(state, owner.name)
+        assert all(getattr(part, each.name) in ((), 0) for each in fields(part))
 
 
 @pytest.mark.parametrize("body", [None, "text", b"{}", 7])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from novamesh_coordinator import snapshotter
 from novamesh_coordinator.core import Core
-from novamesh_coordinator.events import MemberJoined
-from novamesh_coordinator.snapshotter import Snapshotter
+from novamesh_coordinator.events import MemberBanned, MemberJoined
+from novamesh_coordinator.log_chain import Mark
+from novamesh_coordinator.snapshot_parts import cut, names_of
+from novamesh_coordinator.snapshotter import SNAPSHOT_S, Snapshotter
 from novamesh_coordinator.store import Entry, Store, open_store
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import MessageId, NodeId
@@ -94,11 +96,11 @@ def parts_in(path: Path) -> int:
 async def test_a_snapshot_is_written_when_it_is_due(tmp_path: Path) -> None:
     async with pool(tmp_path / "c.db") as made, running(made):
         await made.grow(99)
-        made.snapshotter.offer(made.core)
+        made.snapshotter.offer(made.core, 0.0)
         await asyncio.sleep(0.05)
         assert made.store.snapshot_seq == 0
         await made.grow(1)
-        made.snapshotter.offer(made.core)
+        made.snapshotter.offer(made.core, 0.0)
         await made.grow(10)  # the state is that of the moment in which it was offered
         await written(made, 100)
         assert len((await made.store.load()).records) == 10
@@ -118,9 +120,9 @@ async def test_one_at_a_time_and_the_next_writes_what_changed(
     monkeypatch.setattr(Store, "save_parts", save)
     async with pool(tmp_path / "c.db") as made, running(made):
         await made.grow(3_000)
-        made.snapshotter.offer(made.core)
+        made.snapshotter.offer(made.core, 0.0)
         await made.grow(100)
-        made.snapshotter.offer(made.core)  # the first one is under way
+        made.snapshotter.offer(made.core, 0.0)  # the first one is under way
         await written(made, 3_000)
         first = sum(bytes_written)
         assert max(bytes_written) < 60_000 < first
@@ -141,11 +143,7 @@ async def test_parts_that_nobody_names_go(tmp_path: Path, monkeypatch: pytest.Mo
             await made.grow(50)
             await made.snapshotter.save(made.core)
         await made.check()
-        names = {
-            s.body[at : at + 32]
-            for s in await made.store.snapshots()
-            for at in range(0, len(s.body), 32)
-        }
+        names = {name for one in await made.store.snapshots() for name in names_of(one.body)}
         assert parts_in(tmp_path / "c.db") == len(names)
         assert len(await made.store.snapshots()) == 2
 
@@ -188,7 +186,7 @@ async def test_a_disk_that_refuses_is_asked_again(
         async with asyncio.timeout(20):
             while wanted:
                 await made.grow(100)
-                made.snapshotter.offer(made.core)
+                made.snapshotter.offer(made.core, 0.0)
                 await asyncio.sleep(0.06)
         await made.grow(100)
         await asyncio.sleep(0.2)
@@ -196,15 +194,62 @@ async def test_a_disk_that_refuses_is_asked_again(
         await made.check()
 
 
+async def test_parts_of_snapshots_that_failed_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(self: Store, at: Mark, parts: Sequence[bytes]) -> None:
+        raise NovaMeshError(Code.STORAGE, "the disk is full")
+
+    monkeypatch.setattr(Store, "save_snapshot", refuse)
+    async with pool(tmp_path / "c.db") as made:
+        seen = []
+        for _ in range(6):
+            await made.grow(100)
+            with pytest.raises(NovaMeshError, match="full"):
+                await made.snapshotter.save(made.core)
+            seen.append(parts_in(tmp_path / "c.db"))
+        runs = len(list(cut(made.core.state())))
+        assert seen[-1] == runs
+
+
+async def test_a_state_that_comes_back_is_written_again(tmp_path: Path) -> None:
+    """Its parts were there once, and went."""
+    async with pool(tmp_path / "c.db") as made:
+        who = NodeId(digest("somebody"))
+        for number, reason in enumerate(("spam", "", "", "", "spam")):
+            order = MessageId(digest(f"order {number}"))
+            ban = MemberBanned(who, number, reason, order, number)  # the order is soon forgotten
+            await made.store.commit([Entry((ban,))])
+            made.core.apply(ban)
+            await made.snapshotter.save(made.core)
+            await made.check()
+
+
+async def test_a_quiet_pool_has_a_snapshot_now_and_then(tmp_path: Path) -> None:
+    async with pool(tmp_path / "c.db") as made, running(made):
+        made.snapshotter.offer(made.core, 5.0)
+        await made.grow(1)
+        for now_s in (5.0, 5.0 + SNAPSHOT_S - 1):
+            made.snapshotter.offer(made.core, now_s)
+            await asyncio.sleep(0)
+            assert made.snapshotter._cut is None
+        made.snapshotter.offer(made.core, 5.0 + SNAPSHOT_S)
+        await written(made, 1)
+        await wait_until(lambda: made.snapshotter._cut is None)
+        made.snapshotter.offer(made.core, 5.0 + 3 * SNAPSHOT_S)  # nothing is new
+        assert made.snapshotter._cut is None
+
+
 async def test_the_last_one_does_not_wait_and_waits_its_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshotter, "PAUSE_S", 0.02)
+    monkeypatch.setattr(snapshotter, "PAUSE_S", 3.0)
     async with pool(tmp_path / "c.db") as made, running(made):
         await made.grow(1_000)
-        made.snapshotter.offer(made.core)
+        made.snapshotter.offer(made.core, 0.0)
         await asyncio.sleep(0.01)
         await made.grow(1)
-        await made.snapshotter.save(made.core)
+        async with asyncio.timeout(20):  # forty parts; one pause may be under way
+            await made.snapshotter.save(made.core)
         assert made.store.snapshot_seq == 1_001
         await made.check()

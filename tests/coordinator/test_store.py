@@ -50,7 +50,7 @@ async def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
     assert loaded.records == tuple(table.log)
     core = Core(table.identity, loaded.state)
     core.replay(loaded.records)
-    assert core.dump() == table.core.dump()
+    assert core.state() == table.core.state()
     assert store.mark.seq == len(table.log)
     await store.close()
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 import structlog
 
-from novamesh_coordinator import server
+from novamesh_coordinator import server, snapshotter
 from novamesh_coordinator.clearing import Clearing
 from novamesh_coordinator.config import CoordinatorConfig, Folder
 from novamesh_coordinator.core import Core
@@ -33,6 +33,7 @@ from novamesh_coordinator.relay import Relay
 from novamesh_coordinator.sequencer import Sequencer
 from novamesh_coordinator.store import Store
 
+SNAPSHOT_EVERY: Final = 5  # records: a short story has many
 Die = Callable[[], None]
 Plant = Callable[[Die], None]
 
@@ -80,6 +81,11 @@ FAILPOINTS: Final[dict[str, Place]] = {
     "store.before_commit": Place(_before(Store, "commit"), 12),
     "store.at_commit": Place(_at_commit, 12),
     "store.after_commit": Place(_after(Store, "commit"), 12),
+    "store.before_parts": Place(_before(Store, "save_parts"), 3),
+    "store.after_parts": Place(_after(Store, "save_parts"), 3),
+    "store.before_snapshot": Place(_before(Store, "save_snapshot"), 3),
+    "store.after_snapshot": Place(_after(Store, "save_snapshot"), 3),
+    "store.after_drop": Place(_after(Store, "drop_parts"), 2),
     "store.before_body": Place(_before(Store, "body")),
     "high_water.before_write": Place(_before(HighWater, "write"), 12),
     "high_water.after_write": Place(_after(HighWater, "write"), 12),
@@ -130,6 +136,7 @@ def quiet() -> None:
 def serve(folder: Path, config: CoordinatorConfig, name: str, times: int) -> None:
     """A coordinator's process; with a name, one that will die."""
     quiet()
+    snapshotter.SNAPSHOT_EVERY = SNAPSHOT_EVERY  # type: ignore[misc]
     if name:
         plant(name, times)
     asyncio.run(server.serve(Folder(folder), config, lambda running: None))

@@ -94,7 +94,7 @@ def _replayed(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
     door = swarm.coordinator.door
     if door is None:
         yield "pool does not serve at the end"
-    elif core.dump() != door.sequencer.core.dump():
+    elif core.state() != door.sequencer.core.state():
         yield "the log gives another state than the coordinator has"
 
 

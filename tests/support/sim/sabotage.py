@@ -241,14 +241,14 @@ def a_snapshot_of_what_is_not_written(patch: Patch) -> None:
 def a_run_that_changed_keeps_its_name(patch: Patch) -> None:
     """What a snapshot was made of is taken for what it is made of now."""
 
-    def known(self: Encoder, run: Run) -> bytes | None:
+    def keep(self: Encoder, run: Run) -> bytes | None:
         written: tuple[Any, bytes] | None = self._before.get((run.table, run.start))
         if written is None or not run.items:
             return None
         self.written[run.table, run.start] = written
         return written[1]
 
-    patch.setattr(Encoder, "known", known)
+    patch.setattr(Encoder, "keep", keep)
 
 
 def the_mark_is_never_written(patch: Patch) -> None:
