@@ -265,7 +265,7 @@ def _require_schema(connection: sa.Connection) -> None:
     found = MigrationContext.configure(connection).get_current_revision()
     if found != ScriptDirectory.from_config(_config()).get_current_head():
         raise NovaMeshError(
-            Code.CORRUPT,
+            Code.CONFLICT,
             f"the database has the schema {found}, which is not the one of this version",
             "start the coordinator once, and it is brought up to date; or run the version of "
             "novamesh that wrote it",

@@ -98,7 +98,10 @@ TARGET uint64_t read(const uint8_t* bytes, int64_t count) {
     for (int lane = 0; lane < 8; ++lane)
       sum[lane] = _mm512_xor_si512(sum[lane], _mm512_loadu_si512(from + i + lane));
   for (int lane = 1; lane < 8; ++lane) sum[0] = _mm512_xor_si512(sum[0], sum[lane]);
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum[0]));
+  uint64_t lanes[8], all = 0;
+  _mm512_storeu_si512(lanes, sum[0]);
+  for (const uint64_t lane : lanes) all ^= lane;
+  return all;
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ class Scratch {                       // what it held does not outlive the next 
       buffer = std::vector<Line>();   // the old one goes first: the two may not fit together
       buffer.resize(lines);
     }
-    return buffer.data()->floats;
+    return reinterpret_cast<float*>(buffer.data());  // null where nothing was asked for
   }
 
   // A part may not throw: ask before parts are shared out.
