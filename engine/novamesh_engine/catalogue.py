@@ -17,6 +17,11 @@ from novamesh_proto.errors import Code, NovaMeshError
 
 BUILTINS: Final = ("nova-pico",)
 GB: Final = 10**9
+_CONFIG: Final = "config.json"  # not from models.config, which starts torch
+_HINT: Final = (
+    f"name a folder with {_CONFIG}, or a built-in model: {', '.join(BUILTINS)}; "
+    "the folders of pulled models:  novamesh models ls"
+)
 # A card sold as 8 GB reports a little less, a machine's RAM too.
 _NOMINAL: Final = 0.95
 
@@ -85,13 +90,41 @@ def locate(model: str | Path) -> Path:
     Raises: NovaMeshError (model_not_found).
     """
     built_in = str(model) in BUILTINS
-    folder = _builtin_root() / str(model) if built_in else Path(model).expanduser()
-    if not (folder / "config.json").is_file():
-        where = "this installation" if built_in else str(folder.parent)
-        message = f"there is no model {model} in {where}"
-        hint = f"name a folder with config.json, or a built-in model: {', '.join(BUILTINS)}"
-        raise NovaMeshError(Code.MODEL_NOT_FOUND, message, hint)
-    return folder
+    folder = _builtin_root() / str(model) if built_in else find_path(model, _HINT)
+    if model != "" and (folder / _CONFIG).is_file():
+        return folder
+    if built_in:
+        message = f"there is no model {model} in this installation"
+    elif model == "":
+        message = "no model is named"
+    elif folder.is_dir():
+        message = f"there is no model in the folder {folder}: it has no {_CONFIG}"
+    elif folder.exists():
+        message = f"{folder} is a file, and a model is a folder"
+    else:
+        message = f"there is no model {model} in {folder.parent}"
+    raise NovaMeshError(Code.MODEL_NOT_FOUND, message, _HINT)
+
+
+def find_path(model: str | Path, hint: str) -> Path:
+    """The path that somebody named, with ~ expanded; nothing need be there.
+
+    Raises: NovaMeshError (model_not_found) with the hint, if nothing can be there or be read.
+    """
+    try:
+        path = Path(model).expanduser()
+        (path / _CONFIG).stat()  # a look inside, so that nobody meets these refusals later
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except RuntimeError:  # of ~somebody
+        why = "nobody on this machine has that home folder"
+    except OSError as error:
+        why = error.strerror or str(error)
+    except ValueError:
+        why = "that is no path"
+    else:
+        return path
+    raise NovaMeshError(Code.MODEL_NOT_FOUND, f"there is no model {str(model)[:80]!r}: {why}", hint)
 
 
 def _builtin_root() -> Path:

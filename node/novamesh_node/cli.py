@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -148,22 +149,27 @@ def pull(
     org/name@revision on Hugging Face (HF_TOKEN, HF_HOME and HF_ENDPOINT count), or a folder with a
     checkpoint or a profile. Interrupted, it goes on where it stopped.
     """
+    _hush()
     from novamesh.config import find_places
     from novamesh_node import meters, screens
     from novamesh_node.pull import Puller, Wish
 
-    _hush()
     chosen = _recommend() if model == "auto" else model
     wish = Wish(chosen, name, revision, force, keep_download)
-    again = f"go on where it stopped:  novamesh models pull {model}"
     try:
         with meters.meter(_tell) as audience:
             profile = Puller(find_places(home).models, audience).pull(wish)
     except KeyboardInterrupt:
-        raise NovaMeshError(Code.CANCELLED, "stopped", again) from None
+        again = _command(
+            "models", "pull", wish.reference, name=name, revision=revision, force=force,
+            keep_download=keep_download, json=json, home=home,
+        )  # fmt: skip
+        hint = f"go on where it stopped:  {again}"
+        raise NovaMeshError(Code.CANCELLED, "stopped", hint) from None
     fields = screens.profile_fields(profile)
     _print(_json(fields) if json else f"{profile.path.name}  {profile.digest_text}")
-    _tell(f"serve it:  novamesh node start --model {profile.path.name}")
+    serve = _command("node", "start", model=profile.path.name, home=home)
+    _tell(f"serve it:  {serve}")
 
 
 @models_app.command(name="ls")
@@ -223,14 +229,15 @@ def rm(
 ) -> None:
     """Take a model, or what is left of a pull of it, off the shelf."""
     from novamesh.config import find_places
-    from novamesh_node.shelf import remove_model
+    from novamesh_node.shelf import find_removable, remove_model
     from novamesh_node.workspace import gigabytes
 
+    shelf, served = find_places(home).models, _served(home)
+    find_removable(name, shelf, served)  # nobody is asked about what is not there, or stays
     if not yes and not _agreed(f"remove {name}? [y/N] "):
-        raise NovaMeshError(
-            Code.CANCELLED, f"{name} stays", f"without a question:  novamesh models rm {name} --yes"
-        )
-    size = remove_model(name, find_places(home).models, _served(home))
+        again = _command("models", "rm", name, yes=True, home=home)
+        raise NovaMeshError(Code.CANCELLED, f"{name} stays", f"without a question:  {again}")
+    size = remove_model(name, shelf, served)
     _tell(f"removed {name}: {gigabytes(size)}")
 
 
@@ -279,11 +286,29 @@ def _agreed(question: str) -> bool:
 
 
 def _hush() -> None:
-    """What libraries would say to developers; refusals are raised anyway."""
+    """What libraries would say to developers; refusals are raised anyway.
+
+    bitsandbytes talks while it is imported, so this comes first; the other one sets its own level
+    when it is imported, so that is done here.
+    """
     import logging
 
-    for library in ("bitsandbytes", "huggingface_hub"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    from huggingface_hub.utils.logging import get_logger
+
+    for logger in (logging.getLogger("bitsandbytes"), get_logger("huggingface_hub")):
+        logger.setLevel(logging.ERROR)
+
+
+def _command(*words: str, **flags: str | Path | bool | None) -> str:
+    """What to type: the words and those of the flags that are set, quoted for a shell."""
+    line = ["novamesh", *words]
+    for flag, value in flags.items():
+        if value is None or value is False:
+            continue
+        line.append(f"--{flag.replace('_', '-')}")
+        if value is not True:
+            line.append(str(value))
+    return shlex.join(line)
 
 
 async def _stop(socket: Path, now: bool) -> None:

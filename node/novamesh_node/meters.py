@@ -65,13 +65,24 @@ class Lines:
         """A line when a shard begins, and at the end."""
         if step.written >= step.total:
             self.note(f"converted  {gigabytes(step.total)}")
-        elif step.shard != self._shard:
+        else:
+            self._begin("converting shard", step)
+
+    def copy(self, step: Step) -> None:
+        """A line when a file begins, and at the end."""
+        if step.written >= step.total:
+            self.note(f"copied  {gigabytes(step.total)}")
+        else:
+            self._begin("copying file", step)
+
+    def _begin(self, what: str, step: Step) -> None:
+        if step.shard != self._shard:
             self._shard = step.shard
-            self.note(f"converting shard {step.shard} of {step.shards}")
+            self.note(f"{what} {step.shard} of {step.shards}")
 
 
 class Bars:
-    """A bar for what is downloaded and one for what is converted, with speeds and times."""
+    """A bar for what is downloaded and one for what is made of it, with speeds and times."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -80,7 +91,7 @@ class Bars:
             console=console,
         )  # fmt: skip
         self._download: TaskID | None = None
-        self._convert: TaskID | None = None
+        self._profile: TaskID | None = None
         self._positions: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -103,7 +114,7 @@ class Bars:
         """The bars."""
         if download_bytes:
             self._download = self._progress.add_task("download", total=download_bytes)
-        self._convert = self._progress.add_task("convert", total=profile_bytes)
+        self._profile = self._progress.add_task("profile", total=profile_bytes)
 
     def receive(self, name: str, position: int, size: int) -> None:
         """More of a file is here."""
@@ -116,10 +127,17 @@ class Bars:
 
     def convert(self, step: Step) -> None:
         """More of the profile is made."""
-        if self._convert is not None:
+        self._advance("convert shard", step)
+
+    def copy(self, step: Step) -> None:
+        """More of the profile is here."""
+        self._advance("copy file", step)
+
+    def _advance(self, what: str, step: Step) -> None:
+        if self._profile is not None:
             self._progress.update(
-                self._convert, completed=step.written,
-                description=f"convert shard {step.shard} of {step.shards}",
+                self._profile, completed=step.written,
+                description=f"{what} {step.shard} of {step.shards}",
             )  # fmt: skip
 
 

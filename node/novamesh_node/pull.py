@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from novamesh_engine.catalogue import BUILTINS, CATALOGUE, find_entry, locate
+from novamesh_engine.catalogue import BUILTINS, CATALOGUE, find_entry, find_path, locate
 from novamesh_engine.files import corrupt, open_file
 from novamesh_engine.models.config import CONFIG_FILE, ModelConfig
 from novamesh_engine.quant.checkpoint import Checkpoint, FolderCheckpoint
@@ -35,6 +35,7 @@ from novamesh_engine.tokenizer import Tokenizer
 from novamesh_engine.weights.store import TensorFile
 from novamesh_node import download, hub
 from novamesh_node.download import Downloads
+from novamesh_node.shelf import find_missing
 from novamesh_node.workspace import (
     Workspace,
     cannot_write,
@@ -54,6 +55,10 @@ _REPOSITORY: Final = re.compile(
 )
 _ADDRESSES: Final = ("https://huggingface.co/", "huggingface.co/", "hf.co/", "hf://")
 _COPY_BYTES: Final = 1 << 20
+_NAMES: Final = (
+    f"name one of {', '.join(each.name for each in CATALOGUE)}, "
+    "a repository of Hugging Face as org/name, or a folder"
+)
 
 
 class Audience(download.Audience, Protocol):
@@ -65,6 +70,10 @@ class Audience(download.Audience, Protocol):
 
     def convert(self, step: Step) -> None:
         """How far the conversion is."""
+        ...
+
+    def copy(self, step: Step) -> None:
+        """How far the copy of a profile is; its files count as shards."""
         ...
 
 
@@ -111,7 +120,7 @@ class Puller:
         entry = find_entry(wish.reference)
         if entry is not None:
             return self._pull_repository(wish, entry.repository, entry.name, wish.revision)
-        folder = Path(wish.reference).expanduser()
+        folder = find_path(wish.reference, _NAMES)
         if wish.reference and folder.is_dir():
             if wish.revision is not None:
                 raise NovaMeshError(
@@ -120,12 +129,18 @@ class Puller:
                 )  # fmt: skip
             pull = self._copy_profile if is_profile(folder) else self._pull_folder
             return pull(wish, folder)
+        if folder.is_file():
+            raise _no_folder(folder)
         reference = wish.reference
         for address in _ADDRESSES:
             reference = reference.removeprefix(address)
         found = _REPOSITORY.fullmatch(reference)
         if found is None:
-            raise _unknown(wish.reference)
+            raise NovaMeshError(
+                Code.MODEL_NOT_FOUND,
+                f"{wish.reference[:120]!r} is no model of ours, and no folder",
+                _NAMES,
+            )
         name = default_name(found[1].split("/")[1])
         return self._pull_repository(wish, found[1], name, found[2] or wish.revision)
 
@@ -166,7 +181,8 @@ class Puller:
             check_space(self.shelf, needed, f"the profile of {folder}")
             self.audience.expect(0, conversion.size)
             work.begin(origin)
-            conversion.run(work.profile, work.name, self.audience.convert)
+            with work.discarded_if_corrupt():
+                conversion.run(work.profile, work.name, self.audience.convert)
             return work.install()
 
     def _copy_profile(self, wish: Wish, folder: Path) -> ModelProfile:
@@ -180,19 +196,26 @@ class Puller:
             present = self._present(wish, work, origin)
             if present is not None:
                 return present
+            for error in find_missing(profile).values():
+                raise error
             needed = profile.size - disk_bytes(work.profile)
             check_space(self.shelf, needed, f"the profile {folder}")
             self.audience.expect(0, profile.size)
             work.begin(origin)
             work.profile.mkdir(exist_ok=True)
-            done = 0
-            for number, file in enumerate(profile.files, start=1):
-                _copy_file(profile, file, work.profile)
-                done += file.size
-                self.audience.convert(Step(number, len(profile.files), done, profile.size))
+            with work.discarded_if_corrupt():
+                self._copy_files(profile, work.profile)
             # The manifest comes last: without it nothing is a profile.
             shutil.copyfile(folder / MANIFEST_FILE, work.profile / MANIFEST_FILE)
             return work.install()
+
+    def _copy_files(self, profile: ModelProfile, target: Path) -> None:
+        count, done = len(profile.files), 0
+        for number, file in enumerate(profile.files, start=1):
+            self.audience.copy(Step(number, count, done, profile.size))
+            _copy_file(profile, file, target)
+            done += file.size
+        self.audience.copy(Step(count, count, done, profile.size))
 
     def _present(
         self, wish: Wish, work: Workspace, origin: Mapping[str, str]
@@ -256,12 +279,12 @@ def _chosen(wish: Wish, name: str) -> str:
     return chosen
 
 
-def _unknown(reference: str) -> NovaMeshError:
-    names = ", ".join(each.name for each in CATALOGUE)
-    return NovaMeshError(
-        Code.MODEL_NOT_FOUND, f"{reference[:120]!r} is no model of ours, and no folder",
-        f"name one of {names}, a repository of Hugging Face as org/name, or a folder",
-    )  # fmt: skip
+def _no_folder(file: Path) -> NovaMeshError:
+    """The error for one of a model's files, or for a model in a single file."""
+    hint = f"name a folder with {CONFIG_FILE} and safetensors, or a repository as org/name"
+    if (file.parent / CONFIG_FILE).is_file():
+        hint = f"name the folder that it is in: {file.absolute().parent}"
+    return NovaMeshError(Code.MODEL_NOT_FOUND, f"{file} is a file, and a model is a folder", hint)
 
 
 def _fetch_small(downloads: Downloads, keep: bool) -> HubCheckpoint:

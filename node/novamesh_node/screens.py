@@ -142,8 +142,10 @@ def amount(count: int) -> str:
 
 
 def volume(size: int) -> str:
-    """Bytes in the unit that people use for it: 4.3 GB, 1.2 MB."""
-    return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{size / 1e6:.1f} MB"
+    """Bytes in the unit that people use for it: 4.3 GB, 1.2 MB, 1.7 kB."""
+    if size >= 10**9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 10**6 else f"{size / 1e3:.1f} kB"
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

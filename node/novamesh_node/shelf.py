@@ -9,18 +9,20 @@ stays.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from novamesh_engine.catalogue import BUILTINS, locate
+from novamesh_engine.catalogue import BUILTINS, find_path, locate
 from novamesh_engine.files import AGAIN, corrupt
 from novamesh_engine.quant.profile import ModelProfile, is_profile, read_profile, verify_file
 from novamesh_node.workspace import (
     PULLS,
     Workspace,
     cannot_write,
+    find_worker,
     gigabytes,
     unfinished,
 )
@@ -50,8 +52,12 @@ def list_models(shelf: Path) -> tuple[Entry, ...]:
         )
         entries += [_read(path.name, path, built_in=False) for path in folders[:ENTRIES_MAX]]
     for name, size in unfinished(shelf).items():
-        fault = f"unfinished, {gigabytes(size)} so far; pull it again to go on"
-        entries.append(Entry(name, shelf / PULLS / name, False, None, fault))
+        folder, so_far = shelf / PULLS / name, f"{gigabytes(size)} so far"
+        worker = find_worker(folder)
+        fault = f"unfinished, {so_far}; pull it again to go on"
+        if worker:
+            fault = f"under way by {worker}, {so_far}"
+        entries.append(Entry(name, folder, False, None, fault))
     return tuple(entries)
 
 
@@ -64,14 +70,15 @@ def find_model(name: str, shelf: Path) -> ModelProfile:
     if name in BUILTINS:
         return read_profile(locate(name))
     plain = os.sep not in name
-    for folder in [shelf / name] * plain + [Path(name).expanduser()]:
+    for path in ([shelf / name] * plain + [Path(name)]) if name else []:
+        folder = find_path(path, _SEE)
         if is_profile(folder):
             return read_profile(folder)
         if (folder / "config.json").is_file():
             raise NovaMeshError(
                 Code.MODEL_NOT_FOUND,
                 f"{folder} is a model, but not a profile: it has no novamesh.json",
-                f"make one:  novamesh models pull {folder}",
+                f"make one:  novamesh models pull {shlex.quote(str(folder))}",
             )
     raise NovaMeshError(
         Code.MODEL_NOT_FOUND,
@@ -83,11 +90,27 @@ def find_model(name: str, shelf: Path) -> ModelProfile:
 def remove_model(name: str, shelf: Path, served: Collection[str]) -> int:
     """Take a model, or what is left of a pull of it, off the shelf; the bytes that it took.
 
+    Raises:
+        NovaMeshError: as `find_removable`, CONFLICT if it is being pulled, STORAGE.
+    """
+    work = find_removable(name, shelf, served)
+    with work.locked():
+        size = work.taken_bytes()
+        try:
+            work.remove()
+        except OSError as error:
+            raise cannot_write(shelf, error) from error
+    return size
+
+
+def find_removable(name: str, shelf: Path, served: Collection[str]) -> Workspace:
+    """What may be taken off the shelf.
+
     `served` are the digests, sha256:hex, of the models that a node of this machine serves now.
 
     Raises:
-        NovaMeshError: POLICY for a built-in model, MODEL_NOT_FOUND, CONFLICT if it is in use,
-            BAD_REQUEST, STORAGE.
+        NovaMeshError: POLICY for a built-in model, MODEL_NOT_FOUND, CONFLICT if it is served,
+            BAD_REQUEST.
     """
     if name in BUILTINS:
         raise NovaMeshError(
@@ -105,13 +128,7 @@ def remove_model(name: str, shelf: Path, served: Collection[str]) -> int:
             Code.CONFLICT, f"a node of this machine serves {name}",
             "stop it first:  novamesh node stop",
         )  # fmt: skip
-    with work.locked():
-        size = work.taken_bytes()
-        try:
-            work.remove()
-        except OSError as error:
-            raise cannot_write(shelf, error) from error
-    return size
+    return work
 
 
 def find_damage(profile: ModelProfile) -> dict[str, NovaMeshError]:

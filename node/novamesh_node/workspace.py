@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Final
 
 from novamesh_engine.files import parse_object, read_bytes
@@ -29,6 +30,7 @@ MARGIN_BYTES: Final = 256 << 20  # left free for everybody else
 LOCK_FILE: Final = "lock"
 _ORIGIN_BYTES_MAX: Final = 1 << 16
 _LOCK_TRIES: Final = 8
+_GLANCE_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,19 @@ class Workspace:
             OSError: the shelf cannot be written.
         """
         (self.folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def discarded_if_corrupt(self) -> Iterator[None]:
+        """Keep nothing of what can never become a model, however often it is pulled again.
+
+        For use while it is locked: what was not begun goes with the lock.
+        """
+        try:
+            yield
+        except NovaMeshError as error:
+            if error.code is Code.CORRUPT:
+                (self.folder / ORIGIN_FILE).unlink(missing_ok=True)
+            raise
 
     def install(self) -> ModelProfile:
         """Put the finished profile on the shelf, in the place of an older one if there is one.
@@ -171,7 +186,7 @@ def read_origin(folder: Path) -> dict[str, str]:
 
 
 def unfinished(shelf: Path) -> dict[str, int]:
-    """Names of models whose pull was cut off, and the bytes that are there."""
+    """Names of models whose pull was cut off or is under way, and the bytes that are there."""
     folder = shelf / PULLS
     if not folder.is_dir():
         return {}
@@ -206,16 +221,37 @@ def lock(folder: Path, taken: str) -> Iterator[None]:
     raise NovaMeshError(Code.CONFLICT, taken, "do it again")
 
 
+def find_worker(folder: Path) -> str:
+    """The process that keeps a folder to itself, as `process N`; nothing if none does."""
+    path = folder / LOCK_FILE
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _worker(path)
+    finally:
+        os.close(file)  # and with it the lock
+    return ""
+
+
+def _worker(path: Path) -> str:
+    """Who wrote a lock that is held."""
+    with contextlib.suppress(OSError):
+        pid = path.read_text(errors="replace")[:16].strip()
+        return f"process {pid}" if pid else "a process that begins just now"
+    return "a process that ended just now"
+
+
 def _take(file: int, path: Path, taken: str) -> bool:
     """False if whoever had the folder has removed it since it was opened here."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(file)
     except BlockingIOError:
-        pid = "that ended just now"
-        with contextlib.suppress(OSError):
-            pid = path.read_text(errors="replace")[:16].strip()
         raise NovaMeshError(
-            Code.CONFLICT, f"{taken} (process {pid})", "wait until it is done, or stop it"
+            Code.CONFLICT, f"{taken} ({_worker(path)})", "wait until it is done, or stop it"
         ) from None
     try:
         if not os.path.samestat(os.fstat(file), path.stat()):
@@ -225,6 +261,16 @@ def _take(file: int, path: Path, taken: str) -> bool:
     os.truncate(file, 0)
     os.write(file, f"{os.getpid()}\n".encode())
     return True
+
+
+def _flock(file: int) -> None:
+    """Twice, as somebody who only looks has it for a moment. Raises: BlockingIOError."""
+    how = fcntl.LOCK_EX | fcntl.LOCK_NB
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        sleep(_GLANCE_S)
+        fcntl.flock(file, how)
 
 
 def disk_bytes(folder: Path) -> int:
@@ -261,5 +307,7 @@ def cannot_write(folder: Path, error: OSError) -> NovaMeshError:
 
 
 def gigabytes(count: int) -> str:
-    """Bytes for people: 4.3 GB, or 120 MB below one."""
-    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.0f} MB"
+    """Bytes for people: 4.3 GB, or 120 MB below one, or 12 kB."""
+    if count >= 10**9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 10**6 else f"{count / 1e3:.0f} kB"

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 import novamesh_engine
-from novamesh_engine.catalogue import BUILTINS, CATALOGUE, choose_entry, find_entry, locate
+from novamesh_engine.catalogue import (
+    BUILTINS,
+    CATALOGUE,
+    choose_entry,
+    find_entry,
+    find_path,
+    locate,
+)
 from novamesh_engine.models.config import ModelConfig
 from novamesh_engine.quant.shards import lay_out
 from novamesh_engine.quant.tensors import profile_tensors
@@ -39,6 +46,49 @@ def test_what_is_missing_says_what_there_is(
         locate(name)
     assert refused.value.code is Code.MODEL_NOT_FOUND
     assert "nova-pico" in refused.value.hint
+
+
+@pytest.mark.parametrize("there", ["folder", "file", "", "nosuch"])
+def test_what_is_wrong_with_a_path_is_said(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "config.json").write_text("{}")  # no name at all must not mean this folder
+    with pytest.raises(NovaMeshError) as refused:
+        locate(there)
+    assert refused.value.code is Code.MODEL_NOT_FOUND
+    assert (
+        refused.value.message
+        == {
+            "folder": "there is no model in the folder folder: it has no config.json",
+            "file": "file is a file, and a model is a folder",
+            "": "no model is named",
+            "nosuch": "there is no model nosuch in .",
+        }[there]
+    )
+    assert "pulled models:  novamesh models ls" in refused.value.hint
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "x" * 300, "a\0b", "loop"])
+def test_a_path_that_cannot_be_is_a_model_that_is_not_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    for attempt in (lambda: locate(name), lambda: find_path(name, "name another")):
+        with pytest.raises(NovaMeshError, match="there is no model") as refused:
+            attempt()
+        assert refused.value.code is Code.MODEL_NOT_FOUND
+        assert len(refused.value.message) < 200
+    assert refused.value.hint == "name another"
+
+
+def test_a_path_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_path("~/nothing", "") == tmp_path / "nothing"
+    assert find_path(tmp_path / "nothing" / "x", "") == tmp_path / "nothing" / "x"
 
 
 def test_what_an_entry_says_is_what_its_published_config_makes() -> None:

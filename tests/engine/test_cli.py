@@ -56,6 +56,13 @@ def test_a_missing_model_raises_our_error(tmp_path: Path) -> None:
         run("bench", str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "x" * 300])
+def test_a_weird_name_raises_our_error(name: str) -> None:
+    with pytest.raises(NovaMeshError, match="no model") as caught:
+        run("bench", name)
+    assert "novamesh models ls" in caught.value.hint
+
+
 def test_importing_the_commands_starts_no_torch() -> None:
     code = "import sys, novamesh_engine.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

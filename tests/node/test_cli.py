@@ -6,6 +6,10 @@ import asyncio
 import contextlib
 import io
 import json
+import os
+import shlex
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -200,7 +204,9 @@ def test_a_pull_prints_name_and_digest_and_rm_takes_it_away(
     assert novamesh("models", "pull", profile.path, "--home", home) == 0
     said = capsys.readouterr()
     assert said.out == f"mine  {profile.digest_text}\n"
-    assert "novamesh node start --model mine" in said.err
+    assert f"novamesh node start --model mine --home {home}\n" in said.err
+    assert "copying file 1 of" in said.err
+    assert "convert" not in said.err
     assert novamesh("models", "pull", profile.path, "--json", "--home", home) == 0
     assert json.loads(capsys.readouterr().out)["digest"] == profile.digest_text
     assert novamesh("models", "verify", "mine", "--home", home) == 0
@@ -209,7 +215,9 @@ def test_a_pull_prints_name_and_digest_and_rm_takes_it_away(
 
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # no terminal: nobody there to agree
     assert novamesh("models", "rm", "mine", "--home", home) == 130
-    assert "novamesh models rm mine --yes" in capsys.readouterr().err
+    assert f"novamesh models rm mine --yes --home {home}\n" in capsys.readouterr().err
+    assert novamesh("models", "rm", "nosuch", "--home", home) == 1
+    assert "there is no model 'nosuch'" in capsys.readouterr().err, "nobody is asked about nothing"
     assert novamesh("models", "rm", "mine", "--yes", "--home", home) == 0
     assert "removed mine" in capsys.readouterr().err
     assert not (find_places(home).models / "mine").exists()
@@ -239,6 +247,14 @@ def test_auto_says_what_it_takes_and_asks_nothing(
     assert "1.0 GB of a small card" in said.err
 
 
+def test_a_pull_says_nothing_for_developers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "novamesh", "models", "pull", "nosuch", "--home", tmp_path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+
+
 def test_a_pull_that_is_stopped_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,7 +262,13 @@ def test_a_pull_that_is_stopped_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Puller, "pull", stop)
-    assert novamesh("models", "pull", "org/model", "--home", tmp_path) == 130
-    assert (
-        "hint: go on where it stopped:  novamesh models pull org/model" in capsys.readouterr().err
-    )
+    assert novamesh("models", "pull", "org/model") == 130
+    said = capsys.readouterr().err
+    assert said.endswith("hint: go on where it stopped:  novamesh models pull org/model\n")
+    typed = [
+        "models", "pull", "src/Big Model", "--name", "mine", "--revision", "v 1", "--force",
+        "--keep-download", "--json", "--home", str(tmp_path / "a home"),
+    ]  # fmt: skip
+    assert novamesh(*typed) == 130
+    hint = capsys.readouterr().err.split("where it stopped:")[1]
+    assert shlex.split(hint) == ["novamesh", *typed]

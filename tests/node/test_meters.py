@@ -41,6 +41,30 @@ def test_lines_are_one_for_a_file_and_one_for_a_shard() -> None:
     ]
 
 
+def copy(audience: Lines | Bars) -> None:
+    """A small copy of a profile, of which one file is empty."""
+    with audience:
+        audience.expect(0, 500_000)
+        for number, written in ((1, 0), (2, 1000), (3, 1000)):
+            audience.copy(Step(number, 3, written, 500_000))
+        audience.copy(Step(3, 3, 500_000, 500_000))
+
+
+def test_a_copy_is_not_called_a_conversion() -> None:
+    said: list[str] = []
+    copy(Lines(said.append))
+    assert said == [
+        "copying file 1 of 3",
+        "copying file 2 of 3",
+        "copying file 3 of 3",
+        "copied  500 kB",
+    ]
+    screen = io.StringIO()
+    copy(Bars(Console(file=screen, force_terminal=True, width=120)))
+    assert "copy file 3 of 3" in screen.getvalue()
+    assert "convert" not in screen.getvalue()
+
+
 def test_bars_show_both_works() -> None:
     screen = io.StringIO()
     play(Bars(Console(file=screen, force_terminal=True, width=120)))

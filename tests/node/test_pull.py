@@ -42,6 +42,7 @@ class Ear:
     stop_at: int = 1 << 60
     notes: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    copies: list[Step] = field(default_factory=list)
     most_bytes: int = 0
     watched: Path | None = None
 
@@ -57,6 +58,9 @@ class Ear:
     def convert(self, step: Step) -> None:
         self.steps.append(step)
         self._count()
+
+    def copy(self, step: Step) -> None:
+        self.copies.append(step)
 
     def _count(self) -> None:
         self.events += 1
@@ -252,7 +256,11 @@ def test_a_folder_is_converted_and_left_alone(shelf: Path, plain: Path, tmp_path
 def test_a_profile_is_copied_as_it_is(shelf: Path, tmp_path: Path) -> None:
     profile = save_tiny_profile(tmp_path / "made", "mine")
     (profile.path / "notes.txt").write_text("not part of it")
-    assert pull(shelf, profile.path) == profile.digest_text
+    ear = Ear()
+    assert pull(shelf, profile.path, ear) == profile.digest_text
+    assert not ear.steps, "nothing is converted"
+    assert [step.shard for step in ear.copies] == [1, 2, 3, 4, 4]
+    assert (ear.copies[0].written, ear.copies[-1].written) == (0, profile.size)
     assert not (shelf / "mine" / "notes.txt").exists()
     assert pull(shelf, shelf / "mine") == profile.digest_text
     assert pull(shelf, profile.path, name="again") == profile.digest_text
@@ -268,7 +276,24 @@ def test_a_damaged_profile_is_not_copied(shelf: Path, tmp_path: Path) -> None:
     with pytest.raises(NovaMeshError, match=str(weights)) as caught:
         pull(shelf, profile.path)
     assert caught.value.code is Code.CORRUPT
-    assert not (shelf / "mine").exists()
+    assert not list(shelf.iterdir()), "what can never succeed is not kept"
+    weights.unlink()
+    with pytest.raises(NovaMeshError, match=str(weights)) as missing:
+        pull(shelf, profile.path)
+    assert missing.value.code is Code.NOT_FOUND
+    assert not list(shelf.iterdir())
+
+
+def test_a_damaged_checkpoint_leaves_nothing(
+    shelf: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise NovaMeshError(Code.CORRUPT, "a weight is no number", "get it again")
+
+    monkeypatch.setattr(Conversion, "run", run)
+    with pytest.raises(NovaMeshError, match="no number"):
+        pull(shelf, plain)
+    assert not list(shelf.iterdir())
 
 
 def test_two_pulls_of_one_model_do_not_meet(there: FakeHub, shelf: Path) -> None:
@@ -297,13 +322,27 @@ def test_what_is_built_in_is_not_pulled(shelf: Path, plain: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "reference", ["nothing", "./nothing", "/nothing", "a/b/c", "~/nothing", "", "@"]
+    "reference",
+    ["nothing", "./nothing", "/nothing", "a/b/c", "~/nothing", "", "@", "~nosuchuser/x", "x" * 300],
 )
 def test_what_is_nothing_says_what_could_be(shelf: Path, reference: str) -> None:
     with pytest.raises(NovaMeshError) as caught:
         pull(shelf, reference)
     assert caught.value.code is Code.MODEL_NOT_FOUND
     assert "phi-mini-moe-instruct" in caught.value.hint
+
+
+def test_a_file_is_said_to_be_one(shelf: Path, plain: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "model.gguf"
+    alone.write_bytes(b"GGUF")
+    for file, hint in (
+        (alone, "name a folder with config.json"),
+        (plain / "tokenizer.json", f"name the folder that it is in: {plain}"),
+    ):
+        with pytest.raises(NovaMeshError, match="is a file, and a model is a folder") as caught:
+            pull(shelf, file)
+        assert caught.value.code is Code.MODEL_NOT_FOUND
+        assert caught.value.hint.startswith(hint)
 
 
 @pytest.mark.parametrize("name", ["../evil", "A", "", ".pull", "a/b", "x" * 65])

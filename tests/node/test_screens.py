@@ -79,3 +79,6 @@ def test_amounts() -> None:
     assert [screens.amount(n) for n in (12, 1_700, 1_700_000, 7 * 10**9)] == [
         "12", "1.7k", "1.7M", "7.0B",
     ]  # fmt: skip
+    assert [screens.volume(n) for n in (1_700, 1_700_000, 7 * 10**9)] == [
+        "1.7 kB", "1.7 MB", "7.0 GB",
+    ]  # fmt: skip

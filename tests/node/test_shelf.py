@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -52,11 +54,14 @@ def test_what_is_not_there_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_manifest_is_named(tmp_path: Path) -> None:
-    save_tiny_profile(tmp_path / "plain")
-    (tmp_path / "plain" / "novamesh.json").unlink()
+    folder = tmp_path / "it's plain"
+    save_tiny_profile(folder)
+    (folder / "novamesh.json").unlink()
     with pytest.raises(NovaMeshError) as caught:
-        find_model(str(tmp_path / "plain"), tmp_path)
+        find_model(str(folder), tmp_path)
     assert "novamesh.json" in caught.value.message
+    typed = shlex.split(caught.value.hint.removeprefix("make one:"))
+    assert typed == ["novamesh", "models", "pull", str(folder)]
 
 
 def test_active_bytes_are_the_active_share_of_the_weights(tmp_path: Path) -> None:
@@ -76,6 +81,25 @@ def test_a_pull_that_was_cut_off_is_listed_and_can_be_removed(tmp_path: Path) ->
     assert "unfinished, 3 MB so far" in entry.fault
     assert remove_model("half", tmp_path, ()) >= 3_000_000
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pull_that_another_process_is_at_is_listed_as_such(tmp_path: Path) -> None:
+    work = Workspace.of(tmp_path, "half")
+    with work.locked():
+        work.begin({"folder": "/somewhere"})
+        fault = list_models(tmp_path)[-1].fault
+    assert fault.startswith(f"under way by process {os.getpid()}, ")
+    assert "pull it again" not in fault
+    assert "pull it again" in list_models(tmp_path)[-1].fault
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "~nosuchuser", "x" * 300, f"./{'x' * 300}", ""])
+def test_a_name_that_nothing_can_have_is_not_there(tmp_path: Path, name: str) -> None:
+    save_tiny_profile(tmp_path)  # no name at all must not mean the shelf
+    with pytest.raises(NovaMeshError, match="there is no model") as caught:
+        find_model(name, tmp_path)
+    assert caught.value.code is Code.MODEL_NOT_FOUND
+    assert "novamesh models ls" in caught.value.hint
 
 
 def test_a_model_is_removed_and_its_size_told(tmp_path: Path) -> None:

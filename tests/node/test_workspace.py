@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from novamesh_node import workspace
 from novamesh_node.workspace import (
     MARGIN_BYTES,
     ORIGIN_FILE,
@@ -18,6 +19,7 @@ from novamesh_node.workspace import (
     discard,
     disk_bytes,
     download_folder,
+    find_worker,
     gigabytes,
     lock,
     read_origin,
@@ -134,6 +136,37 @@ def test_a_lock_names_its_process_and_ends_with_it(tmp_path: Path) -> None:
         pass
 
 
+def test_who_works_in_a_folder_can_be_seen_without_taking_it(tmp_path: Path) -> None:
+    assert find_worker(tmp_path / "none") == ""
+    with lock(tmp_path, "somebody works here"):
+        assert find_worker(tmp_path) == f"process {os.getpid()}"
+        (tmp_path / "lock").write_text("")
+        assert find_worker(tmp_path) == "a process that begins just now"
+    assert find_worker(tmp_path) == ""
+    (tmp_path / "lock").write_text("12345\n")  # of a process that was killed
+    assert find_worker(tmp_path) == ""
+
+
+def test_somebody_who_only_looks_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "lock").open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr(workspace, "sleep", lambda _: looking.close())
+        with lock(tmp_path, "somebody works here"):
+            assert find_worker(tmp_path) == f"process {os.getpid()}"
+
+
+@pytest.mark.parametrize(("code", "kept"), [(Code.STORAGE, True), (Code.CORRUPT, False)])
+def test_nothing_is_kept_of_what_is_corrupt(tmp_path: Path, code: Code, kept: bool) -> None:
+    work = Workspace.of(tmp_path, "tiny")
+    with work.locked():
+        work.begin(ORIGIN)
+        with pytest.raises(NovaMeshError), work.discarded_if_corrupt():
+            raise NovaMeshError(code, "no", "never")
+    assert work.folder.exists() is kept
+
+
 def test_a_shelf_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NovaMeshError) as caught:
@@ -166,3 +199,4 @@ def test_bytes_of_a_folder_and_for_people(tmp_path: Path) -> None:
     assert disk_bytes(tmp_path) >= 10_000
     assert disk_bytes(tmp_path / "none") == 0
     assert (gigabytes(4_264_000_000), gigabytes(12_300_000)) == ("4.3 GB", "12 MB")
+    assert (gigabytes(12_300), gigabytes(0)) == ("12 kB", "0 kB")
