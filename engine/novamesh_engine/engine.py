@@ -141,7 +141,8 @@ class Engine:
     def plan(self) -> Plan:
         """What was chosen to compute with."""
         forward = self._runner.forward
-        return Plan(forward.name, forward.precision, forward.threads, self.config.kv_dtype)
+        kernels, precision, threads = forward.name, forward.precision, forward.threads
+        return Plan(kernels, precision, threads, self.config.kv_dtype, forward.why)
 
     def step_bytes(self, batch: int) -> int:
         """Weight bytes that a decode step of so many tokens reads."""

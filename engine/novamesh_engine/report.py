@@ -23,12 +23,13 @@ _EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was chosen to compute with, and why."""
+    """What was chosen to compute with, and why nothing faster was: empty where the fastest is."""
 
     kernels: str
     precision: str
     threads: int
     kv: str
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class Report:
         side_by_side = f", {load.requests} at once" if load.requests > 1 else ""
         yield "model", self.model
         yield "kernels", plan.kernels
+        if plan.why:
+            yield "why", plan.why
         yield "plan", f"{plan.precision}, {_plural(plan.threads, 'thread')}, KV {plan.kv}"
         yield (
             "prefill",

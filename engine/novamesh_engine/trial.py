@@ -26,13 +26,12 @@ def examine(model: str | Path, config: EngineConfig, load: Load) -> Report:
     load_s = time.perf_counter() - begun
     result = engine.benchmark(load.prompt_tokens, load.decode_tokens, load.requests)
     resident = resident_bytes()
-    plan = engine.plan
     return Report(
         model=str(model),
-        plan=plan,
+        plan=engine.plan,
         load_s=load_s,
         resident_bytes=resident,
-        read_bytes_per_s=measure_read(plan.threads),
+        read_bytes_per_s=measure_read(engine.plan.threads),
         step_bytes=engine.step_bytes(result.load.requests),
         result=result,
     )

@@ -41,14 +41,16 @@ def test_no_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check("compiler").status is Status.WARN
 
 
-def test_kernels_tell_what_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_named_as_a_benchmark_names_them_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sets = ("scalar", "avx2")
-    monkeypatch.setattr(choice, "look", lambda: choice.Kernels("avx2", sets))
-    assert check("kernels") == Check("kernels", Status.OK, "native-avx2 (of scalar, avx2)")
-    monkeypatch.setattr(choice, "look", lambda: choice.Kernels("torch", (), "not built"))
-    found = check("kernels")
-    assert (found.status, found.detail) == (Status.WARN, "torch, no native kernels: not built")
-    assert "compiler" in found.hint
+    monkeypatch.setattr(choice, "look", lambda: choice.Kernels("avx2", sets, "the best"))
+    said = "native-avx2-int8: the best, of scalar, avx2"
+    assert check("kernels") == Check("kernels", Status.OK, said)
+    absent = choice.Kernels("torch", (), "not built", "build it")
+    monkeypatch.setattr(choice, "look", lambda: absent)
+    assert check("kernels") == Check("kernels", Status.WARN, "torch: not built", "build it")
 
 
 def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

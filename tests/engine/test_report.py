@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -17,9 +18,9 @@ REPORT = Report(
 )  # fmt: skip
 
 
-def printed(terminal: bool) -> str:
+def printed(terminal: bool, report: Report = REPORT) -> str:
     out = io.StringIO()
-    REPORT.print(Console(file=out, force_terminal=terminal, color_system=None, soft_wrap=True))
+    report.print(Console(file=out, force_terminal=terminal, color_system=None, soft_wrap=True))
     return out.getvalue()
 
 
@@ -46,6 +47,13 @@ def test_people_get_sentences_with_units() -> None:
         "80% of the 50.0 tokens/s that memory allows: 1.20 GB a step"
     )
     assert lines["memory"] == "5.00 GB resident, loaded in 1.50 s"
+
+
+def test_a_slow_path_says_why_it_was_taken() -> None:
+    assert "why" not in printed(terminal=False)
+    slow = replace(REPORT, plan=Plan("torch", "exact", 2, "bf16", "not built: no compiler"))
+    assert "kernels   torch\nwhy       not built: no compiler\n" in printed(False, slow)
+    assert (REPORT.values()["why"], slow.values()["why"]) == ("", "not built: no compiler")
 
 
 def test_a_terminal_gets_a_plot_too() -> None:

@@ -9,6 +9,7 @@ import pytest
 from novamesh_engine import roofline
 from novamesh_engine.benchmark import Load
 from novamesh_engine.config import EngineConfig
+from novamesh_engine.kernels import choice
 from novamesh_engine.trial import examine
 from novamesh_proto.errors import Code, NovaMeshError
 from support.tiny_engine import save_tiny
@@ -23,6 +24,19 @@ def test_what_was_asked_for_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.result.decode_tokens_per_s > 0
     assert report.step_bytes > 0
     assert report.load_s > 0
+
+
+def test_the_slow_path_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "READ_BYTES", 1 << 20)
+    load, config = Load(2, 2, 1), EngineConfig(threads=1)
+    fit = save_tiny(tmp_path / "fit", head_dim=32)
+    narrow = save_tiny(tmp_path / "narrow", head_dim=16, num_attention_heads=2)
+    if choice.look().runnable:
+        assert not examine(fit, config, load).plan.why
+        assert "torch.float32 (" in examine(narrow, config, load).plan.why
+    monkeypatch.setenv(choice.ISA_VARIABLE, "avx9")
+    told = examine(fit, config, load).plan
+    assert (told.kernels, told.why) == ("torch", choice.look().why)
 
 
 def test_a_missing_model_is_our_error(tmp_path: Path) -> None:

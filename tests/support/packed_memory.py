@@ -1,7 +1,7 @@
 """By how much a step raises a process's peak of memory: `python -m support.packed_memory WAY`.
 
-A way is "torch", or an instruction set and a precision. The experts are packed NF4; were they ever
-dequantized together, the peak would show it.
+A way is "torch", or an instruction set, which runs exact and with int8. The experts are packed NF4;
+were they ever dequantized together, the peak would show it.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ def grown(way: str) -> int:
         nova_config(num_attention_heads=4, num_key_value_heads=4, head_dim=64, num_hidden_layers=1)
     )
     model, kv = decoder(config), PlainKV(config)
-    forward = model.forward
+    forwards = [model.forward]
     if way != "torch":
-        isa, precision = way.split()
-        native = choice.open_native(2, precision, isa)
-        forward = choice.NativeForward(model, native).forward
+        opened = [choice.open_native(2, precision, way) for precision in ("exact", "int8")]
+        forwards = [choice.NativeForward(model, native).forward for native in opened]
     prompt, last = Part(0, 0, [*range(48)]), Part(0, 48, [1])
     before = peak_bytes()
-    for part in (prompt, last):
-        assert bool(torch.isfinite(forward(make_batch(kv, [part]), kv)).all())
+    for forward in forwards:
+        for part in (prompt, last):
+            assert bool(torch.isfinite(forward(make_batch(kv, [part]), kv)).all())
     return peak_bytes() - before
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -37,6 +37,7 @@ Forward = Callable[[ForwardBatch, KVCache], Tensor]
 
 _MODELS: Final[dict[str, tuple[Any, Any]]] = {
     "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+    "nova": (transformers.MixtralConfig, transformers.MixtralForCausalLM),  # by other names
     "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM),
     "phimoe": (transformers.PhimoeConfig, transformers.PhimoeForCausalLM),
     "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
@@ -51,11 +52,18 @@ _SHAPE: Final[dict[str, Any]] = {
 # A field of a family that has not got it would be refused.
 _FOREIGN: Final[dict[str, tuple[str, ...]]] = {
     "mixtral": ("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts"),
+    "nova": ("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts"),
     "olmoe": ("moe_intermediate_size", "shared_expert_intermediate_size", "num_local_experts"),
     "phimoe": ("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts"),
     "qwen2_moe": ("num_local_experts",),
     "qwen3_moe": ("shared_expert_intermediate_size", "num_local_experts"),
 }
+
+# What Mixtral calls what nova has: parts of tensors' names, and fields.
+_NOVA: Final[dict[str, str]] = {
+    "block_sparse_moe": "mlp", "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj",
+    "num_local_experts": "num_experts", "intermediate_size": "moe_intermediate_size",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ CASES: Final = (
          {"head_dim": 16} | _rope("longrope", 48, factor=4.0, **_FACTORS)),
     Case("mixtral-llama3", "mixtral",
          _rope("llama3", 48, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)),
+    Case("nova", "nova", {"tie_word_embeddings": True, "num_experts_per_tok": 3}),
     Case("phimoe", "phimoe", _PHI_BIASES | {"head_dim": 32, "sliding_window": 47},
          shard="60KB", hidden=("head_dim",)),
     Case("phimoe-stacked", "phimoe", {"router_jitter_noise": 0.05}, stacked=True),
@@ -158,12 +167,16 @@ def make_checkpoint(case: Case, folder: Path) -> Any:
     )  # fmt: skip
     path = folder / "config.json"
     path.write_text(json.dumps(_rewritten(case, json.loads(path.read_text()))))
+    if case.family == "nova":
+        _translate(folder, folder, "nova")
     return model
 
 
 def load_oracle(case: Case, folder: Path) -> Any:
     """The transformers model of a folder that holds a checkpoint of this case."""
     _, model_class = _MODELS[case.family]
+    if case.family == "nova":
+        _translate(folder, folder := folder / "mixtral", "mixtral")
     config = transformers.AutoConfig.from_pretrained(folder)
     for name in case.hidden:  # transformers does not read it from the weights, as we do
         setattr(config, name, case.changes[name])
@@ -172,6 +185,23 @@ def load_oracle(case: Case, folder: Path) -> Any:
             folder, config=config, dtype=torch.float32, attn_implementation="eager"
         )
     )
+
+
+def _translate(source: Path, target: Path, family: str) -> None:
+    """Write nova's checkpoint as Mixtral's, or the other way: they differ in names only."""
+    names = _NOVA if family == "nova" else {nova: theirs for theirs, nova in _NOVA.items()}
+
+    def renamed(name: str) -> str:
+        return ".".join(names.get(part, part) for part in name.split("."))
+
+    tensors = load_file(source / "model.safetensors")
+    raw = json.loads((source / "config.json").read_text()) | {"model_type": family}
+    raw.pop("router_jitter_noise", None)  # of training, and not a field of nova
+    raw = {renamed(name): value for name, value in raw.items()}
+    target.mkdir(exist_ok=True)
+    (target / "config.json").write_text(json.dumps(raw))
+    tensors = {renamed(name): tensor.clone() for name, tensor in tensors.items()}
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
 
 def _prepare(model: Any) -> Any:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Final, Protocol
 
 import torch
@@ -24,6 +26,9 @@ from novamesh_engine.models.batch import ForwardBatch, KVCache
 from novamesh_engine.models.decoder import Decoder
 
 ISA_VARIABLE: Final = "NOVAMESH_ISA"  # names an instruction set, for tests and comparisons
+_BEST: Final = "the best this CPU has"
+_MISSING: Final = "install a C++ compiler and reinstall novamesh for the faster kernels"
+_BROKEN: Final = "reinstall novamesh for the faster kernels"
 
 
 class Forward(Protocol):
@@ -42,6 +47,11 @@ class Forward(Protocol):
     @property
     def threads(self) -> int:
         """CPU threads that share a step."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """Why nothing faster computes; empty where the fastest does."""
         ...
 
     def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
@@ -80,8 +90,10 @@ def bind(
     try:
         native = open_native(threads, precision)
         return NativeForward(decoder, native)
-    except (abi.UnusableLibraryError, UnsuitedError) as error:
+    except abi.UnusableLibraryError as error:
         return ReferenceForward(decoder, str(error))
+    except UnsuitedError as error:
+        return ReferenceForward(decoder, f"C++ does not take {error}")
 
 
 def open_native(threads: int = 0, precision: str = "int8", isa: str | None = None) -> Native:
@@ -90,18 +102,19 @@ def open_native(threads: int = 0, precision: str = "int8", isa: str | None = Non
     Raises: UnusableLibraryError saying why there are none.
     """
     library = _library()
-    wanted = isa or os.environ.get(ISA_VARIABLE) or None
-    chosen = abi.choose_set(abi.runnable_sets(library), wanted)
+    runnable = abi.runnable_sets(library)
+    chosen = _asked_for(runnable) if isa is None else abi.choose_set(runnable, isa)
     return Native(library, chosen, threads or physical_cores(), precision == "int8")
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What a CPU engine would use: an instruction set, or "torch" and why it is no better."""
+    """What a CPU engine would use and why: an instruction set, or "torch" and what to do."""
 
     isa: str
     runnable: tuple[str, ...]
-    why: str = ""
+    why: str
+    hint: str = ""
 
     @property
     def name(self) -> str:
@@ -115,9 +128,28 @@ def look(device: str = "cpu") -> Kernels:
         return Kernels("torch", (), f"no kernels of ours for {device} yet")
     try:
         runnable = abi.runnable_sets(_library())
-        return Kernels(abi.choose_set(runnable, os.environ.get(ISA_VARIABLE) or None), runnable)
     except abi.UnusableLibraryError as error:
-        return Kernels("torch", (), str(error))
+        return Kernels("torch", (), str(error), _BROKEN if _path() else _MISSING)
+    try:
+        chosen = _asked_for(runnable)
+    except abi.UnusableLibraryError as error:
+        hint = f"unset {ISA_VARIABLE}, or set it to one of {', '.join(runnable)}"
+        return Kernels("torch", (), str(error), hint)
+    asked = os.environ.get(ISA_VARIABLE)
+    return Kernels(chosen, runnable, f"{ISA_VARIABLE} asks for it" if asked else _BEST)
+
+
+def _asked_for(runnable: Sequence[str]) -> str:
+    """The instruction set that the environment names, or the best."""
+    asked = os.environ.get(ISA_VARIABLE) or None
+    try:
+        return abi.choose_set(runnable, asked)
+    except abi.UnusableLibraryError as error:
+        raise abi.UnusableLibraryError(f"{ISA_VARIABLE} is {asked}: {error}") from error
+
+
+def _path() -> Path | None:
+    return abi.find_library(list(novamesh_engine.__path__))
 
 
 def _library() -> ctypes.CDLL:
@@ -131,6 +163,6 @@ def _library() -> ctypes.CDLL:
 def _find() -> ctypes.CDLL | str:
     """The library, or why there is none."""
     try:
-        return abi.load_library(abi.find_library(list(novamesh_engine.__path__)))
+        return abi.load_library(_path())
     except abi.UnusableLibraryError as error:
         return str(error)

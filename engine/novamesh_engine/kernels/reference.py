@@ -17,7 +17,7 @@ from novamesh_engine.quant.codebook import NF4Matrix, dequantize
 
 Matrix: TypeAlias = Tensor | NF4Matrix
 ROW_TILE: Final = 1024  # rows widened at a time: 16 MiB at a width of 4096
-SCORES_MAX: Final = 1 << 24  # attention scores held at a time: 64 MiB
+SCORES_MAX: Final = 1 << 21  # attention scores of a tile: 8 MiB, some five times over at work
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

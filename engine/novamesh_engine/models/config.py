@@ -16,7 +16,7 @@ from typing import Any, Final
 from novamesh_engine.files import parse_object, read_bytes
 from novamesh_engine.models.fields import Fields
 from novamesh_engine.models.rope import Rope, read_rope
-from novamesh_engine.models.traits import NEUTRAL, TRAITS, Flag, Traits, understood
+from novamesh_engine.models.traits import NEUTRAL, TRAITS, Flag, Traits, is_neutral, known
 
 CONFIG_FILE: Final = "config.json"
 CONFIG_BYTES_MAX: Final = 1 << 20
@@ -166,11 +166,11 @@ class _Reader:
         fields = self.fields
         if fields.raw.get("hidden_act", "silu") != "silu":
             raise fields.unsupported("hidden_act", fields.raw["hidden_act"], '"silu"')
-        known = understood(self.traits)
-        for name, neutral in NEUTRAL.items():
-            value = fields.raw.get(name)
-            if name not in known and value not in neutral:
-                raise fields.unsupported(name, value, json.dumps(neutral[0]))
+        ours = known(self.traits)
+        for name, value in fields.raw.items():
+            if name not in ours and not is_neutral(name, value):
+                wanted = json.dumps(NEUTRAL[name][0]) if name in NEUTRAL else "absent"
+                raise fields.unsupported(name, value, wanted)
 
     def _flag(self, flag: Flag) -> bool:
         return flag.default if flag.field is None else self.fields.flag(flag.field, flag.default)

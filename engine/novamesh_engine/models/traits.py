@@ -2,7 +2,7 @@
 
 A row says how tensors are named, which optional fields of config.json the family understands, and
 the defaults of fields that a config may leave out (transformers' own). Rules: data only; a field
-that a family does not understand must be neutral, or the config is refused.
+that a family does not know must be neutral, or the config is refused.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Traits:
     sparse_step: bool = False  # understands mlp_only_layers and decoder_sparse_step
     shared_expert: bool = False
     windows: str = "every"  # sliding_window: "every" layer, "switched" on, "alternate", or "none"
+    training: tuple[str, ...] = ()  # fields of its own that training alone goes by
 
 
 _SPLIT: Final = ("gate_proj", "up_proj", "down_proj")
@@ -65,6 +66,7 @@ TRAITS: Final[dict[str, Traits]] = {
     "mixtral": Traits(
         (Naming("block_sparse_moe", "gate", _NUMBERED), Naming("mlp", "gate", None)),
         ("intermediate_size",), 1e6, 1e-5, 131072, renormalise=Flag(None, True),
+        training=("router_jitter_noise",),
     ),
     "nova": Traits(
         _PLAIN, ("moe_intermediate_size", "intermediate_size"), 1e4, 1e-5, 4096,
@@ -80,6 +82,7 @@ TRAITS: Final[dict[str, Traits]] = {
         ("intermediate_size",), 1e6, 1e-5, 131072, renormalise=Flag(None, False),
         qkv_bias=Flag("attention_bias", False), output_bias=Flag("attention_bias", False),
         head_bias=Flag("lm_head_bias", False), centred=True, sparsemixer=True, rope_mscales=True,
+        training=("input_jitter_noise", "hidden_dropout"),
     ),
     "qwen2_moe": Traits(
         _PLAIN, ("moe_intermediate_size",), 1e4, 1e-6, 32768, windows="alternate",
@@ -92,38 +95,67 @@ TRAITS: Final[dict[str, Traits]] = {
     ),
 }  # fmt: skip
 
-# What must be absent, or one of these values, unless the family understands it. Most are
-# traits of families that are not here; a config that sets one would run as another model.
+# What every family may have: its shape, read and checked by `config`.
+SHAPE: Final = frozenset({
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "num_local_experts", "num_experts",
+    "num_experts_per_tok", "rms_norm_eps", "hidden_act", "tie_word_embeddings", "layer_types",
+    "sliding_window", "max_position_embeddings", "original_max_position_embeddings", "rope_theta",
+    "rope_scaling", "rope_parameters", "partial_rotary_factor", "bos_token_id", "eos_token_id",
+})  # fmt: skip
+
+# What no logit depends on: who wrote the file, how to train, how to call and to sample. As
+# transformers 4 and 5 write them; sampling is read from generation_config.json.
+IDLE: Final = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash",
+    "_experts_implementation", "_name_or_path", "architectures", "attention_dropout",
+    "attn_implementation", "auto_map", "bad_words_ids", "begin_suppress_tokens",
+    "chunk_size_feed_forward", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
+    "early_stopping", "embd_pdrop", "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
+    "forced_eos_token_id", "gradient_checkpointing", "id2label", "initializer_range", "is_decoder",
+    "is_encoder_decoder", "keys_to_ignore_at_inference", "label2id", "length_penalty", "max_length",
+    "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "output_router_logits", "output_scores",
+    "pad_token_id", "prefix", "pretraining_tp", "problem_type", "pruned_heads",
+    "remove_invalid_values", "repetition_penalty", "resid_pdrop", "return_dict",
+    "return_dict_in_generate", "router_aux_loss_coef", "sep_token_id", "suppress_tokens",
+    "task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class", "top_k", "top_p",
+    "torch_dtype", "torchscript", "transformers_version", "typical_p", "unsloth_fixed",
+    "unsloth_version", "use_bfloat16", "use_cache",
+})  # fmt: skip
+
+# Values of fields that a family does not know which make no difference, the first one preferred.
+# Most are traits of families that are not here; a config that sets one would run as another model.
+# Any other field must be null, false or empty.
 NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "attention_bias": (False, None),
-    "attention_chunk_size": (None,),
-    "attention_multiplier": (None,),
-    "attn_logit_softcapping": (None,),
     "clip_qkv": (None,),
     "decoder_sparse_step": (1, None),
     "embedding_multiplier": (1, None),
-    "final_logit_softcapping": (None,),
     "first_k_dense_replace": (0, None),
+    "is_causal": (True, None),
     "lm_head_bias": (False, None),
+    "logit_scale": (1, None),
     "logits_scaling": (1, None),
-    "mlp_bias": (False, None),
     "mlp_only_layers": ([], None),
+    "moe_layer_freq": (1, None),
     "n_group": (1, None),
     "n_shared_experts": (0, None),
     "norm_topk_prob": (True, None),
     "num_shared_experts": (0, None),
-    "qk_layernorm": (False, None),
     "qkv_bias": (False, None),
     "quantization": (None,),
     "quantization_config": (None,),
     "residual_multiplier": (1, None),
     "routed_scaling_factor": (1, None),
+    "scale_attn_weights": (True, None),
     "scoring_func": ("softmax", None),
     "shared_expert_intermediate_size": (0, None),
     "topk_group": (1, None),
-    "use_qk_norm": (False, None),
+    "use_rope": (True, None),
     "use_sliding_window": (False, None),
-}  # fmt: skip
+}
 
 
 def understood(traits: Traits) -> frozenset[str]:
@@ -139,3 +171,18 @@ def understood(traits: Traits) -> frozenset[str]:
     ):
         found |= fields if has else set()
     return frozenset(found)
+
+
+def known(traits: Traits) -> frozenset[str]:
+    """All fields that a config of a family may have, whatever they say."""
+    windowed = traits.windows in ("switched", "alternate")
+    own = {"router_jitter_noise"} if traits.sparsemixer else set()
+    own |= {"max_window_layers"} if windowed else set()
+    return SHAPE | IDLE | understood(traits) | own | {*traits.expert_size, *traits.training}
+
+
+def is_neutral(name: str, value: object) -> bool:
+    """Whether a field that a family does not know makes no difference: there is nothing in it."""
+    if name in NEUTRAL:
+        return value in NEUTRAL[name]
+    return value is None or value is False or value == [] or value == {}

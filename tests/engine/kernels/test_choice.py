@@ -9,7 +9,7 @@ import pytest
 
 import novamesh_engine
 from novamesh_engine.kernels import choice
-from novamesh_engine.kernels.library import UnusableLibraryError, find_library
+from novamesh_engine.kernels.library import LIBRARY, UnusableLibraryError, find_library
 from novamesh_engine.models.decoder import Decoder
 from novamesh_engine.weights.load import load_model
 from support.tiny_moe import save_nova
@@ -36,10 +36,12 @@ def test_native_kernels_where_they_were_built(
 ) -> None:
     monkeypatch.delenv(choice.ISA_VARIABLE, raising=False)
     found = choice.look()
-    assert found.isa == found.runnable[-1]
-    assert choice.bind(decoder).name == f"native-{found.isa}"  # these weights are not packed
+    assert (found.isa, found.why) == (found.runnable[-1], "the best this CPU has")
+    bound = choice.bind(decoder)
+    assert (bound.name, bound.why) == (f"native-{found.isa}", "")  # these weights are not packed
     monkeypatch.setenv(choice.ISA_VARIABLE, "scalar")
-    assert choice.look().isa == "scalar"
+    found = choice.look()
+    assert (found.isa, found.why, found.hint) == ("scalar", "NOVAMESH_ISA asks for it", "")
     assert choice.bind(decoder).name == "native-scalar"
     assert choice.open_native(3).threads == 3
 
@@ -58,6 +60,7 @@ def test_what_cpp_does_not_take_is_computed_by_torch(decoder: Decoder) -> None:
 def test_another_device_gets_the_reference(decoder: Decoder) -> None:
     found = choice.bind(decoder, "cuda")
     assert (found.name, isinstance(found, choice.ReferenceForward)) == ("torch", True)
+    assert found.why == choice.look("cuda").why == "no kernels of ours for cuda yet"
 
 
 def test_without_a_library_torch_serves_and_doctor_hears_why(
@@ -67,9 +70,34 @@ def test_without_a_library_torch_serves_and_doctor_hears_why(
     found = choice.bind(decoder)
     assert isinstance(found, choice.ReferenceForward)
     assert found.why.startswith("not built: no C++ compiler")
-    assert choice.look() == choice.Kernels("torch", (), found.why)
+    looked = choice.look()
+    assert (looked.name, looked.runnable, looked.why) == ("torch", (), found.why)
+    assert looked.hint.startswith("install a C++ compiler")
     with pytest.raises(UnusableLibraryError):
         choice.open_native()
+
+
+def test_a_library_that_is_no_library_is_to_be_installed_again(
+    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / LIBRARY).write_bytes(b"no library")
+    monkeypatch.setattr(novamesh_engine, "__path__", [str(tmp_path)])
+    found = choice.look()
+    assert f"{tmp_path / LIBRARY} cannot be used" in found.why
+    assert found.hint == "reinstall novamesh for the faster kernels"
+    assert choice.bind(decoder).why == found.why
+
+
+@pytest.mark.skipif(not BUILT, reason="installed without a C++ compiler")
+def test_a_wrong_set_in_the_environment_is_told_by_its_name(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(choice.ISA_VARIABLE, "avx9")
+    found = choice.look()
+    assert found.name == "torch"
+    assert found.why.startswith("NOVAMESH_ISA is avx9: instruction set avx9 cannot run here")
+    assert found.hint.startswith("unset NOVAMESH_ISA, or set it to one of scalar")
+    assert choice.bind(decoder).why == found.why
 
 
 def test_an_unknown_set_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

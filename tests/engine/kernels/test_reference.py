@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.phimoe.modeling_phimoe import sparsemixer
@@ -48,6 +48,7 @@ def test_linear_of_any_type_is_the_float32_product() -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 10**6))
+@example(2, 5, 817)  # one element of a row cancels out: its rounding is that of the others
 @settings(max_examples=30, deadline=None)
 def test_experts_are_the_sum_written_out(tokens: int, count: int, seed: int) -> None:
     x, slots = random(seed, tokens, 8), 1 + seed % count
@@ -60,7 +61,8 @@ def test_experts_are_the_sum_written_out(tokens: int, count: int, seed: int) -> 
             gate, up = (gate_up[index] @ x[token]).chunk(2)
             wanted[token] += weight * (down[index] @ (torch.nn.functional.silu(gate) * up))
     found = reference.experts(x, (weights, ids), gate_up, down)
-    assert torch.allclose(found, wanted, atol=1e-5, rtol=1e-4)
+    largest = wanted.abs().amax(-1, keepdim=True)
+    assert bool(((found - wanted).abs() <= 1e-5 + 1e-5 * largest).all())
 
 
 def test_dispatch_keeps_every_pair_once() -> None:

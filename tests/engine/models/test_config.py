@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novamesh_engine.models.config import ModelConfig
-from novamesh_engine.models.traits import NEUTRAL, TRAITS
+from novamesh_engine.models.traits import NEUTRAL, TRAITS, known
 from novamesh_proto.errors import Code, NovaMeshError
 from support.known_models import (
     OLMOE_1B_7B,
@@ -77,23 +77,19 @@ def test_other_spellings_and_defaults() -> None:
 
 
 def windows(**changes: Any) -> tuple[int | None, ...]:
-    shape = {"num_hidden_layers": 4, "moe_intermediate_size": 64}
-    extra = {"shared_expert_intermediate_size": 64, "intermediate_size": 64}
-    return ModelConfig.from_dict(mixtral(**shape | extra | changes)).windows
+    return ModelConfig.from_dict(mixtral(**{"num_hidden_layers": 4} | changes)).windows
 
 
 def test_a_sliding_window_is_one_of_every_layer() -> None:
-    assert windows(shared_expert_intermediate_size=None) == (None,) * 4
-    assert windows(shared_expert_intermediate_size=None, sliding_window=9) == (9,) * 4
-    spanning = windows(shared_expert_intermediate_size=None, sliding_window=32768)
-    assert spanning == (None,) * 4
+    assert windows() == windows(sliding_window=32768) == (None,) * 4
+    assert windows(sliding_window=9) == (9,) * 4
 
 
 def test_qwens_windows_are_switched_and_alternate() -> None:
-    qwen3 = {"model_type": "qwen3_moe", "sliding_window": 9, "shared_expert_intermediate_size": 0}
+    qwen3 = {"model_type": "qwen3_moe", "sliding_window": 9, "moe_intermediate_size": 64}
     assert windows(**qwen3) == windows(**qwen3, use_sliding_window=False) == (None,) * 4
     assert windows(**qwen3, use_sliding_window=True, max_window_layers=1) == (9,) * 4
-    qwen2 = {"model_type": "qwen2_moe", "sliding_window": 9}
+    qwen2 = qwen3 | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 64}
     assert windows(**qwen2) == (None,) * 4
     assert windows(**qwen2, use_sliding_window=True) == (9, None, 9, None)
     assert windows(**qwen2, use_sliding_window=True, max_window_layers=2) == (9, None, None, None)
@@ -132,6 +128,15 @@ def test_a_head_dim_is_stated_or_a_habit() -> None:
         ({"quantization_config": {"bits": 4}}, Code.UNSUPPORTED, "quantization_config is"),
         ({"layer_types": ["sliding_attention"] * 32}, Code.UNSUPPORTED, "layer_types is"),
         ({"use_sliding_window": True}, Code.UNSUPPORTED, "use_sliding_window is true"),
+        ({"query_pre_attn_scalar": 256}, Code.UNSUPPORTED, "query_pre_attn_scalar is 256, not abs"),
+        ({"attention_sink": True}, Code.UNSUPPORTED, "attention_sink is true, not absent"),
+        ({"rope_interleaved": True}, Code.UNSUPPORTED, "rope_interleaved is true, not absent"),
+        ({"final_logit_softcapping": 30.0}, Code.UNSUPPORTED, "final_logit_softcapping is 30.0"),
+        ({"residual_multiplier": 0.22}, Code.UNSUPPORTED, "residual_multiplier is 0.22, not 1"),
+        ({"use_rope": False}, Code.UNSUPPORTED, "use_rope is false, not true"),
+        ({"moe_intermediate_size": 64}, Code.UNSUPPORTED, "moe_intermediate_size is 64, not abs"),
+        ({"max_window_layers": 28}, Code.UNSUPPORTED, "max_window_layers is 28"),
+        ({"a trait of tomorrow": [0]}, Code.UNSUPPORTED, "a trait of tomorrow is [0], not absent"),
         ({"model_type": "olmoe", "sliding_window": 8}, Code.UNSUPPORTED, "sliding_window is 8"),
         ({"model_type": "phimoe", "num_experts_per_tok": 1}, Code.UNSUPPORTED, "per_tok is 1"),
         ({"model_type": "phimoe", "router_jitter_noise": -1}, Code.CORRUPT, "router_jitter_noise"),
@@ -166,6 +171,41 @@ def test_what_is_refused_and_how(changes: dict[str, Any], code: Code, words: str
     assert caught.value.hint
 
 
+def test_unknown_fields_that_say_nothing_and_idle_ones_are_read_over() -> None:
+    empty = {"attention_sink": False, "attn_logit_softcapping": None, "a": [], "b": {}}
+    neutral = {"residual_multiplier": 1.0, "n_group": 1, "use_rope": True, "mlp_bias": False}
+    assert ModelConfig.from_dict(mixtral(**empty, **neutral)) == ModelConfig.from_dict(mixtral())
+
+
+# What the published files say beside the fields that count.
+WRITERS: dict[str, Any] = {
+    "architectures": ["AForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1,
+    "eos_token_id": 2, "hidden_act": "silu", "initializer_range": 0.02, "rms_norm_eps": 1e-5,
+    "output_router_logits": False, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "transformers_version": "4.43.3", "use_cache": True,
+}  # fmt: skip
+PHI_WRITERS = WRITERS | {
+    "auto_map": {"AutoConfig": "configuration_slimmoe.PhiMoEConfig"}, "hidden_dropout": 0.0,
+    "input_jitter_noise": 0.01, "router_jitter_noise": 0.01, "_name_or_path": "a/b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("raw", "more"),
+    [
+        (mixtral(), WRITERS | {"sliding_window": None, "rope_theta": 1e6, "pad_token_id": 0}),
+        (QWEN3_30B, WRITERS | {"torch_dtype": None, "dtype": "bfloat16"}),
+        (QWEN15_A27B, WRITERS | {"decoder_sparse_step": 1, "rope_theta": 1e6}),
+        (OLMOE_1B_7B, WRITERS | {"pad_token_id": 1, "rope_scaling": None, "rope_theta": 1e4}),
+        (PHI_35_MOE, PHI_WRITERS),
+        (PHI_MINI, PHI_WRITERS),
+        (PHI_TINY, PHI_WRITERS),
+    ],
+)
+def test_published_files_are_read_whole(raw: dict[str, Any], more: dict[str, Any]) -> None:
+    assert ModelConfig.from_dict(raw | more).parameters == ModelConfig.from_dict(raw).parameters
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
@@ -174,7 +214,7 @@ JSON = st.recursive(
 
 
 ROPES = ("rope_parameters", "rope_scaling", "original_max_position_embeddings")
-OTHERS = ("head_dim", "sliding_window", "layer_types", "router_jitter_noise")
+OTHERS = ("head_dim", "sliding_window", "layer_types", "router_jitter_noise", "what nobody knows")
 
 
 @given(
@@ -184,10 +224,13 @@ OTHERS = ("head_dim", "sliding_window", "layer_types", "router_jitter_noise")
 def test_any_value_anywhere_gives_a_config_or_our_error(
     family: str, field: str, value: Any
 ) -> None:
-    sizes = {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
-    own = {"shared_expert_intermediate_size": None} if family != "qwen2_moe" else {}
+    own = {
+        name: 64
+        for name in ("moe_intermediate_size", "shared_expert_intermediate_size")
+        if name in known(TRAITS[family])
+    }
     try:
-        ModelConfig.from_dict(mixtral(model_type=family) | sizes | own | {field: value})
+        ModelConfig.from_dict(mixtral(model_type=family) | own | {field: value})
     except NovaMeshError as error:
         assert error.code in (Code.UNSUPPORTED, Code.CORRUPT)  # noqa: PT017
 

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from novamesh_engine.models.moe import MoE
+from novamesh_engine.quant.codebook import NF4Matrix
 from novamesh_engine.quant.convert import convert
 from novamesh_engine.quant.profile import read_profile, write_profile
 from novamesh_engine.weights.load import LoadedModel, load_model
@@ -56,11 +58,30 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path / "nf4"
 
 
+def mapped_at(address: int) -> tuple[str, int]:
+    """The file that this process has mapped at an address, and the place in the file."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, _, _, *path = line.split(maxsplit=5)
+        first, last = (int(end, 16) for end in span.split("-"))
+        if first <= address < last:
+            return "".join(path), int(offset, 16) + address - first
+    raise AssertionError(f"nothing is mapped at {address:#x}")
+
+
 def test_packed_weights_stay_views_of_the_file(packed: Path) -> None:
-    moe = load_model(packed).decoder.layers[0].mlp
-    assert moe.gate_up.packed.dtype == torch.uint8  # type: ignore[union-attr]
-    assert moe.gate_up.shape == (4, 128, 64)
-    assert moe.down.shape == (4, 64, 64)
+    """Where the kernels read is the file itself, mapped: no copy, page by page as it is used."""
+    layer = load_model(packed).decoder.layers[1]
+    moe = layer.mlp
+    assert isinstance(moe, MoE)
+    assert (moe.gate_up.shape, moe.down.shape) == ((4, 128, 64), (4, 64, 64))
+    matrices = (layer.attention.qkv.weight, layer.attention.output.weight, moe.gate_up, moe.down)
+    for matrix in matrices:
+        assert isinstance(matrix, NF4Matrix)
+        for tensor in (matrix.packed, matrix.absmax):
+            path, place = mapped_at(tensor.data_ptr())
+            held = Path(path).read_bytes()[place : place + tensor.nbytes]
+            assert Path(path).parent == packed
+            assert tensor.view(torch.uint8).flatten().tolist() == list(held)
 
 
 def test_a_flipped_bit_is_found_on_load(packed: Path) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from novamesh_engine.models.config import ModelConfig
-from novamesh_engine.models.traits import TRAITS, Naming
+from novamesh_engine.models.traits import TRAITS, Naming, known
 from novamesh_engine.weights.names import find_naming, layer_pieces, outer_pieces, pieces
 from support.tiny_moe import SHAPE, nova_config, nova_tensors
 
 
 def family(name: str, **changes: Any) -> ModelConfig:
-    sizes = {"num_experts": 4, "moe_intermediate_size": 64, "intermediate_size": 96}
-    own = {"shared_expert_intermediate_size": 128} if name == "qwen2_moe" else {}
-    return ModelConfig.from_dict(SHAPE | sizes | own | {"model_type": name} | changes)
+    sizes = {
+        "num_experts": 4, "intermediate_size": 96, "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 128,
+    }  # fmt: skip
+    own = {field: size for field, size in sizes.items() if field in known(TRAITS[name])}
+    return ModelConfig.from_dict(SHAPE | own | {"model_type": name} | changes)
 
 
 def test_parts_are_the_tensors_of_a_checkpoint() -> None:

@@ -61,7 +61,8 @@ def main() -> None:
     executed = sum(outcome.executed for outcome in outcomes)
     took_s = time.monotonic() - began_s
     print(f"{len(outcomes)} targets, {executed} inputs, {crashes} crashed, {took_s:.0f} s")
-    sys.exit(1 if crashes else 0)
+    blind = not all(outcome.covered for outcome in outcomes)
+    sys.exit(1 if crashes or blind else 0)
 
 
 def run(target: Target, seconds: int) -> Outcome:
@@ -95,7 +96,7 @@ def run(target: Target, seconds: int) -> Outcome:
 
 def tell(outcome: Outcome) -> None:
     """One line, and what somebody needs who looks into a crash."""
-    verdict = "CRASHED" if outcome.crash else "ok"
+    verdict = "CRASHED" if outcome.crash else "ok" if outcome.covered else "BLIND: no coverage"
     print(f"{outcome.name:22} {outcome.executed:9} inputs {outcome.covered:6} edges  {verdict}")
     if outcome.crash is not None:
         print(outcome.told)
