@@ -58,8 +58,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class LedgerState:
-    """All of it, standings sorted. `paid`: per answer, in the order in which each was first paid,
-    the first position that is still unpaid."""
+    """All of it, standings sorted.
+
+    `paid` is, for each answer in the order of first payments, the first position still unpaid.
+    """
 
     standings: tuple[Standing, ...] = ()
     paid: tuple[tuple[JobId, int], ...] = ()

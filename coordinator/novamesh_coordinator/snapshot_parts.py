@@ -20,7 +20,7 @@ from novamesh_coordinator.core import CoreState
 from novamesh_coordinator.log_chain import corrupt
 
 DIGEST_BYTES: Final = 32
-SHORT: Final = 4  # a run has at least a fourth of the usual items, and at most four times as many
+SPREAD: Final = 4  # a run has at least a fourth of the usual items, and at most four times as many
 _TABLES: Final[tuple[tuple[str, str, int, Callable[[Any], bytes]], ...]] = (
     ("membership", "members", 64, lambda member: member.member),
     ("membership", "invites", 64, lambda use: use.id),
@@ -94,8 +94,8 @@ def _runs(
     began = 0
     for end, item in enumerate(items, 1):
         length = end - began
-        may_end = length >= usual // SHORT and ident(item)[-1] % usual == 0
-        if may_end or length == usual * SHORT:
+        may_end = length >= usual // SPREAD and ident(item)[-1] % usual == 0
+        if may_end or length == usual * SPREAD:
             yield tuple(items[began:end])
             began = end
     if began < len(items):

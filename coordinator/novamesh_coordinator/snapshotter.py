@@ -21,7 +21,7 @@ from novamesh_coordinator.store import Store
 from novamesh_proto.errors import NovaMeshError
 
 SNAPSHOT_EVERY: Final = 10_000  # records
-SNAPSHOT_S: Final = 1_800.0  # since the last one, if there is any record: so that it is let go
+SNAPSHOT_S: Final = 1_800.0  # a quiet pool lets go of what its last one held
 PAUSE_S: Final = 0.004  # after a part: encoding takes a fifth of the time
 KNOWN_AT_ONCE: Final = 32  # parts that are compared and not encoded, between two pauses
 WRITE_BYTES: Final = 1 << 18  # in one transaction, and one part more
