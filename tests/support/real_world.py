@@ -38,8 +38,6 @@ from support.sim.parties import IDENTITY, Party, Wish, World
 HARMLESS = frozenset(
     {Code.BUSY, Code.EXPIRED, Code.NODE_LOST, Code.NO_CAPACITY, Code.STALE, Code.UNAVAILABLE}
 )
-OPENING = asyncio.Lock()
-"""Alembic keeps its context in a global: one at a time."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,7 @@ async def end(parties: Sequence[Party]) -> None:
 async def problems(folder: Path, wishes: Sequence[Wish]) -> AsyncIterator[str]:
     """What is wrong with the log of a coordinator that is dead, and with what clients hold."""
     try:
-        async with OPENING:
-            store = await open_store(folder / "coordinator.db")
+        store = await open_store(folder / "coordinator.db")
     except NovaMeshError as error:
         yield f"the database cannot be opened: {error.message}"
         return
