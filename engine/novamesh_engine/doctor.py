@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from novamesh_engine.catalogue import BUILTINS, locate
+from novamesh_engine.catalogue import BUILTINS, CATALOGUE, GB, choose_entry, locate
 from novamesh_engine.config import EngineConfig
+from novamesh_engine.weights.place import KVWish, Machine, place
 from novamesh_proto.errors import NovaMeshError
 
 COMPILERS: Final = ("c++", "g++", "clang++", "cc", "gcc", "clang")
@@ -39,12 +40,12 @@ class Check:
 
 
 def doctor_checks() -> list[Check]:
-    """The engine's checks: its packages, torch, the kernels in use, a C compiler, the model."""
+    """The engine's checks: packages, torch, kernels, the card's memory, a compiler, the model."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         hint = "pip install 'novamesh[engine]'"
         return [Check("engine", Status.FAIL, f"not installed: {', '.join(missing)}", hint)]
-    return [_torch(), _kernels(), _compiler(), _built_in()]
+    return [_torch(), _kernels(), *_memory(), _compiler(), _built_in()]
 
 
 def _torch() -> Check:
@@ -66,6 +67,34 @@ def _kernels() -> Check:
     rounded = "-int8" if EngineConfig().precision == "int8" else ""
     why = f"{found.why}, of {', '.join(found.runnable)}"
     return Check("kernels", Status.OK, f"{found.name}{rounded}: {why}")
+
+
+def _memory() -> list[Check]:
+    """Where the first choice for this card would lie; nothing where models run from RAM."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    busy = "close what else uses the card; until then, compute on the processor"
+    try:
+        free, total = torch.cuda.mem_get_info(0)
+        card = torch.cuda.get_device_properties(0)
+    except RuntimeError as error:  # it is full, or lent to one process alone
+        said = f"the card does not open: {str(error).partition(chr(10))[0]}"
+        return [Check("memory", Status.WARN, said, busy)]
+    entry = choose_entry(total)
+    if entry is None:
+        least = min(each.memory_gb for each in CATALOGUE)
+        said = f"{total / GB:.1f} GB, and the catalogue begins at {least} GB: models run from RAM"
+        return [Check("memory", Status.OK, said)]
+    # Old versions of torch do not tell. Clocks are in kHz, and data moves on both edges.
+    clock_hz = 1000 * getattr(card, "memory_clock_rate", 0)
+    bandwidth = 2 * clock_hz * getattr(card, "memory_bus_width", 0) // 8
+    machine = Machine(free, device_read_bytes_per_s=bandwidth, context_bytes=0)
+    plan = place(entry.footprint, machine, KVWish(entry.max_context))
+    fits = plan.mode != "none"
+    status = Status.OK if fits else Status.WARN
+    return [Check("memory", status, f"{entry.name}, {plan.line}", "" if fits else busy)]
 
 
 def _compiler() -> Check:

@@ -18,6 +18,7 @@ from novamesh_engine.catalogue import (
 from novamesh_engine.models.config import ModelConfig
 from novamesh_engine.quant.shards import lay_out
 from novamesh_engine.quant.tensors import profile_tensors
+from novamesh_engine.weights.footprint import Footprint
 from novamesh_proto.errors import Code, NovaMeshError
 from support.known_models import CATALOGUED
 from support.tiny_moe import save_nova
@@ -100,7 +101,8 @@ def test_what_an_entry_says_is_what_its_published_config_makes() -> None:
         assert entry.parameters == pytest.approx(config.parameters, rel=1e-3)
         assert entry.active_parameters == pytest.approx(config.active_parameters, rel=1e-2)
         size = sum(shard.size for shard in lay_out(profile_tensors(config, ())))
-        assert entry.profile_bytes == pytest.approx(size, rel=1e-2)
+        assert entry.footprint == Footprint.of(config)
+        assert entry.profile_bytes == pytest.approx(size, rel=1e-4)  # files have headers
         assert entry.profile_bytes < entry.memory_gb * 10**9 * 0.75
 
 

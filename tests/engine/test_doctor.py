@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,75 @@ def test_kernels_are_named_as_a_benchmark_names_them_with_the_reason(
     assert check("kernels") == Check("kernels", Status.WARN, "torch: not built", "build it")
 
 
-def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A Card")
+@dataclass(frozen=True)
+class OldCard:
+    """What every version of torch tells."""
+
+    total_memory: int
+
+
+@dataclass(frozen=True)
+class Card(OldCard):
+    """What new ones tell: of an RTX 3060."""
+
+    memory_clock_rate: int = 7_501_000
+    memory_bus_width: int = 192
+
+
+def insert(monkeypatch: pytest.MonkeyPatch, card: OldCard, free: int) -> None:
+    """Put a card into this machine, as torch sees it."""
+    for name, told in {
+        "is_available": True,
+        "get_device_name": "A Card",
+        "mem_get_info": (free, card.total_memory),
+        "get_device_properties": card,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, told=told: told)
+
+
+def test_a_gpu_is_named_and_its_memory_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    insert(monkeypatch, Card(8 * 10**9), free=7_600_000_000)
     assert "A Card" in check("torch").detail
+    names = [one.name for one in doctor_checks()]
+    assert names == ["torch", "kernels", "memory", "compiler", "model"]
+    said = (
+        "phi-mini-moe-instruct, all: every weight on the device, 5.6 GB of 7.6 GB, of it KV"
+        " 1.1 GB (8192 tokens, bf16), memory allows about 301 tokens/s"
+    )
+    assert check("memory") == Check("memory", Status.OK, said)
+
+
+def test_a_card_that_others_fill_gets_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    insert(monkeypatch, OldCard(8 * 10**9), free=4 * 10**9)
+    said = (
+        "phi-mini-moe-instruct, hot: 11 of 16 experts a layer on the device, 4.0 GB of 4.0 GB,"
+        " of it KV 0.7 GB (5384 tokens, bf16)"
+    )
+    assert check("memory") == Check("memory", Status.OK, said)
+    insert(monkeypatch, OldCard(8 * 10**9), free=10**9)
+    none = check("memory")
+    assert none.status is Status.WARN
+    assert "none: the CPU computes" in none.detail
+    assert "close what else uses the card" in none.hint
+
+
+def test_a_card_below_the_catalogue_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    insert(monkeypatch, Card(3 * 10**9), free=3 * 10**9)
+    said = "3.0 GB, and the catalogue begins at 6 GB: models run from RAM"
+    assert check("memory") == Check("memory", Status.OK, said)
+
+
+def test_a_card_that_does_not_open_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    insert(monkeypatch, Card(8 * 10**9), free=0)
+
+    def fail(device: int) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    found = check("memory")
+    assert found.status is Status.WARN
+    assert found.detail == "the card does not open: CUDA error: out of memory"
+    assert found.hint
 
 
 def test_the_built_in_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
