@@ -43,9 +43,12 @@ def start(
         list[str] | None,
         Parameter(help="Model to serve, by name or folder; repeat it.", negative=()),
     ] = None,
-    slots: Annotated[int | None, Parameter(help="Jobs at the same time.")] = None,
+    slots: Annotated[int | None, Parameter(help="Jobs at the same time on each device.")] = None,
     threads: Annotated[int | None, Parameter(help="Processor threads; default half.")] = None,
-    device: Annotated[str | None, Parameter(help="cpu, cuda or cuda:N.")] = None,
+    device: Annotated[
+        str | None,
+        Parameter(help="cpu, cuda, cuda:N, a GPU's id; several with commas; or all, every GPU."),
+    ] = None,
     log_format: Annotated[str | None, Parameter(help="text or json.")] = None,
 ) -> None:
     """Work for the pool until stopped. Ctrl-C ends the work at hand first; twice stops at once."""

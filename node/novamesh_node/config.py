@@ -33,11 +33,16 @@ class NodeSettings:
     """The keys of `[node]`."""
 
     models: str = option("nova-pico", "models to serve, by name or path, separated by commas")
-    slots: int = option(4, "jobs at the same time", unit="jobs", least=1, greatest=SLOTS_MAX)
+    slots: int = option(
+        4, "jobs at the same time on each device", unit="jobs", least=1, greatest=SLOTS_MAX
+    )
     threads: int = option(
         0, "processor threads to compute with; 0 = half of them", least=0, greatest=1024
     )
-    device: str = option("cpu", "what computes: cpu, cuda or cuda:N", least=1, greatest=16)
+    device: str = option(
+        "cpu", "what computes: cpu, cuda, cuda:N, a GPU's id; several with commas; all GPUs: all",
+        least=1, greatest=4096,
+    )  # fmt: skip
     log_format: str = option("text", "text for people, json for programs", least=1, greatest=8)
     tokens_max: int = option(
         0, "longest answer; 0 = whatever the model can", unit="tokens", least=0,

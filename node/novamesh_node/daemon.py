@@ -2,7 +2,9 @@
 
 Order: lock, key, models, machine, then pool. Rules: whatever ends the node comes out of `serve` as
 one error; a stop is asked for by signal or socket and carried out by the keeper; what the pool
-lacks when the connection breaks waits in the desk, not here. No decision is made in this module.
+lacks when the connection breaks waits in the desk, not here; devices share the one process, an
+engine thread each, and one that fails is the watchman's business. No decision is made in this
+module.
 """
 
 from __future__ import annotations
@@ -14,25 +16,29 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
+import pynvml
 import structlog
+import torch
 
 from novamesh.config import save_pool
 from novamesh.keys import create_key, load_key
-from novamesh_node import control, hardware, lifecycle, loading
+from novamesh_node import control, devices, lifecycle, loading
 from novamesh_node.admission import Admission, House
 from novamesh_node.attestor import Machine
 from novamesh_node.clock import Clock
 from novamesh_node.config import NodeConfig
-from novamesh_node.descriptor import Advertiser, Facts
-from novamesh_node.desk import Desk, Fixtures, Served
+from novamesh_node.crew import Crew, Served, Station
+from novamesh_node.descriptor import Advertiser
+from novamesh_node.desk import SLOTS_MAX, Desk, Fixtures
 from novamesh_node.failures import first_error
+from novamesh_node.hardware import mark
 from novamesh_node.keeper import Hands, Keeper
 from novamesh_node.link import Link
-from novamesh_node.loading import LoadedModel
+from novamesh_node.loading import LoadedDevice
 from novamesh_node.notices import Notice, farewell, notice
 from novamesh_node.orders import Nameplate, Orders
 from novamesh_node.replays import ReplayJournal
@@ -40,10 +46,10 @@ from novamesh_node.request import Shape
 from novamesh_node.session import FAREWELL_S, Line, Session
 from novamesh_node.state import NodeState
 from novamesh_node.statements import Signer
+from novamesh_node.watchman import Watchman
 from novamesh_node.worker import Worker
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey, format_node_id
-from novamesh_proto.messages import ProfileDigest
 
 TICK_S: Final = 1.0
 RETRY_TICKS: Final = 60
@@ -60,14 +66,6 @@ class Voice:
 
     say: Callable[[str, str], None]
     ready: Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What takes long to make: loaded models, and the machine as it was found."""
-
-    models: tuple[LoadedModel, ...]
-    machine: hardware.Probe
 
 
 async def serve(config: NodeConfig, voice: Voice) -> None:
@@ -113,36 +111,38 @@ class _Daemon:
             version=version("novamesh"),
             network=config.pool.network,
             address=config.pool.address,
-            slots=config.slots,
         )
         self._voice.say("pool", f"{config.pool.network} at {config.pool.address}")
         orders = Orders(self._keeper, plate, self._state.save_pause, self._clock)
         async with control.listen(config.places.node_socket, orders.handle):
             self._notice(lifecycle.State(), self._keeper.state)
-            prepared = await self._prepare()
-            if prepared is not None:
-                await self._serve(key, prepared, orders, plate)
+            loaded = await self._prepare()
+            if loaded is not None:
+                await self._serve(key, loaded, orders)
         self._tell(farewell(self._keeper.taken))
 
     async def _serve(
-        self, key: PrivateKey, prepared: Prepared, orders: Orders, plate: Nameplate
+        self, key: PrivateKey, loaded: tuple[LoadedDevice, ...], orders: Orders
     ) -> None:
         """With everything loaded: engines run, the pool is dialled, work is done."""
-        models, machine = prepared.models, prepared.machine
-        workers = [
-            Worker(each.engine, each.profile.name, self._clock, machine.energy_mj)
-            for each in models
-        ]
+        stations = [_station(each, self._config, self._clock, len(loaded) > 1) for each in loaded]
+        crew = Crew(stations, SLOTS_MAX)
+        workers = [worker for station in stations for worker in station.workers]
         journal = ReplayJournal(self._state.folder / "replays", self._clock.wall_ms())
         sys.setswitchinterval(SWITCH_S)
         try:
             for worker in workers:
                 worker.start()
             async with asyncio.TaskGroup() as tasks:
-                session = self._assemble(tasks, key, prepared, workers, journal)
-                orders.complete(session, _loaded_plate(plate, prepared, self._config))
+                advertiser = Advertiser(
+                    key, self._config.pool.network, crew.facts(), self._state.next_sequence
+                )
+                session = self._assemble(tasks, key, crew, advertiser, journal)
+                orders.complete(session, crew.inventory)
+                self._keeper.lend(crew.slots)
                 self._keeper.apply(lifecycle.Loaded())
-                await self._work(tasks, session, key, workers)
+                watchman = Watchman(crew, self._keeper, advertiser, self._tell)
+                await self._work(tasks, session, key, watchman)
         finally:
             await asyncio.gather(*(worker.stop() for worker in workers))
             journal.close()
@@ -151,21 +151,17 @@ class _Daemon:
         self,
         tasks: asyncio.TaskGroup,
         key: PrivateKey,
-        prepared: Prepared,
-        workers: list[Worker],
+        crew: Crew,
+        advertiser: Advertiser,
         journal: ReplayJournal,
     ) -> Session:
         config, pool = self._config, self._config.pool
-        models, hardware_ = prepared.models, prepared.machine.hardware
         signer = Signer(key, pool.network, pool.coordinator_id)
-        build = loading.engine_build(config.device)
-        facts = Facts(tuple(model.offer for model in models), hardware_, build, config.slots)
-        advertiser = Advertiser(key, pool.network, facts, self._state.next_sequence)
-        contexts = {model.offer.model_profile: model.offer.context_max for model in models}
+        contexts = {offer.model_profile: offer.context_max for offer in crew.facts().models}
         house = House(key.node_id, signer.coordinator, pool.network, contexts, config.policy)
         fixtures = Fixtures(
-            Admission(house, journal.window), advertiser, signer, Machine(hardware_, build),
-            _served(models, workers), journal.remember, self._clock,
+            Admission(house, journal.window), advertiser, signer, crew, journal.remember,
+            self._clock,
         )  # fmt: skip
         desk = Desk(fixtures, self._keeper, tasks)
         link = Link(pool.address, signer, pool.invite_bytes)
@@ -177,14 +173,18 @@ class _Daemon:
         return session
 
     async def _work(
-        self, tasks: asyncio.TaskGroup, session: Session, key: PrivateKey, workers: list[Worker]
+        self, tasks: asyncio.TaskGroup, session: Session, key: PrivateKey, watchman: Watchman
     ) -> None:
         """Everything that runs at the same time, until the keeper halts."""
         attached = tasks.create_task(session.run(), name="session")
         watchers = [
             tasks.create_task(self._welcome(session, key), name="welcome"),
             tasks.create_task(self._tick(session), name="ticker"),
-            *(tasks.create_task(_watch(worker), name="watch") for worker in workers),
+            *(
+                tasks.create_task(watchman.watch(station, worker), name="watch")
+                for station in watchman.crew.stations
+                for worker in station.workers
+            ),
         ]
         await self._keeper.halted.wait()
         session.leave()
@@ -210,20 +210,19 @@ class _Daemon:
         self._voice.say("node", f"{format_node_id(key.node_id)}  {note}".rstrip())
         return key
 
-    async def _prepare(self) -> Prepared | None:
-        """Load models and look at the machine; None if the node was stopped meanwhile."""
+    async def _prepare(self) -> tuple[LoadedDevice, ...] | None:
+        """Look at the devices and load models; None if the node was stopped meanwhile."""
         config, loop = self._config, asyncio.get_running_loop()
-        done: asyncio.Future[Prepared] = loop.create_future()
+        done: asyncio.Future[tuple[LoadedDevice, ...]] = loop.create_future()
 
         def say(headline: str, text: str) -> None:
             loop.call_soon_threadsafe(self._voice.say, headline, text)
 
         def prepare() -> None:
             try:
-                machine = self._look(config)
-                say(machine.hardware.kind, hardware.describe(machine.hardware, config.threads))
-                models = loading.load_models(config, self._state, lambda text: say("model", text))
-                loop.call_soon_threadsafe(_settle, done, Prepared(models, machine))
+                found = devices.find_devices(config.device, torch.cuda, pynvml)
+                loaded = loading.load_devices(config, found, self._state, say)
+                loop.call_soon_threadsafe(_settle, done, loaded)
             except BaseException as error:  # task boundary: raised again on the loop, below
                 with contextlib.suppress(RuntimeError):  # unless the node was stopped meanwhile
                     loop.call_soon_threadsafe(_fail, done, error)
@@ -238,13 +237,6 @@ class _Daemon:
             return done.result()
         done.cancel()
         return None
-
-    def _look(self, config: NodeConfig) -> hardware.Probe:
-        """The machine that computes, at its best."""
-        found = hardware.probe(config.device, config.threads)
-        name = f"{config.device} {config.threads} {found.hardware.name}"
-        best = self._state.best_bandwidth(name, found.hardware.bandwidth_bytes_per_s)
-        return hardware.with_bandwidth(found, best)
 
     async def _welcome(self, session: Session, key: PrivateKey) -> None:
         """Tell the world once that the node is attached."""
@@ -270,49 +262,32 @@ class _Daemon:
                 _log.warning("not stored", code=error.code.value, error=error.message)
 
 
-def _loaded_plate(plate: Nameplate, prepared: Prepared, config: NodeConfig) -> Nameplate:
-    """The nameplate once the node knows what it is."""
-    models = tuple(
-        {
-            "name": model.offer.name,
-            "digest": f"sha256:{model.offer.model_profile.hex()}",
-            "context_max": model.offer.context_max,
-            "decode_tokens_per_s": round(model.offer.decode_tokens_per_s, 1),
-            "prefill_tokens_per_s": round(model.offer.prefill_tokens_per_s, 1),
-        }
-        for model in prepared.models
-    )
-    line = hardware.describe(prepared.machine.hardware, config.threads)
-    return replace(plate, hardware=line, models=models)
-
-
-def _served(models: tuple[LoadedModel, ...], workers: list[Worker]) -> dict[ProfileDigest, Served]:
-    return {
-        model.offer.model_profile: Served(
-            model.offer.name,
-            worker,
-            model.engine.tokenizer,
-            Shape(model.engine.max_context, model.engine.model.vocab_size),
-        )
-        for model, worker in zip(models, workers, strict=True)
-    }
-
-
-async def _watch(worker: Worker) -> None:
-    """An engine that cannot be trusted any more ends the node."""
-    assert worker.fault is not None
-    raise await worker.fault
+def _station(loaded: LoadedDevice, config: NodeConfig, clock: Clock, several: bool) -> Station:
+    """A loaded device with a worker for each of its engines; one of several is told by its id."""
+    device, probe = loaded.device, loaded.probe
+    grip = devices.grip(device, torch.cuda, probe.energy_mj)
+    told = mark(probe.hardware, device) if several else probe.hardware
+    served = {}
+    for model in loaded.models:
+        engine, name = model.engine, model.profile.name
+        worker = Worker(engine, f"{name}-{device.label}" if several else name, clock, grip)
+        shape = Shape(engine.max_context, engine.model.vocab_size)
+        served[model.offer.model_profile] = Served(model.offer, worker, engine.tokenizer, shape)
+    machine = Machine(told, loading.engine_build(device.name))
+    return Station(device, probe.hardware, machine, served, config.slots, config.threads)
 
 
 def _stopped() -> NovaMeshError:
     return NovaMeshError(Code.UNAVAILABLE, "the owner of this node stopped it", "ask another node")
 
 
-def _settle(done: asyncio.Future[Prepared], result: Prepared) -> None:
+def _settle(
+    done: asyncio.Future[tuple[LoadedDevice, ...]], result: tuple[LoadedDevice, ...]
+) -> None:
     if not done.done():
         done.set_result(result)
 
 
-def _fail(done: asyncio.Future[Prepared], error: BaseException) -> None:
+def _fail(done: asyncio.Future[tuple[LoadedDevice, ...]], error: BaseException) -> None:
     if not done.done():
         done.set_exception(error)

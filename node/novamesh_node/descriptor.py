@@ -67,10 +67,15 @@ class Advertiser:
         self._facts = facts
         self._next_sequence = next_sequence
         self._issued: dict[MessageId, _Issued] = {}
+        self._changed = False
+
+    def change(self, facts: Facts) -> None:
+        """The node is no longer what its newest descriptor says: a new one is due."""
+        self._facts, self._changed = facts, True
 
     def due(self, now_ms: int) -> bool:
         """Whether a new descriptor should be issued; also when the wall clock was set back."""
-        if not self._issued:
+        if not self._issued or self._changed:
             return True
         age_ms = now_ms - self._newest.issued_at_ms
         return age_ms >= RENEW_MS or age_ms < -CLOCK_SKEW_MS
@@ -102,6 +107,7 @@ class Advertiser:
         sealed = envelope.seal(descriptor, self._key)
         self._forget(now_ms)
         self._issued[message_id(sealed)] = _Issued(hpke_key, sealed, now_ms)
+        self._changed = False
         return sealed
 
     def key_for(self, job: SealedJob) -> HpkeKey:

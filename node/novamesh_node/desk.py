@@ -20,14 +20,14 @@ from novamesh_engine.request import Request
 from novamesh_node.admission import Admission, Admitted
 from novamesh_node.answer import Answer, Work
 from novamesh_node.attempt import AttemptKey
-from novamesh_node.attestor import Machine
 from novamesh_node.clock import Clock
+from novamesh_node.crew import Crew, Served, Station
 from novamesh_node.descriptor import Advertiser
 from novamesh_node.governor import Ruling
 from novamesh_node.outbox import Outbox
-from novamesh_node.request import Encoder, Shape, build_request, render_prompt
+from novamesh_node.request import build_request, render_prompt
 from novamesh_node.statements import Signer, key_of, sign_decision, sign_failure
-from novamesh_node.worker import Ticket, Worker
+from novamesh_node.worker import Ticket
 from novamesh_proto import envelope
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
@@ -41,7 +41,6 @@ from novamesh_proto.messages import (
     JobBody,
     JobProgress,
     MessageId,
-    ProfileDigest,
     RunningAttempt,
     StreamAck,
 )
@@ -76,24 +75,13 @@ class Owner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A loaded model: its worker, its tokenizer, what it can take."""
-
-    name: str
-    worker: Worker
-    encoder: Encoder
-    shape: Shape
-
-
-@dataclass(frozen=True, slots=True)
 class Fixtures:
     """What the desk works with; none of it changes while the node runs."""
 
     admission: Admission
     advertiser: Advertiser
     signer: Signer
-    machine: Machine
-    served: dict[ProfileDigest, Served]
+    crew: Crew
     remember: Callable[[MessageId, int], None]  # an attempt, until wall ms; raises STORAGE
     clock: Clock
 
@@ -103,6 +91,7 @@ class _Run:
     """An attempt at work."""
 
     admitted: Admitted
+    station: Station
     task: asyncio.Task[None] | None = None
     served: Served | None = None
     ticket: Ticket | None = None
@@ -158,10 +147,11 @@ class Desk:
         try:
             admitted = tools.admission.admit(offer, assignment, self._owner.ruling(), now_ms)
             tools.remember(admitted.key.digest, admitted.remembered_until_ms)
+            station = tools.crew.assign(admitted.terms.message.model_profile)
         except NovaMeshError as refusal:
             self._decide(assignment, refusal)
             return
-        run = _Run(admitted)
+        run = _Run(admitted, station)
         self._runs[admitted.key] = run
         self._owner.took()
         run.task = self._tasks.create_task(self._serve(run), name=f"attempt-{admitted.key.name}")
@@ -257,6 +247,7 @@ class Desk:
     def _close(self, run: _Run) -> None:
         if run.ticket is not None and run.served is not None:
             run.served.worker.forget(run.ticket)
+        self._fixtures.crew.release(run.station)
         del self._runs[run.admitted.key]
         self._owner.ended()
 
@@ -270,7 +261,7 @@ class Desk:
                 tools.signer.key.node_id,
             )
             opened_ns = tools.clock.monotonic_ns()
-            served = tools.served[admitted.terms.message.model_profile]
+            served = run.station.served[admitted.terms.message.model_profile]
             request = await asyncio.to_thread(self._prepare, admitted, body, served)
         except NovaMeshError as refusal:
             self._decide(admitted.assignment, refusal)
@@ -278,7 +269,7 @@ class Desk:
         self._decide(admitted.assignment, None)
         before_us = (tools.clock.monotonic_ns() - opened_ns) // 1000
         work = Work(admitted, body, request.prompt, before_us)
-        run.answer = Answer(work, tools.signer, tools.machine, tools.clock.monotonic_ms())
+        run.answer = Answer(work, tools.signer, run.station.machine, tools.clock.monotonic_ms())
         run.served = served
         prefilled = served.worker.prefilled
         run.ticket = served.worker.submit(request)
@@ -286,7 +277,10 @@ class Desk:
             if not await self._advance(run.answer, run.ticket):
                 await self._show_progress(run, served, len(request.prompt), prefilled)
         self._finished.add(run.answer, tools.clock.monotonic_ms())
-        _log.info("answered", attempt=admitted.key.name, tokens=run.answer.tokens)
+        _log.info(
+            "answered", attempt=admitted.key.name, tokens=run.answer.tokens,
+            device=run.station.device.id,
+        )  # fmt: skip
 
     def _prepare(self, admitted: Admitted, body: JobBody, served: Served) -> Request:
         """Tokenizing may take a while: this runs beside the loop."""

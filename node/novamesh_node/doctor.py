@@ -10,6 +10,7 @@ from typing import Any
 import pynvml
 
 from novamesh_engine.doctor import Check, Status
+from novamesh_node.devices import list_ids
 from novamesh_node.hardware import describe, probe_nvidia
 from novamesh_proto.errors import NovaMeshError
 
@@ -20,11 +21,18 @@ def doctor_checks() -> list[Check]:
 
 
 def check_gpu(nvml: Any) -> Check:
-    """Whether there is a GPU to lend; a node without one works on the processor."""
+    """Which GPUs there are to lend, by id; a node without one works on the processor."""
     try:
-        found = probe_nvidia(nvml, "cuda")
-    except NovaMeshError as error:
-        detail = f"none that NVML knows; work runs on the processor ({error.message})"
+        nvml.nvmlInit()
+        found = [(card, probe_nvidia(nvml, card)) for card in list_ids(nvml)]
+    except (nvml.NVMLError, NovaMeshError) as error:
+        detail = f"none that NVML knows; work runs on the processor (NVML: {error})"
         return Check("gpu", Status.WARN, detail)
-    counted = "" if found.energy_mj() is not None else ", energy is not counted"
-    return Check("gpu", Status.OK, describe(found.hardware, 0) + counted)
+    if not found:
+        return Check("gpu", Status.WARN, "none that NVML knows; work runs on the processor")
+    lines = [
+        f"{describe(each.hardware, 0)}, {card}"
+        + ("" if each.energy_mj() is not None else ", energy is not counted")
+        for card, each in found
+    ]
+    return Check("gpu", Status.OK, "; ".join(lines))

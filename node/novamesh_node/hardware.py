@@ -2,15 +2,16 @@
 
 A CPU's read bandwidth is measured with as many threads as the engine gets; a GPU's follows from the
 bus width and clock that NVML reports. Rules: the device that computes is described, not the best
-one in the box; whatever is missing is left out, never invented. Energy comes from NVML's counter.
+one in the box, and NVML is asked for it by UUID, as its numbers are not CUDA's; whatever is missing
+is left out, never invented. Energy comes from NVML's counter.
 """
 
 from __future__ import annotations
 
 import contextlib
 import platform
-import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +20,11 @@ import psutil
 import pynvml
 
 from novamesh_engine.roofline import measure_read
+from novamesh_node.devices import CPU, LABEL_CHARS, Device
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import Hardware
 
 _NAME_CHARS_MAX: Final = 120
-_CUDA: Final = re.compile(r"cuda(?::(?P<number>\d{1,3}))?")
 
 
 def no_counter() -> int | None:
@@ -39,19 +40,19 @@ class Probe:
     energy_mj: Callable[[], int | None] = no_counter
 
 
-def probe(device: str, threads: int) -> Probe:
-    """Look at the device that will compute: cpu, cuda or cuda:N.
+def probe(device: Device, threads: int) -> Probe:
+    """Look at a device that will compute.
 
     Raises:
-        NovaMeshError: BAD_CONFIG if there is no such device.
+        NovaMeshError: BAD_CONFIG if NVML does not know it.
     """
-    return probe_cpu(threads) if device == "cpu" else probe_nvidia(pynvml, device)
+    return probe_cpu(threads) if device.name == CPU else probe_nvidia(pynvml, device.id)
 
 
 def probe_cpu(threads: int) -> Probe:
     """The processor, its memory, and what `threads` threads read a second."""
     hardware = Hardware(
-        kind="cpu",
+        kind=CPU,
         name=_cpu_name(),
         memory_bytes=psutil.virtual_memory().total,
         bandwidth_bytes_per_s=measure_read(threads),
@@ -59,23 +60,23 @@ def probe_cpu(threads: int) -> Probe:
     return Probe(hardware)
 
 
-def probe_nvidia(nvml: Any, device: str) -> Probe:
-    """One NVIDIA GPU; `nvml` is the NVML binding.
+def probe_nvidia(nvml: Any, card: str) -> Probe:
+    """One NVIDIA GPU by its UUID; `nvml` is the NVML binding.
 
     Raises:
-        NovaMeshError: BAD_CONFIG if there is no driver or no such GPU, naming what there is.
+        NovaMeshError: BAD_CONFIG if there is no driver or no such GPU.
     """
-    named = _CUDA.fullmatch(device)
-    if named is None:
-        raise _no_device(nvml, device)
     try:
         nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByIndex(int(named["number"] or "0"))
+        handle = nvml.nvmlDeviceGetHandleByUUID(card)
         name = str(nvml.nvmlDeviceGetName(handle))[:_NAME_CHARS_MAX]
         memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
         driver = str(nvml.nvmlSystemGetDriverVersion())[:64]
     except nvml.NVMLError as error:
-        raise _no_device(nvml, device, f" (NVML: {error})") from error
+        raise NovaMeshError(
+            Code.BAD_CONFIG, f"NVML does not tell what {card} is: {error}",
+            "compute on the processor:  novamesh node start --device cpu",
+        ) from error  # fmt: skip
     bandwidth = 0
     with contextlib.suppress(nvml.NVMLError):
         clock_hz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM) * 1_000_000
@@ -91,25 +92,6 @@ def probe_nvidia(nvml: Any, device: str) -> Probe:
     return Probe(Hardware("cuda", name, memory, bandwidth, driver), energy_mj)
 
 
-def devices(nvml: Any) -> tuple[str, ...]:
-    """What can compute here, by the names that `--device` takes."""
-    count = 0
-    with contextlib.suppress(nvml.NVMLError):
-        nvml.nvmlInit()
-        count = nvml.nvmlDeviceGetCount()
-    return ("cpu", *(f"cuda:{number}" for number in range(count)))
-
-
-def _no_device(nvml: Any, device: str, reason: str = "") -> NovaMeshError:
-    found = devices(nvml)
-    there = f"there {'is' if len(found) == 1 else 'are'} {', '.join(found)}"
-    return NovaMeshError(
-        Code.BAD_CONFIG,
-        f"there is no device {device!r} on this machine; {there}{reason}",
-        "compute on the processor:  novamesh node start --device cpu",
-    )
-
-
 def with_bandwidth(found: Probe, known: int) -> Probe:
     """The same machine with the best bandwidth that was ever measured on it.
 
@@ -120,10 +102,38 @@ def with_bandwidth(found: Probe, known: int) -> Probe:
     return replace(found, hardware=replace(found.hardware, bandwidth_bytes_per_s=best))
 
 
+def mark(hardware: Hardware, device: Device) -> Hardware:
+    """A card's hardware as one of several: its name with the beginning of its id behind it."""
+    if device.id == CPU:
+        return hardware
+    name = hardware.name[: _NAME_CHARS_MAX - LABEL_CHARS - 1]
+    return replace(hardware, name=f"{name} {device.label}")
+
+
+def combine(parts: Sequence[Hardware]) -> Hardware:
+    """Several devices as the one machine that a descriptor has room for; one stays as it is.
+
+    The memory is the sum, as all of it is lent. The bandwidth is the slowest device's, because it
+    stands beside speeds of one answer, which one device computes.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    counts = Counter(each.name for each in parts)
+    names = [name if count == 1 else f"{count}x {name}" for name, count in counts.items()]
+    kinds = [each.kind for each in parts if each.kind != CPU]
+    return Hardware(
+        kind=kinds[0] if kinds else CPU,
+        name=" + ".join(names)[:_NAME_CHARS_MAX],
+        memory_bytes=sum(each.memory_bytes for each in parts),
+        bandwidth_bytes_per_s=min(each.bandwidth_bytes_per_s for each in parts),
+        driver=next((each.driver for each in parts if each.driver), ""),
+    )
+
+
 def describe(hardware: Hardware, threads: int) -> str:
-    """One line for people."""
+    """One line for people; 0 threads are not told."""
     memory = f"{hardware.memory_bytes / 2**30:.1f} GiB"
-    used = f", {threads} threads" if hardware.kind == "cpu" else ""
+    used = f", {threads} threads" if hardware.kind == CPU and threads else ""
     speed = f", {hardware.bandwidth_bytes_per_s / 1e9:.0f} GB/s" * (
         hardware.bandwidth_bytes_per_s > 0
     )

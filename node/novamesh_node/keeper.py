@@ -43,7 +43,7 @@ class Keeper:
     def __init__(
         self, slots: int, clock: Clock, state: lifecycle.State, watch: Watch = _unwatched
     ) -> None:
-        self._slots = slots
+        self.slots = slots
         self._clock = clock
         self._watch = watch
         self.state = state
@@ -53,12 +53,18 @@ class Keeper:
 
     def ruling(self, zone: tzinfo | None = UTC) -> Ruling:
         """What may come in now; `zone` None for the owner's own screen."""
-        return allow(self._clock.wall_ms(), Readings(self.state, self._slots), zone)
+        return allow(self._clock.wall_ms(), Readings(self.state, self.slots), zone)
 
     def load(self) -> NodeLoad:
         """The ruling as the pool is told it."""
         ruling = self.ruling()
         return NodeLoad(ruling.free_slots, ruling.accepting, ruling.reason)
+
+    def lend(self, slots: int) -> None:
+        """So many slots there are from now on; the pool is told."""
+        before, self.slots = self.slots, slots
+        if slots != before:
+            self.hands.announce()
 
     def took(self) -> None:
         """An attempt was admitted."""

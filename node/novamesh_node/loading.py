@@ -1,13 +1,16 @@
 """From the models a node is to serve to loaded engines, and what this machine does with them.
 
-Runs before the loop needs the engines, in a thread of its own. Speeds are measured once for a
-model, an engine build, a device and a number of threads, and remembered. Rules: every file of a
-profile is verified; a model without a profile has no name on the wire and is refused.
+Runs before the loop needs the engines, in a thread of its own. Every device gets its own engine of
+every model. Speeds are measured once for a model, an engine build, a device and a number of
+threads, and remembered; a device is remembered by its id, so that a card in another slot of the
+board keeps its measurements. Rules: every file of a profile is verified; a model without a profile
+has no name on the wire and is refused; what does not fit one of several devices is left out there
+and said, what fits none ends the start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
@@ -18,7 +21,10 @@ from novamesh_engine.config import EngineConfig
 from novamesh_engine.engine import Engine
 from novamesh_engine.kernels.choice import look
 from novamesh_engine.quant.profile import ModelProfile
+from novamesh_node import hardware
 from novamesh_node.config import NodeConfig
+from novamesh_node.devices import Device, hold
+from novamesh_node.hardware import Probe
 from novamesh_node.shelf import active_bytes, find_model
 from novamesh_node.state import NodeState
 from novamesh_proto.errors import Code, NovaMeshError
@@ -40,44 +46,97 @@ class LoadedModel:
     offer: ModelOffer
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedDevice:
+    """A device, what it is, and the engines on it."""
+
+    device: Device
+    probe: Probe
+    models: tuple[LoadedModel, ...]
+
+
+class DoesNotFitError(NovaMeshError):
+    """A device has not enough memory for a model."""
+
+    def __init__(self, profile: ModelProfile) -> None:
+        message = f"{profile.name} does not fit into this machine's memory"
+        super().__init__(Code.STORAGE, message, "serve a smaller model, or fewer of them")
+
+
+Say = Callable[[str, str], None]  # a headline and a line
+
+
 def engine_build(device: str) -> str:
     """What computes, for descriptors and attestations: "0.1.0 native-avx512vnni"."""
     return f"{version('novamesh')} {look(device).name}"[:128]
 
 
-def load_models(
-    config: NodeConfig, state: NodeState, say: Callable[[str], None]
-) -> tuple[LoadedModel, ...]:
-    """Load every model that the node is to serve and measure it.
+def load_devices(
+    config: NodeConfig, devices: Sequence[Device], state: NodeState, say: Say
+) -> tuple[LoadedDevice, ...]:
+    """Look at every device, load on it what the node is to serve, and measure that.
 
     Raises:
         NovaMeshError: MODEL_NOT_FOUND, CORRUPT, UNSUPPORTED, BAD_CONFIG, STORAGE.
     """
     torch.set_num_threads(config.threads)
+    found = _find_profiles(config)
+    loaded = []
+    for device in devices:
+        where = f" on {device.label}" if len(devices) > 1 else ""
+        probe = _look(device, config, state)
+        line = hardware.describe(probe.hardware, config.threads)
+        say(probe.hardware.kind, line + (f", {device.label}" if where else ""))
+        hold(device, torch.cuda)
+        models = []
+        for profile in found.values():
+            try:
+                model = _load(profile, config, device, state)
+            except DoesNotFitError:
+                if not where:
+                    raise
+                say("model", f"{profile.name} does not fit{where} and is not served there")
+                continue
+            say("model", _describe(model) + where)
+            models.append(model)
+        if models:
+            loaded.append(LoadedDevice(device, probe, tuple(models)))
+    served = {each.profile.digest for device in loaded for each in device.models}
+    for digest, profile in found.items():
+        if digest not in served:
+            raise DoesNotFitError(profile)
+    return tuple(loaded)
+
+
+def _find_profiles(config: NodeConfig) -> dict[bytes, ModelProfile]:
+    """What is to be served, once each: two names may mean one model."""
     profiles = [find_model(name, config.places.models) for name in config.models]
-    loaded: dict[bytes, LoadedModel] = {}
-    for profile in profiles:
-        if profile.digest not in loaded:  # two names of one model
-            loaded[profile.digest] = _load(profile, config, state, say)
-    return tuple(loaded.values())
+    return {profile.digest: profile for profile in profiles}
+
+
+def _look(device: Device, config: NodeConfig, state: NodeState) -> Probe:
+    """A device at its best."""
+    probe = hardware.probe(device, config.threads)
+    name = f"{device.id} {config.threads} {probe.hardware.name}"
+    best = state.best_bandwidth(name, probe.hardware.bandwidth_bytes_per_s)
+    return hardware.with_bandwidth(probe, best)
 
 
 def _load(
-    profile: ModelProfile, config: NodeConfig, state: NodeState, say: Callable[[str], None]
+    profile: ModelProfile, config: NodeConfig, device: Device, state: NodeState
 ) -> LoadedModel:
-    name = f"{profile.digest.hex()} {engine_build(config.device)} {config.device} {config.threads}"
+    build = engine_build(device.name)
+    name = f"{profile.digest.hex()} {build} {device.id} {config.threads}"
     known = state.speed(name)
-    engine = _load_engine(profile, config, step_tokens(known[0] if known else 0.0, config.slots))
+    step = step_tokens(known[0] if known else 0.0, config.slots)
+    engine = _load_engine(profile, config, device, step)
     prefill, decode = known or _measure(engine)
     if known is None:
         state.save_speed(name, prefill, decode)
         fitting = step_tokens(prefill, config.slots)
         if fitting < engine.config.max_step_tokens:
-            engine = _load_engine(profile, config, fitting)
-    say(
-        f"{profile.name} {profile.digest_short}, {engine.max_context} tokens of context, "
-        f"{decode:.0f} tokens/s"
-    )
+            del engine  # the device need not hold two of them
+            engine = _load_engine(profile, config, device, fitting)
     offer = ModelOffer(
         model_profile=ProfileDigest(profile.digest),
         name=profile.name,
@@ -87,6 +146,14 @@ def _load(
         active_bytes=active_bytes(profile),
     )
     return LoadedModel(engine, profile, offer)
+
+
+def _describe(model: LoadedModel) -> str:
+    return (
+        f"{model.profile.name} {model.profile.digest_short}, "
+        f"{model.engine.max_context} tokens of context, "
+        f"{model.offer.decode_tokens_per_s:.0f} tokens/s"
+    )
 
 
 def step_tokens(prefill_tokens_per_s: float, slots: int) -> int:
@@ -99,18 +166,15 @@ def step_tokens(prefill_tokens_per_s: float, slots: int) -> int:
     return max(slots, STEP_TOKENS_LEAST, min(STEP_TOKENS_MAX, int(prefill_tokens_per_s * STEP_S)))
 
 
-def _load_engine(profile: ModelProfile, config: NodeConfig, step: int) -> Engine:
+def _load_engine(profile: ModelProfile, config: NodeConfig, device: Device, step: int) -> Engine:
     settings = EngineConfig(
         max_running=config.slots, max_step_tokens=step, threads=config.threads,
-        device=config.device,
+        device=device.name,
     )  # fmt: skip
     try:
         engine = Engine.load(profile.path, settings)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise NovaMeshError(
-            Code.STORAGE, f"{profile.name} does not fit into this machine's memory",
-            "serve a smaller model, or fewer of them",
-        ) from error  # fmt: skip
+        raise DoesNotFitError(profile) from error
     if engine.profile is None or engine.profile.digest != profile.digest:
         raise NovaMeshError(
             Code.CORRUPT, f"{profile.path} changed while it was loaded", "start the node again"

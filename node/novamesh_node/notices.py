@@ -38,6 +38,12 @@ def farewell(taken: int) -> Notice:
     return "end", f"the node has stopped; it took {jobs(taken)}"
 
 
+def lost(device: str, fault: str, slots: int) -> Notice:
+    """A device is out for the rest of this run; `slots` are those of the devices that are left."""
+    left = "1 slot is" if slots == 1 else f"{slots} slots are"
+    return "lost", f"{device} is out: {fault}; {left} left"
+
+
 def jobs(count: int) -> str:
     """1 job, 2 jobs."""
     return "1 job" if count == 1 else f"{count} jobs"

@@ -24,15 +24,16 @@ PAUSE_S_MAX: Final = 30 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Nameplate:
-    """What a status says that does not change: who, where, and, once loaded, with what."""
+    """What a status says that does not change: who and where."""
 
     node: str
     version: str
     network: str
     address: str
-    slots: int
-    hardware: str = ""
-    models: tuple[Mapping[str, Any], ...] = ()
+
+
+def _nothing_loaded() -> Mapping[str, Any]:
+    return {"hardware": "", "models": [], "devices": []}
 
 
 class Orders:
@@ -48,13 +49,14 @@ class Orders:
         self._keeper = keeper
         self._session: Session | None = None
         self._nameplate = nameplate
+        self._inventory: Callable[[], Mapping[str, Any]] = _nothing_loaded
         self._save_pause = save_pause
         self._clock = clock
         self._started_ms = clock.monotonic_ms()
 
-    def complete(self, session: Session, nameplate: Nameplate) -> None:
-        """The models are loaded and the pool is being dialled."""
-        self._session, self._nameplate = session, nameplate
+    def complete(self, session: Session, inventory: Callable[[], Mapping[str, Any]]) -> None:
+        """The models are loaded, which `inventory` tells, and the pool is being dialled."""
+        self._session, self._inventory = session, inventory
 
     async def handle(self, command: str, arguments: Mapping[str, Any]) -> Reply:
         """Carry out one order.
@@ -93,7 +95,7 @@ class Orders:
             "phase": state.phase.value,
             "reason": ruling.reason,
             "resumes_at_ms": state.resumes_at_ms if state.paused else 0,
-            "slots": plate.slots,
+            "slots": self._keeper.slots,
             "free_slots": ruling.free_slots,
             "running": state.running,
             "taken": self._keeper.taken,
@@ -103,8 +105,7 @@ class Orders:
             "trouble": "" if trouble is None else trouble.message,
             "next_try_s": session.next_try_s if session else 0,
             "clock_offset_ms": session.offset_ms if session else 0,
-            "hardware": plate.hardware,
-            "models": [dict(model) for model in plate.models],
+            **self._inventory(),
             "version": plate.version,
             "pid": os.getpid(),
             "uptime_s": (self._clock.monotonic_ms() - self._started_ms) // 1000,

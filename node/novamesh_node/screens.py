@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from novamesh_engine.quant.profile import ModelProfile
+from novamesh_node.devices import LABEL_CHARS
 from novamesh_node.durations import format_duration
 from novamesh_node.shelf import Entry
 from novamesh_proto.errors import NovaMeshError
@@ -33,6 +34,10 @@ def describe_status(reply: Mapping[str, Any]) -> str:
         ("clock", f"{reply['clock_offset_ms']} ms from the coordinator's"),
         ("process", f"{reply['pid']}, novamesh {reply['version']}, up {up}"),
     ]
+    devices = reply.get("devices", ())  # a node that was started before an update tells none
+    for device in devices if len(devices) > 1 else ():
+        name, work = device["id"][:LABEL_CHARS], f"{device['running']} of {device['slots']} at work"
+        rows.append(("device", f"{name} {device['hardware']}, {device['fault'] or work}"))
     for model in reply["models"]:
         digest, speed = model["digest"].removeprefix("sha256:")[:12], model["decode_tokens_per_s"]
         rows.append(("model", f"{model['name']} {digest}, {speed:g} tokens/s alone"))

@@ -21,7 +21,7 @@ from novamesh.private_file import write_private
 from novamesh_proto.errors import Code, NovaMeshError
 
 _FILE_BYTES_MAX: Final = 1 << 20
-SPEEDS_MAX: Final = 32  # models, builds and settings that were measured
+SPEEDS_MAX: Final = 128  # models, builds, devices and settings that were measured
 
 _log = structlog.get_logger()
 

@@ -3,8 +3,8 @@
 Coroutines submit and abort; the thread steps and hands outputs back. Rules: no engine is touched
 from any other thread while its worker runs; what waits in either direction is bounded, and when
 nobody reads the engine rests; a request that the engine refuses, or a step that raises, ends the
-requests concerned with an error and never the node. Only books that disagree end the worker, since
-such an engine cannot be trusted: `fault` says so.
+requests concerned with an error and never the node. Only books that disagree and a device that is
+gone end the worker, since such an engine cannot be trusted: `fault` says so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from novamesh_engine.request import Request, StepOutput
 from novamesh_node.answer import Usage
 from novamesh_node.attestor import EnergyShares
 from novamesh_node.clock import Clock
+from novamesh_node.devices import UNHELD, DeviceLostError, Grip
 from novamesh_proto.errors import Code, NovaMeshError
 
 UNREAD_MAX: Final = 1024  # outputs that nobody has read yet, of all requests together
@@ -89,7 +90,6 @@ class Output:
 
 
 Delivery = Output | NovaMeshError
-Counter = Callable[[], int | None]  # a device's energy counter, mJ
 
 
 class Ticket:
@@ -146,12 +146,10 @@ _Command = _Submit | _Abort | _Stop
 class Worker:
     """One engine and its thread. Made and used on the loop; `start` and `stop` frame its life."""
 
-    def __init__(
-        self, engine: EngineLike, label: str, clock: Clock, counter: Counter = lambda: None
-    ) -> None:
+    def __init__(self, engine: EngineLike, label: str, clock: Clock, device: Grip = UNHELD) -> None:
         self._engine = engine
         self._clock = clock
-        self._counter = counter
+        self._device = device
         self._commands: queue.Queue[_Command] = queue.Queue(COMMANDS_MAX)
         self._tickets: dict[str, Ticket] = {}  # on the loop
         self._room = threading.Condition()
@@ -174,19 +172,30 @@ class Worker:
 
     async def stop(self) -> None:
         """End the thread after the step it is in; unread outputs are lost."""
+        self._halt()
+        await asyncio.to_thread(self._thread.join, STOP_S)
+
+    def condemn(self, fault: NovaMeshError) -> None:
+        """The device under the engine is out: every request ends with `fault`, then the thread."""
+        self._end(fault)
+        self._halt()
+
+    def _halt(self) -> None:
         with self._room:
             self._stopping = True
             self._room.notify_all()
         with contextlib.suppress(queue.Full):
             self._commands.put_nowait(_Stop())
-        await asyncio.to_thread(self._thread.join, STOP_S)
 
     def submit(self, request: Request) -> Ticket:
         """Hand a request over; what the engine thinks of it comes through the ticket.
 
         Raises:
-            NovaMeshError: BUSY if too much waits already, CONFLICT for a name in use.
+            NovaMeshError: BUSY if too much waits already, CONFLICT for a name in use, the fault of
+                a worker that has ended.
         """
+        if self.fault is not None and self.fault.done():
+            raise self.fault.result()
         if request.id in self._tickets:
             raise NovaMeshError(Code.CONFLICT, f"request {request.id} is already here")
         ticket = Ticket(self, request.id)
@@ -236,9 +245,12 @@ class Worker:
 
     def _run(self) -> None:
         try:
+            self._device.hold()
             while self._obey() and self._rest():
                 if self._engine.has_work:
                     self._deliver_all(self._step())
+        except DeviceLostError as lost:
+            self._call(self._end, lost)
         except Exception as error:  # task boundary: the engine's books disagree, see the module
             found = _surprise(error, "all")
             hint = "start the node again, and report its log if this comes back"
@@ -287,12 +299,7 @@ class Worker:
         try:
             outputs = self._engine.step()
         except Exception as error:  # boundary: the requests of a failed step end, the node goes on
-            failed = [(name, _surprise(error, name)) for name in self._live]
-            for name, _ in failed:
-                self._engine.abort(name)
-                self._close(name)
-            self._hand_over(failed)
-            self._engine.check_integrity()
+            self._give_up(error)
             return []
         stats = self._engine.stats()
         self._prefilled = stats.prefill_tokens
@@ -301,6 +308,25 @@ class Worker:
         if self._clock.monotonic_ns() - self._energy_ns > ENERGY_NS:
             self._read_energy()
         return outputs
+
+    def _give_up(self, error: Exception) -> None:
+        """End the requests of a failed step, then see whether anything can go on.
+
+        Raises:
+            DeviceLostError: the device is gone, which is then what ended them.
+            Exception: the engine's books disagree.
+        """
+        failed = {name: _surprise(error, name) for name in self._live}
+        for name in failed:
+            self._engine.abort(name)
+            self._close(name)
+        try:
+            self._device.check()
+        except DeviceLostError as lost:
+            self._hand_over([(name, lost) for name in failed])
+            raise
+        self._hand_over(list(failed.items()))
+        self._engine.check_integrity()
 
     def _deliver_all(self, outputs: list[StepOutput]) -> None:
         if any(output.finish is not None for output in outputs):
@@ -316,7 +342,7 @@ class Worker:
 
     def _read_energy(self) -> None:
         self._energy_ns = self._clock.monotonic_ns()
-        self._energy.read(self._counter())
+        self._energy.read(self._device.energy_mj())
 
     def _hand_over(self, deliveries: list[tuple[str, Any]]) -> None:
         if deliveries:

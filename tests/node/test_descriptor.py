@@ -47,6 +47,31 @@ def test_it_is_renewed_before_it_expires_and_when_the_clock_was_set_back() -> No
     assert back.due(START_MS - CLOCK_SKEW_MS - 1)
 
 
+def test_a_node_that_changed_says_so_once() -> None:
+    source = advertiser()
+    source.change(replace(FACTS, slots=2))
+    assert source.due(START_MS)
+    assert descriptor_of(source).message.slots == 2
+    assert not source.due(START_MS)
+
+
+def test_a_change_that_could_not_be_stored_stays_due() -> None:
+    full = [False]
+
+    def next_sequence(least: int) -> int:
+        if full[0]:
+            raise NovaMeshError(Code.STORAGE, "the disk is full")
+        return least
+
+    source = Advertiser(NODE, NETWORK, FACTS, next_sequence)
+    source.renew(START_MS)
+    source.change(replace(FACTS, slots=2))
+    full[0] = True
+    with pytest.raises(NovaMeshError):
+        source.current(START_MS)
+    assert source.due(START_MS)
+
+
 def test_a_new_key_does_not_end_the_old_one_at_once() -> None:
     source = advertiser()
     old = descriptor_of(source)

@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 
 from novamesh_node.attempt import AttemptKey
+from novamesh_node.crew import Crew
+from novamesh_node.desk import SLOTS_MAX
+from novamesh_node.devices import DeviceLostError
 from novamesh_node.governor import Ruling
 from novamesh_proto import envelope
 from novamesh_proto.attestation import check_attestation
@@ -20,6 +23,7 @@ from novamesh_proto.messages import (
     MessageId,
 )
 from novamesh_proto.sealing import forced_prefix_digest
+from support.fake_crew import station
 from support.fake_engine import CONTEXT, FIRST_TOKEN, FakeEngine
 from support.offers import Offers
 from support.parties import NETWORK, body
@@ -101,6 +105,46 @@ async def test_a_prompt_that_does_not_fit_is_declined() -> None:
         at.desk.take(at.offers.make(body("x" * CONTEXT)).message)
         assert (await at.decision()).code == Code.TOO_LARGE
         await at.idle()
+
+
+async def test_a_device_takes_no_more_than_its_slots() -> None:
+    async with node(crew=Crew([station("cpu", slots=1)], SLOTS_MAX)) as at:
+        first = at.offers.make(sampling={"max_tokens": LONG})
+        at.desk.take(first.message)
+        assert (await at.decision()).accepted
+        at.desk.take(at.offers.make().message)
+        assert (await at.decision()).code == Code.BUSY
+        at.desk.cancel(AttachCancel(first.job, 1, first.fence, Code.STALE.value))
+        await at.idle()
+        at.desk.take(at.offers.make().message)
+        await at.until("attestation")
+
+
+async def test_each_answer_is_attested_by_the_device_that_computed_it() -> None:
+    names = ("GPU-1a2b3c4d-0000", "GPU-9f8e7d6c-0000")
+    async with node(crew=Crew([station(name) for name in names], SLOTS_MAX)) as at:
+        seen = set()
+        for _ in names:
+            at.desk.take(at.offers.make(sampling={"max_tokens": 2000}).message)
+        for _ in names:
+            sealed = (await at.until("attestation"))[-1].attestation
+            seen.add(opened(sealed, InferenceAttestation).hardware.name.rpartition(" ")[2])
+        assert seen == {"GPU-1a2b3c4d", "GPU-9f8e7d6c"}
+
+
+async def test_a_model_whose_device_is_out_is_declined() -> None:
+    crew = Crew([station("GPU-1"), station("GPU-2")], SLOTS_MAX)
+    async with node(crew=crew) as at:
+        at.desk.take(at.offers.make(sampling={"max_tokens": LONG}).message)
+        assert (await at.decision()).accepted
+        for each in crew.stations:
+            crew.fail(each, DeviceLostError("AcceleratorError"))
+        (*_, last) = await at.until("failure")
+        assert opened(last.failure, JobFailure).code == Code.UNAVAILABLE
+        await at.idle()
+        at.desk.take(at.offers.make().message)
+        assert (await at.decision()).code == Code.UNAVAILABLE
+        assert at.owner.taken == 1
 
 
 async def test_a_full_disk_declines_and_the_node_lives() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from novamesh_engine import roofline
 from novamesh_node import hardware
+from novamesh_node.devices import PROCESSOR, Device
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import Hardware
-from support.fake_nvml import Nvml
+from support.fake_nvml import CARD, Nvml
+from support.parties import HARDWARE
 
 
 def test_a_processor_is_named_and_its_bandwidth_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "READ_BYTES", 8 << 20)
-    found = hardware.probe("cpu", 1)
+    found = hardware.probe(PROCESSOR, 1)
     machine = found.hardware
     assert machine.kind == "cpu"
     assert machine.memory_bytes > 2**28
@@ -25,13 +29,13 @@ def test_a_processor_is_named_and_its_bandwidth_measured(monkeypatch: pytest.Mon
 
 
 def test_a_busy_machine_is_not_a_slow_one() -> None:
-    found = hardware.probe_nvidia(Nvml(), "cuda")
+    found = hardware.probe_nvidia(Nvml(), CARD)
     assert hardware.with_bandwidth(found, 10**12).hardware.bandwidth_bytes_per_s == 10**12
     assert hardware.with_bandwidth(found, 1) == found
 
 
 def test_a_card_says_what_nvml_says() -> None:
-    found = hardware.probe_nvidia(Nvml(), "cuda")
+    found = hardware.probe_nvidia(Nvml(), CARD)
     assert found.hardware == Hardware(
         "cuda", "NVIDIA GeForce RTX 3060", 12 * 2**30, 360_048_000_000, "550.54"
     )
@@ -43,33 +47,48 @@ def test_a_card_says_what_nvml_says() -> None:
 
 
 def test_what_a_card_does_not_tell_is_left_out() -> None:
-    quiet = hardware.probe_nvidia(Nvml("nvmlDeviceGetMemoryBusWidth"), "cuda:0")
+    quiet = hardware.probe_nvidia(Nvml("nvmlDeviceGetMemoryBusWidth"), CARD)
     assert quiet.hardware.bandwidth_bytes_per_s == 0
-    old = hardware.probe_nvidia(Nvml("nvmlDeviceGetTotalEnergyConsumption"), "cuda:0")
+    old = hardware.probe_nvidia(Nvml("nvmlDeviceGetTotalEnergyConsumption"), CARD)
     assert old.energy_mj() is None
 
 
-@pytest.mark.parametrize(
-    ("nvml", "device"),
-    [
-        (Nvml("nvmlInit"), "cuda"),
-        (Nvml(), "cuda:1"),
-        (Nvml(), "cuda:x"),
-        (Nvml(), "rocm:z"),
-        (Nvml(), "banana"),
-        (Nvml(), "banana:0"),
-    ],
-)
-def test_a_device_that_is_not_there_is_bad_configuration(nvml: Nvml, device: str) -> None:
+def test_a_card_is_asked_for_by_its_id_wherever_it_is() -> None:
+    board = Nvml(cards=("GPU-0", CARD))
+    found = hardware.probe_nvidia(board, CARD)
+    found.energy_mj()
+    assert board.energy == {"GPU-0": 1_000, CARD: 1_005}
+
+
+@pytest.mark.parametrize(("nvml", "card"), [(Nvml("nvmlInit"), CARD), (Nvml(), "GPU-0")])
+def test_a_card_that_nvml_does_not_know_is_bad_configuration(nvml: Nvml, card: str) -> None:
     with pytest.raises(NovaMeshError) as caught:
-        hardware.probe_nvidia(nvml, device)
+        hardware.probe_nvidia(nvml, card)
     assert caught.value.code is Code.BAD_CONFIG
+    assert card in caught.value.message
     assert "--device cpu" in caught.value.hint
-    there = ", ".join(hardware.devices(nvml))
-    assert f"there is no device {device!r} on this machine; there " in caught.value.message
-    assert there in caught.value.message
 
 
-def test_what_can_compute_is_named_as_the_flag_takes_it() -> None:
-    assert hardware.devices(Nvml()) == ("cpu", "cuda:0")
-    assert hardware.devices(Nvml("nvmlInit")) == ("cpu",)
+def test_one_of_several_cards_is_told_by_its_id() -> None:
+    card = Device(CARD, "cuda:1")
+    assert hardware.mark(HARDWARE, card).name == "NVIDIA GeForce RTX 3060 GPU-1a2b3c4d"
+    long = hardware.mark(replace(HARDWARE, name="x" * 120), card)
+    assert long.name.endswith("x GPU-1a2b3c4d")
+    assert wire.decode(Hardware, wire.encode(long)) == long
+    assert hardware.mark(HARDWARE, PROCESSOR) == HARDWARE
+
+
+def test_several_devices_are_one_machine_that_promises_what_its_slowest_does() -> None:
+    assert hardware.combine([HARDWARE]) is HARDWARE
+    big = replace(
+        HARDWARE, name="NVIDIA GeForce RTX 4090", memory_bytes=24, bandwidth_bytes_per_s=9
+    )
+    small = replace(HARDWARE, memory_bytes=12, bandwidth_bytes_per_s=5)
+    cpu = Hardware("cpu", "EPYC", 64, 7)
+    assert hardware.combine([cpu, small, big, small]) == Hardware(
+        "cuda", "EPYC + 2x NVIDIA GeForce RTX 3060 + NVIDIA GeForce RTX 4090", 112, 5, "550.54"
+    )
+    assert hardware.combine([cpu, cpu]).kind == "cpu"
+    assert hardware.combine([big, replace(big, bandwidth_bytes_per_s=0)]).bandwidth_bytes_per_s == 0
+    many = hardware.combine([replace(big, name=f"card {number}") for number in range(40)])
+    assert wire.decode(Hardware, wire.encode(many)) == many

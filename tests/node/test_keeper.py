@@ -28,6 +28,21 @@ async def test_work_changes_the_load_and_is_announced() -> None:
     assert made.taken == 1
 
 
+async def test_slots_that_go_are_announced_and_work_goes_on() -> None:
+    made, done = keeper(slots=4)
+    made.apply(lifecycle.Loaded())
+    for _ in range(3):
+        made.took()
+    done.clear()
+    made.lend(2)
+    assert made.load() == NodeLoad(0, True)
+    made.ended()
+    made.ended()
+    assert made.load() == NodeLoad(1, True)
+    made.lend(2)
+    assert done == ["announce"] * 3
+
+
 async def test_a_second_stop_abandons_and_halts() -> None:
     made, done = keeper()
     made.apply(lifecycle.Loaded())

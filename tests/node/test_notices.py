@@ -19,7 +19,7 @@ from novamesh_node.lifecycle import (
     Took,
     step,
 )
-from novamesh_node.notices import Notice, farewell, notice
+from novamesh_node.notices import Notice, farewell, lost, notice
 
 NOW = 1_800_000_000_000
 IDLE = State(ready=True)
@@ -76,3 +76,8 @@ def test_a_pause_that_runs_out_is_told() -> None:
 @pytest.mark.parametrize("event", [Took(), Ended(), Tick(), Resume()])
 def test_the_rest_is_no_turn(event: Event) -> None:
     assert said(BUSY, event) == [None]
+
+
+def test_a_lost_device_is_told_with_what_is_left() -> None:
+    assert lost("GPU-1", "it failed", 4) == ("lost", "GPU-1 is out: it failed; 4 slots are left")
+    assert lost("GPU-1", "it failed", 1) == ("lost", "GPU-1 is out: it failed; 1 slot is left")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +17,8 @@ from novamesh_proto.messages import IdleReason, IdleReport
 from support.clock import START_MS
 from support.offers import SIGNER, advertiser
 
-PLATE = Nameplate("12D3KooWnode", "0.1.0", "testnet", "127.0.0.1:7700", 2)
+PLATE = Nameplate("12D3KooWnode", "0.1.0", "testnet", "127.0.0.1:7700")
+INVENTORY = {"hardware": "a machine", "models": [], "devices": [{"id": "cpu"}]}
 
 
 class _Session(Session):
@@ -42,7 +42,7 @@ class Node:
             self.keeper, PLATE, lambda on, until: self.pauses.append((on, until)), clock
         )
         if loaded:
-            self.orders.complete(session, replace(PLATE, hardware="a machine"))
+            self.orders.complete(session, lambda: dict(INVENTORY))
 
     async def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         return await self.orders.handle(command, arguments)
@@ -57,7 +57,14 @@ async def test_status_tells_where_the_node_is() -> None:
     status = await Node().ask("status")
     assert (status["phase"], status["free_slots"], status["attached"]) == ("idle", 2, False)
     assert (status["node"], status["pool"], status["trouble"]) == ("12D3KooWnode", "testnet", "")
-    assert status["hardware"] == "a machine"
+    assert status.items() >= INVENTORY.items()
+
+
+async def test_slots_are_those_that_are_left() -> None:
+    node = Node()
+    node.keeper.lend(1)
+    status = await node.ask("status")
+    assert (status["slots"], status["free_slots"]) == (1, 1)
 
 
 async def test_while_models_are_loaded_it_can_be_asked_and_stopped() -> None:

@@ -14,6 +14,7 @@ STATUS: dict[str, Any] = {
     "free_slots": 3, "running": 1, "taken": 9, "pool": "testnet", "address": "127.0.0.1:7700",
     "attached": True, "trouble": "", "next_try_s": 0, "clock_offset_ms": -3,
     "hardware": "a machine",
+    "devices": [{"id": "cpu", "hardware": "a machine", "slots": 4, "running": 1, "fault": ""}],
     "models": [{"name": "tiny", "digest": "sha256:" + "ab" * 32, "decode_tokens_per_s": 12.5}],
     "version": "0.1.0", "pid": 7, "uptime_s": 11_520,
 }  # fmt: skip
@@ -30,6 +31,19 @@ def test_status() -> None:
         "process  7, novamesh 0.1.0, up 3 h 12 m\n"
         "model    tiny abababababab, 12.5 tokens/s alone"
     )
+
+
+def test_status_of_several_devices() -> None:
+    ids = ("GPU-1a2b3c4d-0000-1111-2222-333344445555", "GPU-9f8e7d6c-0000-1111-2222-333344445555")
+    first, second = (
+        {"id": id_, "hardware": "a card", "slots": 4, "running": 1, "fault": ""} for id_ in ids
+    )
+    second |= {"slots": 0, "running": 0, "fault": "it failed"}
+    shown = screens.describe_status(STATUS | {"devices": [first, second]}).splitlines()
+    assert [line for line in shown if line.startswith("device")] == [
+        "device   GPU-1a2b3c4d a card, 1 of 4 at work",
+        "device   GPU-9f8e7d6c a card, it failed",
+    ]
 
 
 def test_status_of_a_node_in_trouble() -> None:

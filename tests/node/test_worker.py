@@ -11,6 +11,7 @@ import pytest
 
 from novamesh_engine.request import FinishReason, Request, SamplingParams
 from novamesh_node.clock import Clock
+from novamesh_node.devices import DeviceLostError, Grip
 from novamesh_node.worker import STALLED_NS, UNREAD_MAX, Output, Ticket, Worker
 from novamesh_proto.errors import Code, NovaMeshError
 from support.fake_engine import FIRST_TOKEN, FakeEngine
@@ -18,10 +19,14 @@ from support.fake_engine import FIRST_TOKEN, FakeEngine
 
 @contextlib.asynccontextmanager
 async def working(
-    engine: FakeEngine, energy: list[int] | None = None, clock: Clock | None = None
+    engine: FakeEngine,
+    energy: list[int] | None = None,
+    clock: Clock | None = None,
+    grip: Grip | None = None,
 ) -> AsyncIterator[Worker]:
     readings = iter(energy or [])
-    worker = Worker(engine, "fake", clock or Clock(), lambda: next(readings, None))
+    counted = Grip(lambda: next(readings, None))
+    worker = Worker(engine, "fake", clock or Clock(), grip or counted)
     worker.start()
     try:
         yield worker
@@ -154,6 +159,52 @@ async def test_books_that_disagree_end_the_worker_with_a_fault() -> None:
         assert worker.fault is not None
         fault = await asyncio.wait_for(worker.fault, 5)
         assert fault.code is Code.INTERNAL
+
+
+async def test_the_thread_holds_its_device_before_it_computes() -> None:
+    seen: list[str] = []
+    grip = Grip(hold=lambda: seen.append(threading.current_thread().name))
+    engine = FakeEngine(hook=lambda: seen.append("step"))
+    async with working(engine, grip=grip) as worker:
+        await read(worker.submit(request("a", 1)))
+    assert seen[:2] == ["engine-fake", "step"]
+
+
+async def test_a_device_that_is_gone_ends_its_worker_and_everything_on_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def explode() -> None:
+        if engine.steps == 3:
+            raise RuntimeError("secret prompt text")
+
+    def check() -> None:
+        raise DeviceLostError("AcceleratorError")
+
+    engine, together = FakeEngine(hook=explode), threading.Event()
+    async with working(
+        engine, grip=Grip(hold=lambda: together.wait(5) and None, check=check)
+    ) as worker:
+        tickets = [worker.submit(request(name, 50)) for name in "ab"]
+        together.set()
+        for ticket in tickets:
+            with pytest.raises(DeviceLostError) as caught:
+                await read(ticket)
+            assert caught.value.code is Code.UNAVAILABLE
+        assert worker.fault is not None
+        assert (await asyncio.wait_for(worker.fault, 5)).message.startswith("a device of")
+        with pytest.raises(DeviceLostError):
+            worker.submit(request("c"))
+    said = capsys.readouterr()
+    assert "secret" not in said.out + said.err
+
+
+async def test_a_condemned_worker_ends_what_it_has_with_the_fault() -> None:
+    async with working(FakeEngine()) as worker:
+        ticket = worker.submit(request("a", 10**6))
+        await ticket.next()
+        worker.condemn(NovaMeshError(Code.UNAVAILABLE, "its device is out"))
+        with pytest.raises(NovaMeshError, match="its device is out"):
+            await read(ticket)
 
 
 async def test_an_abort_ends_the_answer_and_is_asked_for_once() -> None:

@@ -1,20 +1,26 @@
-"""The part of NVML's binding that a node uses, for one card."""
+"""The part of NVML's binding that a node uses, for a board of cards."""
 
 from __future__ import annotations
 
 from typing import Any
 
+CARD = "GPU-1a2b3c4d-0000-1111-2222-333344445555"
+
 
 class Nvml:
-    """One card; `missing` names a function that the driver does not support."""
+    """Cards by UUID, in NVML's order; `missing` names a function that the driver does not support.
+
+    A handle is the card's UUID.
+    """
 
     NVML_CLOCK_MEM = 2
 
     class NVMLError(Exception):
         """What the binding raises."""
 
-    def __init__(self, missing: str = "") -> None:
-        self.energy = 1_000
+    def __init__(self, missing: str = "", cards: tuple[str, ...] = (CARD,)) -> None:
+        self.cards = cards
+        self.energy = dict.fromkeys(cards, 1_000)
         if missing:
             setattr(self, missing, self._fail)
 
@@ -25,28 +31,36 @@ class Nvml:
         return None
 
     def nvmlDeviceGetCount(self) -> int:
-        return 1
+        return len(self.cards)
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        if index:
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
+        if index >= len(self.cards):
             raise self.NVMLError("Invalid Argument")
-        return index
+        return self.cards[index]
 
-    def nvmlDeviceGetName(self, handle: int) -> str:
+    def nvmlDeviceGetHandleByUUID(self, card: str) -> str:
+        if card not in self.cards:
+            raise self.NVMLError("Not Found")
+        return card
+
+    def nvmlDeviceGetUUID(self, handle: str) -> str:
+        return handle
+
+    def nvmlDeviceGetName(self, handle: str) -> str:
         return "NVIDIA GeForce RTX 3060"
 
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
         return type("Info", (), {"total": 12 * 2**30})
 
     def nvmlSystemGetDriverVersion(self) -> str:
         return "550.54"
 
-    def nvmlDeviceGetMaxClockInfo(self, handle: int, kind: int) -> int:
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:
         return 7501
 
-    def nvmlDeviceGetMemoryBusWidth(self, handle: int) -> int:
+    def nvmlDeviceGetMemoryBusWidth(self, handle: str) -> int:
         return 192
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
-        self.energy += 5
-        return self.energy
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        self.energy[handle] += 5
+        return self.energy[handle]

@@ -1,4 +1,4 @@
-"""A desk at work on a fake engine, and the coordinator's end of its outbox."""
+"""A desk at work on fake engines, one a device, and the coordinator's end of its outbox."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from novamesh_node.admission import Admission, House
-from novamesh_node.attestor import Machine
 from novamesh_node.clock import Clock
-from novamesh_node.desk import Desk, Fixtures, Served
+from novamesh_node.crew import Crew
+from novamesh_node.desk import SLOTS_MAX, Desk, Fixtures
 from novamesh_node.governor import Ruling
 from novamesh_node.outbox import Outbox
-from novamesh_node.request import Shape
-from novamesh_node.worker import Worker
 from novamesh_proto import envelope
 from novamesh_proto.envelope import ReplayWindow
 from novamesh_proto.errors import Code, NovaMeshError
@@ -28,9 +26,10 @@ from novamesh_proto.messages import (
     RunningAttempt,
 )
 from support.clock import START_MS
-from support.fake_engine import CONTEXT, VOCAB, FakeEngine, FakeTokenizer
+from support.fake_crew import station
+from support.fake_engine import CONTEXT, FakeEngine
 from support.offers import SIGNER, Offer, Offers, advertiser
-from support.parties import COORDINATOR, HARDWARE, NETWORK, NODE, PROFILE
+from support.parties import COORDINATOR, NETWORK, NODE, PROFILE
 
 CLOCK = Clock(wall_ms=lambda: START_MS)
 LONG = 10**6
@@ -66,6 +65,7 @@ class Node:
     engine: FakeEngine
     owner: Owner
     offers: Offers
+    crew: Crew
     outbox: Outbox = field(default_factory=Outbox)
 
     def attach(self, *wanted: RunningAttempt) -> tuple[AttachRequest, ...]:
@@ -112,22 +112,21 @@ async def node(
     engine: FakeEngine | None = None,
     remember: Callable[[MessageId, int], None] = lambda _id, _until: None,
     clock: Clock = CLOCK,
+    crew: Crew | None = None,
 ) -> AsyncIterator[Node]:
     engine, owner, source = engine or FakeEngine(), Owner(), advertiser()
-    worker = Worker(engine, "fake", clock)
-    worker.start()
+    crew = crew or Crew([station("cpu", engine, clock=clock)], SLOTS_MAX)
+    workers = [worker for each in crew.stations for worker in each.workers]
+    for worker in workers:
+        worker.start()
     house = House(NODE.node_id, COORDINATOR.node_id, NETWORK, {PROFILE: CONTEXT})
-    served = Served("nova-pico", worker, FakeTokenizer(), Shape(CONTEXT, VOCAB))
-    fixtures = Fixtures(
-        Admission(house, ReplayWindow()), source, SIGNER, Machine(HARDWARE, "0.1.0 fake"),
-        {PROFILE: served}, remember, clock,
-    )  # fmt: skip
+    fixtures = Fixtures(Admission(house, ReplayWindow()), source, SIGNER, crew, remember, clock)
     try:
         async with asyncio.TaskGroup() as tasks:
             desk = Desk(fixtures, owner, tasks)
-            made = Node(desk, engine, owner, Offers(source))
+            made = Node(desk, engine, owner, Offers(source), crew)
             made.attach()
             yield made
             desk.abandon(NovaMeshError(Code.UNAVAILABLE, "the test is over"))
     finally:
-        await worker.stop()
+        await asyncio.gather(*(worker.stop() for worker in workers))

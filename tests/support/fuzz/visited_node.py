@@ -23,8 +23,10 @@ from novamesh_node import lifecycle
 from novamesh_node.admission import Admission, House
 from novamesh_node.attestor import Machine
 from novamesh_node.clock import Clock
+from novamesh_node.crew import Crew, Served, Station
 from novamesh_node.descriptor import Advertiser
-from novamesh_node.desk import Desk, Fixtures, Served
+from novamesh_node.desk import SLOTS_MAX, Desk, Fixtures
+from novamesh_node.devices import PROCESSOR
 from novamesh_node.keeper import Hands, Keeper
 from novamesh_node.request import Shape as ModelShape
 from novamesh_node.session import Line, Session
@@ -163,10 +165,12 @@ class VisitedNode:
         house = House(NODE.node_id, COORDINATOR.node_id, NETWORK, {PROFILE: CONTEXT})
         worker: Any = SimEngine(self._process, Pace(token_s=0.1))
         encoder = tokenizer()
-        served = Served(OFFER.name, worker, encoder, ModelShape(CONTEXT, encoder.vocab_size))
+        served = Served(OFFER, worker, encoder, ModelShape(CONTEXT, encoder.vocab_size))
+        machine = Machine(HARDWARE, "0.1.0 fuzz")
+        station = Station(PROCESSOR, HARDWARE, machine, {PROFILE: served}, FACTS.slots)
         fixtures = Fixtures(
             Admission(house, ReplayWindow()), self.advertiser, SIGNER,
-            Machine(HARDWARE, "0.1.0 fuzz"), {PROFILE: served}, lambda _id, _until: None, clock,
+            Crew([station], SLOTS_MAX), lambda _id, _until: None, clock,
         )  # fmt: skip
         keeper = Keeper(FACTS.slots, clock, lifecycle.State())
         desk = Desk(fixtures, keeper, tasks)

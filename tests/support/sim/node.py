@@ -15,8 +15,10 @@ from novamesh_node.admission import Admission, House
 from novamesh_node.answer import Usage
 from novamesh_node.attestor import Machine
 from novamesh_node.clock import Clock
+from novamesh_node.crew import Crew, Served, Station
 from novamesh_node.descriptor import Advertiser, Facts
-from novamesh_node.desk import Desk, Fixtures, Served
+from novamesh_node.desk import SLOTS_MAX, Desk, Fixtures
+from novamesh_node.devices import PROCESSOR
 from novamesh_node.keeper import Hands, Keeper
 from novamesh_node.link import Link
 from novamesh_node.replays import ReplayJournal
@@ -142,10 +144,12 @@ class Node(Party):
         advertiser = Advertiser(self.key, NETWORK, facts, state.next_sequence)
         house = House(self.key.node_id, signer.coordinator, NETWORK, {PROFILE: CONTEXT})
         worker: Any = SimEngine(process, self.pace)
-        served = Served(OFFER.name, worker, FakeTokenizer(), Shape(CONTEXT, VOCAB))
+        served = Served(OFFER, worker, FakeTokenizer(), Shape(CONTEXT, VOCAB))
+        machine = Machine(HARDWARE, "0.1.0 sim")
+        station = Station(PROCESSOR, HARDWARE, machine, {PROFILE: served}, self.slots)
         fixtures = Fixtures(
-            Admission(house, journal.window), advertiser, signer, Machine(HARDWARE, "0.1.0 sim"),
-            {PROFILE: served}, journal.remember, clock,
+            Admission(house, journal.window), advertiser, signer, Crew([station], SLOTS_MAX),
+            journal.remember, clock,
         )  # fmt: skip
         self.keeper = keeper = Keeper(self.slots, clock, lifecycle.State())
         desk = Desk(fixtures, keeper, tasks)
