@@ -8,6 +8,7 @@ namespace novamesh {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr int64_t kEmpty = -1;  // a slot without an expert
 
 int64_t best_of(const float* scores, int64_t count) {
   return std::max_element(scores, scores + count) - scores;
@@ -69,7 +70,7 @@ bool Mlp::run(Machine& machine, const Stack& stack, const float* x, int64_t toke
               int64_t slots, const int64_t* ids, const float* factors, float* sum) {
   const int64_t pairs = tokens * slots, size = stack.down.width, hidden = stack.down.rows;
   for (int64_t p = 0; p < pairs; ++p)
-    if (ids[p] < 0 || ids[p] >= stack.experts) return false;
+    if (ids[p] < kEmpty || ids[p] >= stack.experts) return false;
   sort(ids, pairs, stack.experts);
   float* wide = wide_.floats(pairs * std::max(2 * size, hidden));
   float* active = active_.floats(pairs * size);
@@ -77,7 +78,10 @@ bool Mlp::run(Machine& machine, const Stack& stack, const float* x, int64_t toke
   multiply(machine, stack.gate_up, slots, wide);
   machine.team.share(pairs, [&](int64_t p, int) {
     const float* gate = wide + 2 * p * size;
-    machine.loops.attention->silu_mul(gate, gate + size, active + p * size, size);
+    if (ids[p] == kEmpty)
+      std::fill_n(active + p * size, size, 0.0f);  // it is packed with the others
+    else
+      machine.loops.attention->silu_mul(gate, gate + size, active + p * size, size);
   });
   operands_.prepare(machine, stack.down.kind, active, size, pairs, size);
   multiply(machine, stack.down, 1, wide);
@@ -86,7 +90,7 @@ bool Mlp::run(Machine& machine, const Stack& stack, const float* x, int64_t toke
     for (int64_t i = 0; i < hidden; ++i) {
       float weighted = 0.0f;
       for (int64_t p = t * slots; p < (t + 1) * slots; ++p)
-        weighted += wide[p * hidden + i] * factors[p];
+        if (ids[p] != kEmpty) weighted += wide[p * hidden + i] * factors[p];
       to[i] += weighted;
     }
   });
@@ -95,10 +99,12 @@ bool Mlp::run(Machine& machine, const Stack& stack, const float* x, int64_t toke
 
 void Mlp::sort(const int64_t* ids, int64_t pairs, int64_t experts) {
   start_.assign(experts + 1, 0);
-  for (int64_t p = 0; p < pairs; ++p) ++start_[ids[p] + 1];
+  for (int64_t p = 0; p < pairs; ++p)
+    if (ids[p] != kEmpty) ++start_[ids[p] + 1];
   for (int64_t e = 0; e < experts; ++e) start_[e + 1] += start_[e];
-  order_.resize(pairs);
-  for (int64_t p = 0; p < pairs; ++p) order_[start_[ids[p]]++] = p;
+  order_.resize(start_[experts]);
+  for (int64_t p = 0; p < pairs; ++p)
+    if (ids[p] != kEmpty) order_[start_[ids[p]]++] = p;
   // Each start is now where its expert ends.
 }
 
@@ -114,8 +120,8 @@ void Mlp::multiply(Machine& machine, const Matrix& matrix, int64_t share, float*
   int64_t begin = 0;
   for (size_t e = 0; e + 1 < start_.size(); ++e) {
     const int64_t end = start_[e];
-    products_.add(matrix[static_cast<int64_t>(e)], operands_, &token_[begin], &out_[begin],
-                  end - begin);
+    products_.add(matrix[static_cast<int64_t>(e)], operands_, token_.data() + begin,
+                  out_.data() + begin, end - begin);
     begin = end;
   }
   products_.run(machine);

@@ -34,7 +34,7 @@ class Routing {
 class Mlp {
  public:
   // sum [tokens, hidden] += factors [tokens, slots] times the products of experts ids, in the order
-  // of slots. False if an id is out of range.
+  // of slots; an empty slot (id -1) adds nothing. False if an id is out of range.
   bool run(Machine& machine, const Stack& stack, const float* x, int64_t tokens, int64_t slots,
            const int64_t* ids, const float* factors, float* sum);
 

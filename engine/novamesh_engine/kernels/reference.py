@@ -96,9 +96,13 @@ def sparsemixer(x: Tensor, router: Tensor, jitter: float) -> tuple[Tensor, Tenso
 
 
 def dispatch(ids: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-    """Group the (token, slot) pairs of ids [T, k] by expert: (expert, tokens, slots) of each."""
+    """Group the (token, slot) pairs of ids [T, k] by expert: (expert, tokens, slots) of each.
+
+    A slot whose id is -1 is empty and in no group.
+    """
     flat = ids.flatten()
     order = torch.argsort(flat, stable=True)
+    order = order[flat[order] >= 0]
     used, counts = torch.unique_consecutive(flat[order], return_counts=True)
     pairs = torch.split(order, counts.tolist())
     slots = ids.shape[1]
@@ -125,7 +129,10 @@ def combine(products: Tensor, weights: Tensor) -> Tensor:
 
 
 def experts(x: Tensor, routing: tuple[Tensor, Tensor], gate_up: Matrix, down: Matrix) -> Tensor:
-    """The routed experts of x [T, H]: stacks gate_up [E, 2F, H] and down [E, H, F]; float32."""
+    """The routed experts of x [T, H]: stacks gate_up [E, 2F, H] and down [E, H, F]; float32.
+
+    routing is weights [T, k] and ids [T, k]; an empty slot (id -1) adds nothing.
+    """
     weights, ids = routing
     products = x.new_zeros((*ids.shape, x.shape[1]), dtype=torch.float32)
     for index, tokens, slots in dispatch(ids):
@@ -169,8 +176,8 @@ def attention(
     starts, lengths = batch.sequence_starts.tolist(), batch.context_lengths.tolist()
     for index, length in enumerate(lengths):
         blocks = batch.block_tables[index, : -(-length // keys.shape[2])].long()
-        key = _gather(keys, key_scales, blocks, length)
-        value = _gather(values, value_scales, blocks, length)
+        key = gather_pages(keys, key_scales, blocks, length)
+        value = gather_pages(values, value_scales, blocks, length)
         tile = max(1, SCORES_MAX // (query.shape[1] * length))
         for start in range(starts[index], starts[index + 1], tile):
             span = slice(start, min(start + tile, starts[index + 1]))
@@ -179,7 +186,7 @@ def attention(
     return out
 
 
-def _gather(cache: Tensor, scales: Tensor | None, blocks: Tensor, length: int) -> Tensor:
+def gather_pages(cache: Tensor, scales: Tensor | None, blocks: Tensor, length: int) -> Tensor:
     """A sequence's keys or values as float32 [kv_heads, length, D]."""
     found = cache[blocks].float()
     if scales is not None:

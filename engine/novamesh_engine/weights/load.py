@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -73,7 +73,30 @@ def load_model(path: str | Path, device: str = "cpu", verify: bool = True) -> Lo
     store = TensorStore.open(folder, None if profile is None else profile.file_names)
     packed = profile is not None and profile.quant == "nf4"
     source = PackedSource.of(config, store) if packed else PlainSource.of(config, store)
-    return LoadedModel(source.config, _Assembly(source, device).decoder(), profile)
+    return LoadedModel(source.config, assemble(source, device), profile)
+
+
+class Source(Protocol):
+    """Where the pieces of a decoder come from."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model, its head_dim settled."""
+        ...
+
+    @property
+    def naming(self) -> Naming:
+        """How its pieces are called."""
+        ...
+
+    def take(self, piece: Piece) -> Matrix:
+        """A piece as the decoder holds it."""
+        ...
+
+
+def assemble(source: Source, device: str = "cpu") -> Decoder:
+    """The decoder of a source, piece after piece, on a device."""
+    return _Assembly(source, device).decoder()
 
 
 def settle_head_dim(
@@ -206,7 +229,7 @@ def _check_tie(config: ModelConfig, store: TensorStore) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Assembly:
-    source: PlainSource | PackedSource
+    source: Source
     device: str
 
     def decoder(self) -> Decoder:
