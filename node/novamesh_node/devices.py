@@ -21,6 +21,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 CPU: Final = "cpu"
 ALL: Final = "all"
 LABEL_CHARS: Final = 12  # "GPU-" and the eight digits before the first dash
+_ON_CPU: Final = "compute on the processor:  novamesh node start --device cpu"
 _NUMBERED: Final = re.compile(r"cuda(?::(?P<number>\d{1,3}))?")
 _IDENTIFIED: Final = re.compile(r"gpu-[0-9a-f-]*", re.IGNORECASE)
 
@@ -89,10 +90,20 @@ def find_devices(wanted: str, cuda: Any, nvml: Any) -> tuple[Device, ...]:
 
 
 def list_cards(cuda: Any) -> tuple[Card, ...]:
-    """The cards that torch can use here, by its numbers."""
+    """The cards that torch can use here, by its numbers.
+
+    Raises:
+        NovaMeshError: BAD_CONFIG if the driver fails.
+    """
     if not cuda.is_available():
         return ()
-    found = (cuda.get_device_properties(number) for number in range(cuda.device_count()))
+    try:
+        found = [cuda.get_device_properties(number) for number in range(cuda.device_count())]
+    except RuntimeError as error:  # what torch makes of CUDA's errors
+        said = str(error).partition("\n")[0]
+        raise NovaMeshError(
+            Code.BAD_CONFIG, f"torch cannot look at the GPUs of this machine: {said}", _ON_CPU
+        ) from error
     return tuple(Card(f"GPU-{each.uuid}", str(each.name)) for each in found)
 
 
@@ -152,7 +163,7 @@ def _named(word: str, cards: Sequence[Card]) -> Iterator[Device]:
 def _no_device(word: str, cards: Sequence[Card], hidden: Sequence[str]) -> NovaMeshError:
     named = [f"cuda:{number} ({card.id}, {card.model})" for number, card in enumerate(cards)]
     there = f"there {'are' if named else 'is'} {', '.join([CPU, *named])}"
-    hint = "compute on the processor:  novamesh node start --device cpu"
+    hint = _ON_CPU
     if hidden:
         there += f"; torch cannot use {', '.join(hidden)} here"
         hint = f"look at CUDA_VISIBLE_DEVICES and at which torch is installed, or {hint}"
@@ -183,6 +194,8 @@ def check(device: Device, cuda: Any) -> None:
     Raises:
         DeviceLostError: it does not.
     """
+    if device.name == CPU:
+        return
     try:
         cuda.synchronize(device.name)
     except Exception as error:  # whatever kind the driver's failure has here, the device is gone

@@ -23,7 +23,7 @@ from novamesh_engine.kernels.choice import look
 from novamesh_engine.quant.profile import ModelProfile
 from novamesh_node import hardware
 from novamesh_node.config import NodeConfig
-from novamesh_node.devices import Device, hold
+from novamesh_node.devices import Device, DeviceLostError, check, hold
 from novamesh_node.hardware import Probe
 from novamesh_node.shelf import active_bytes, find_model
 from novamesh_node.state import NodeState
@@ -80,38 +80,58 @@ def load_devices(
         NovaMeshError: MODEL_NOT_FOUND, CORRUPT, UNSUPPORTED, BAD_CONFIG, STORAGE.
     """
     torch.set_num_threads(config.threads)
-    found = _find_profiles(config)
-    loaded = []
+    profiles = _find_profiles(config)
+    loaded, several = [], len(devices) > 1
+    lost: DeviceLostError | None = None
     for device in devices:
-        where = f" on {device.label}" if len(devices) > 1 else ""
-        probe = _look(device, config, state)
-        line = hardware.describe(probe.hardware, config.threads)
-        say(probe.hardware.kind, line + (f", {device.label}" if where else ""))
-        hold(device, torch.cuda)
-        models = []
-        for profile in found.values():
-            try:
-                model = _load(profile, config, device, state)
-            except DoesNotFitError:
-                if not where:
-                    raise
-                say("model", f"{profile.name} does not fit{where} and is not served there")
-                continue
-            say("model", _describe(model) + where)
-            models.append(model)
-        if models:
-            loaded.append(LoadedDevice(device, probe, tuple(models)))
-    served = {each.profile.digest for device in loaded for each in device.models}
-    for digest, profile in found.items():
-        if digest not in served:
-            raise DoesNotFitError(profile)
-    return tuple(loaded)
+        try:
+            loaded.append(_load_device(device, config, profiles, state, say, several))
+        except DeviceLostError as error:
+            lost = error.with_traceback(None)
+            say("lost", f"{device.label} is left out: {error.message}")
+    served = {model.profile.digest for device in loaded for model in device.models}
+    for profile in profiles:
+        if profile.digest not in served:
+            raise lost or DoesNotFitError(profile)
+    return tuple(each for each in loaded if each.models)
 
 
-def _find_profiles(config: NodeConfig) -> dict[bytes, ModelProfile]:
+def _load_device(
+    device: Device, config: NodeConfig, profiles: Sequence[ModelProfile], state: NodeState,
+    say: Say, several: bool,
+) -> LoadedDevice:  # fmt: skip
+    """One device with the models that fit it; one that stands alone must take them all.
+
+    Raises:
+        DeviceLostError: it fails while it is loaded.
+        NovaMeshError: as `load_devices`.
+    """
+    where = f" on {device.label}" if several else ""
+    probe = _look(device, config, state)
+    line = hardware.describe(probe.hardware, config.threads)
+    say(probe.hardware.kind, f"{line}, {device.label}" if several else line)
+    models = []
+    for profile in profiles:
+        try:
+            hold(device, torch.cuda)
+            model = _load(profile, config, device, state)
+        except DoesNotFitError:
+            if not several:
+                raise
+            say("model", f"{profile.name} does not fit{where} and is not served there")
+            continue
+        except RuntimeError:  # CUDA's, or any other: only a device that does not answer is lost
+            check(device, torch.cuda)
+            raise
+        say("model", _describe(model) + where)
+        models.append(model)
+    return LoadedDevice(device, probe, tuple(models))
+
+
+def _find_profiles(config: NodeConfig) -> tuple[ModelProfile, ...]:
     """What is to be served, once each: two names may mean one model."""
-    profiles = [find_model(name, config.places.models) for name in config.models]
-    return {profile.digest: profile for profile in profiles}
+    found = [find_model(name, config.places.models) for name in config.models]
+    return tuple({profile.digest: profile for profile in found}.values())
 
 
 def _look(device: Device, config: NodeConfig, state: NodeState) -> Probe:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,6 +103,16 @@ def test_the_beginning_of_two_ids_names_neither() -> None:
 def test_a_machine_without_a_driver_has_its_processor(wanted: str) -> None:
     error = refused(wanted, Cuda(), Nvml("nvmlInit"))
     assert error.message == f"there is no device {wanted!r} on this machine; there is cpu"
+
+
+def test_a_driver_that_fails_is_no_bug_of_ours() -> None:
+    class Broken(Cuda):
+        def get_device_properties(self, number: int) -> NoReturn:
+            raise RuntimeError("CUDA error: unknown error\nCompile with TORCH_USE_CUDA_DSA")
+
+    error = refused("cuda", Broken(BOARD))
+    assert error.message.endswith("GPUs of this machine: CUDA error: unknown error")
+    assert "--device cpu" in error.hint
 
 
 def test_a_torch_without_cuda_is_named_as_the_cause() -> None:

@@ -14,7 +14,7 @@ from novamesh.config import Pool
 from novamesh_engine import roofline
 from novamesh_node import loading
 from novamesh_node.config import NodeConfig, load_node_config
-from novamesh_node.devices import PROCESSOR, Device
+from novamesh_node.devices import PROCESSOR, Device, DeviceLostError
 from novamesh_node.loading import (
     STEP_S,
     STEP_TOKENS_LEAST,
@@ -190,3 +190,58 @@ def test_what_fits_nowhere_ends_the_start(
         )
     assert caught.value.code is Code.STORAGE
     assert caught.value.message == "tiny does not fit into this machine's memory"
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, *gone: Device) -> None:
+    """Whatever is loaded on them fails, and they do not answer any more."""
+
+    def measure(engine: object) -> tuple[float, float]:
+        if held[-1] in gone:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return 9e9, 9.0
+
+    def check(device: Device, cuda: object) -> None:
+        if device in gone:
+            raise DeviceLostError("AcceleratorError")
+
+    held: list[Device] = []
+    monkeypatch.setattr(loading, "hold", lambda device, cuda: held.append(device))
+    monkeypatch.setattr(loading, "check", check)
+    monkeypatch.setattr(loading, "_measure", measure)
+
+
+def test_a_device_that_fails_while_it_is_loaded_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_profile(tmp_path / "tiny")
+    broken(monkeypatch, ONE)
+    said: list[tuple[str, str]] = []
+    settings, state = config(tmp_path, tmp_path / "tiny"), NodeState(tmp_path / "node")
+    (only,) = load_devices(settings, (ONE, TWO), state, lambda *line: said.append(line))
+    assert only.device == TWO
+    why = "a device of this node failed: AcceleratorError"
+    assert ("lost", f"GPU-1a2b3c4d is left out: {why}") in said
+
+
+@pytest.mark.parametrize("devices", [(ONE,), (ONE, TWO)])
+def test_without_a_device_that_works_there_is_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: tuple[Device, ...]
+) -> None:
+    save_tiny_profile(tmp_path / "tiny")
+    broken(monkeypatch, ONE, TWO)
+    with pytest.raises(DeviceLostError):
+        load_devices(
+            config(tmp_path, tmp_path / "tiny"), devices, NodeState(tmp_path), lambda _, text: None
+        )
+
+
+def test_an_error_of_a_device_that_is_well_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(engine: object) -> tuple[float, float]:
+        raise RuntimeError("a bug")
+
+    save_tiny_profile(tmp_path / "tiny")
+    monkeypatch.setattr(loading, "_measure", measure)
+    with pytest.raises(RuntimeError, match="a bug"):
+        load(config(tmp_path, tmp_path / "tiny"), NodeState(tmp_path))
