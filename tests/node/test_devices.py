@@ -156,6 +156,7 @@ def test_a_thread_holds_its_device_and_the_processor_needs_no_hand() -> None:
     processor.hold()
     processor.check()
     devices.hold(PROCESSOR, cuda)
+    devices.check(PROCESSOR, cuda)
     assert (cuda.current, cuda.waited) == ("cuda:1", ["cuda:1"])
 
 
