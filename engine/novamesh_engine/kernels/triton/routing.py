@@ -57,8 +57,9 @@ def choose(
     chosen, weight, total = -1, 0.0, 0.0
     for at in tl.static_range(SLOTS):
         best, expert = tl.max(left, return_indices=True, axis=0)
+        expert = tl.minimum(expert, E - 1)  # scores that are no numbers lead nowhere else
         if ROUTER == "sparsemixer":
-            far = (best - real) / tl.maximum(tl.abs(real), best) > 2 * jitter
+            far = best - real > 2 * jitter * tl.maximum(tl.abs(real), best)
             one = 1.0 / tl.sum(tl.where(far, 0.0, tl.exp(left - best)), 0)
         else:
             one = tl.exp(best - top) / sum_all

@@ -1,0 +1,48 @@
+"""Every kernel at every cut compiles for cards that are not here, within what they have.
+
+In a process of its own for each card, as Triton interprets in this one. `make kernels` compiles the
+shapes of more models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from novamesh_engine.kernels.tuning import CUTS
+
+TESTS = Path(__file__).parents[3]
+REGISTERS = 255  # as many as a thread can have: beyond them it spills to memory
+SPILLED = 0
+KERNELS = {
+    "rows_kernel", "tile_kernel", "norm_kernel", "unpack_kernel", "scores_kernel", "route_kernel",
+    "count_kernel", "order_kernel", "gate_up_kernel", "down_kernel", "grouped_gate_up_kernel",
+    "grouped_down_kernel", "combine_kernel", "place_kernel", "attend_kernel", "merge_kernel",
+}  # fmt: skip
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "card", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120", "gfx1100"]
+)  # fmt: skip
+def test_every_kernel_compiles_for(card: str, tmp_path: Path) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
+    } | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(TESTS)}
+    told = subprocess.run(
+        [sys.executable, "-m", "support.ahead", "--one", card],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-3000:]
+    found = [json.loads(line) for line in told.stdout.splitlines()]
+    assert {one["kernel"] for one in found} == KERNELS
+    assert all(one["code"] > 0 and one["shared"] <= one["shared_max"] for one in found)
+    heavy = [one for one in found if one["registers"] > REGISTERS or one["stack"] > SPILLED]
+    assert not heavy, heavy
+    cuts = max(map(len, CUTS.values()))
+    assert {one["cut"] for one in found} == set(range(cuts))
