@@ -9,7 +9,7 @@ ROUNDS ?= 25
 MESSAGES ?= 100000
 MINUTES ?= 30
 SECONDS ?= 600
-.PHONY: demo test coverage mutants sim crash disk restart fuzz hostile siege load soak sanitize lint fix proto check-proto check-compose docs bench train clean
+.PHONY: demo test coverage mutants sim crash disk restart fuzz hostile siege load soak sanitize kernels lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.run
 	$(BIN)/novamesh demo
@@ -44,6 +44,8 @@ sanitize:
 	@for kind in address,undefined thread; do echo "== $$kind"; \
 	  $(CXX) -std=c++17 -O1 -g -fsanitize=$$kind -fno-sanitize-recover=all -ffp-contract=off -w -I engine/native \
 	    tests/engine/native/steps.cpp engine/native/*.cpp -pthread -o build/steps && setarch -R build/steps || exit 1; done
+kernels: $(VENV)/.run
+	cd tests && TRITON_CACHE_DIR=$$(mktemp -d) ../$(PY) -m support.ahead
 lint: $(VENV)/.dev check-proto check-compose
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 	$(BIN)/lint-imports && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code

@@ -47,7 +47,11 @@ class EngineConfig:
         0, 0, 1024, "threads", "CPU threads of the kernels; 0 = the physical cores"
     )
     precision: str = "int8"  # of activations that meet NF4 on a CPU: int8, or exact float32
-    device: str = "cpu"
+    device: str = "cpu"  # or cuda, cuda:N
+    device_bytes: int = _setting(
+        0, 0, 1 << 44, "bytes", "memory of the device that the engine may take; 0 = what is free"
+    )
+    tuning: str = ""  # folder for what was measured of a device's kernels; "" = measure nothing
     verify: bool = True  # hash a profile's files against its manifest before use
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ def doctor_checks() -> list[Check]:
     if missing:
         hint = "pip install 'novamesh[engine]'"
         return [Check("engine", Status.FAIL, f"not installed: {', '.join(missing)}", hint)]
-    return [_torch(), _kernels(), *_memory(), _compiler(), _built_in()]
+    return [_torch(), _kernels(), *_card_kernels(), *_memory(), _compiler(), _built_in()]
 
 
 def _torch() -> Check:
@@ -69,16 +69,33 @@ def _kernels() -> Check:
     return Check("kernels", Status.OK, f"{found.name}{rounded}: {why}")
 
 
+def _card_kernels() -> list[Check]:
+    """Which kernels a card gets; nothing where there is none."""
+    import torch
+
+    from novamesh_engine.kernels.cards import choose_for, look_at
+
+    if not torch.cuda.is_available():
+        return []
+    card = look_at("cuda")
+    found = choose_for(card)
+    status = Status.OK if found.kernels == "triton" else Status.WARN
+    kind = str(found.compute).removeprefix("torch.")
+    detail = f"{found.kernels}, {kind}: {found.why}"
+    return [Check("card", status, f"{card.name or 'unknown'}: {detail}", found.hint)]
+
+
 def _memory() -> list[Check]:
     """Where the first choice for this card would lie; nothing where models run from RAM."""
     import torch
+
+    from novamesh_engine.kernels.cards import look_at
 
     if not torch.cuda.is_available():
         return []
     busy = "close what else uses the card; until then, compute on the processor"
     try:
         free, total = torch.cuda.mem_get_info(0)
-        card = torch.cuda.get_device_properties(0)
     except RuntimeError as error:  # it is full, or lent to one process alone
         said = f"the card does not open: {str(error).partition(chr(10))[0]}"
         return [Check("memory", Status.WARN, said, busy)]
@@ -87,9 +104,7 @@ def _memory() -> list[Check]:
         least = min(each.memory_gb for each in CATALOGUE)
         said = f"{total / GB:.1f} GB, and the catalogue begins at {least} GB: models run from RAM"
         return [Check("memory", Status.OK, said)]
-    # Old versions of torch do not tell. Clocks are in kHz, and data moves on both edges.
-    clock_hz = 1000 * getattr(card, "memory_clock_rate", 0)
-    bandwidth = 2 * clock_hz * getattr(card, "memory_bus_width", 0) // 8
+    bandwidth = look_at("cuda").read_bytes_per_s
     machine = Machine(free, device_read_bytes_per_s=bandwidth, context_bytes=0)
     plan = place(entry.footprint, machine, KVWish(entry.max_context))
     fits = plan.mode != "none"

@@ -29,9 +29,10 @@ from novamesh_engine.errors import (
     RequestError,
 )
 from novamesh_engine.heap import give_back_memory
-from novamesh_engine.kernels.choice import Forward, bind
+from novamesh_engine.kernels.choice import Forward
 from novamesh_engine.kv_cache import DTYPES, PagedKV, slot_bytes
 from novamesh_engine.models.config import ModelConfig
+from novamesh_engine.opening import open_model
 from novamesh_engine.prefix_cache import PrefixCache
 from novamesh_engine.quant.profile import ModelProfile
 from novamesh_engine.report import Plan
@@ -42,7 +43,8 @@ from novamesh_engine.sampling import Choice, Draw, choose
 from novamesh_engine.scheduler import Chunk, Scheduler
 from novamesh_engine.sequence import Sequence
 from novamesh_engine.tokenizer import Tokenizer
-from novamesh_engine.weights.load import LoadedModel, load_model
+from novamesh_engine.weights.load import LoadedModel
+from novamesh_engine.weights.place import Placement
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.sampling_key import PROFILE_BYTES, SamplingKey, derive
 
@@ -85,6 +87,7 @@ class Engine:
         tokenizer: Tokenizer,
         config: EngineConfig,
         clock: Callable[[], int] = time.perf_counter_ns,
+        placement: Placement | None = None,
     ) -> None:
         shape, dtype = model.config, DTYPES[config.kv_dtype]
         blocks = config.blocks(slot_bytes(shape, dtype), shape.max_context)
@@ -103,7 +106,8 @@ class Engine:
             config.max_waiting,
             config.max_step_tokens,
         )
-        self._runner = Runner(forward, kv, config.block_size, config.device)
+        self._runner = Runner(forward, kv, config.block_size)
+        self._placement = placement
         self._end_ids = tuple({*shape.eos_ids, *tokenizer.eos_ids})
         self._decoder = model.decoder
         self._regime = model.decoder.rotary.regime
@@ -125,10 +129,12 @@ class Engine:
         """
         chosen = config or EngineConfig()
         folder = locate(model)
-        loaded = load_model(folder, device=chosen.device, verify=chosen.verify)
-        names = None if loaded.profile is None else loaded.profile.file_names
-        forward = bind(loaded.decoder, chosen.device, chosen.threads, chosen.precision)
-        engine = cls(loaded, forward, Tokenizer.load(folder, names), chosen)
+        opened = open_model(folder, chosen)
+        profile = opened.model.profile
+        tokenizer = Tokenizer.load(folder, None if profile is None else profile.file_names)
+        engine = cls(
+            opened.model, opened.forward, tokenizer, opened.config, placement=opened.placement
+        )
         give_back_memory()
         return engine
 
@@ -140,9 +146,11 @@ class Engine:
     @property
     def plan(self) -> Plan:
         """What was chosen to compute with."""
-        forward = self._runner.forward
-        kernels, precision, threads = forward.name, forward.precision, forward.threads
-        return Plan(kernels, precision, threads, self.config.kv_dtype, forward.why)
+        forward, placed = self._runner.forward, self._placement
+        return Plan(
+            forward.name, forward.precision, forward.threads, self.config.kv_dtype, forward.why,
+            "" if placed is None else placed.line,
+        )  # fmt: skip
 
     def step_bytes(self, batch: int) -> int:
         """Weight bytes that a decode step of so many tokens reads."""
@@ -223,6 +231,7 @@ class Engine:
         self._forget(newest)
         self._end(newest, FinishReason.ERROR, MemoryShortError())
         self._shed += 1
+        give_back_memory()
 
     def _count(self, chunks: tuple[Chunk, ...]) -> None:
         self._steps += 1

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
+import torch
+
 _M_TRIM_THRESHOLD: Final = -1
 _M_TOP_PAD: Final = -2
 _M_MMAP_MAX: Final = -4
@@ -28,7 +30,12 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_memory() -> bool:
-    """Tell glibc to return what is free now; True where that was possible."""
+    """Tell glibc to return what is free now, and torch what it keeps of devices.
+
+    True where glibc did.
+    """
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):

@@ -23,13 +23,17 @@ _EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was chosen to compute with, and why nothing faster was: empty where the fastest is."""
+    """What was chosen to compute with, and why nothing faster was: empty where the fastest is.
+
+    `placement` is the line of `weights.place`, empty where all weights are mapped from the file.
+    """
 
     kernels: str
     precision: str
     threads: int
     kv: str
     why: str = ""
+    placement: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,8 @@ class Report:
         yield "kernels", plan.kernels
         if plan.why:
             yield "why", plan.why
+        if plan.placement:
+            yield "weights", plan.placement
         yield "plan", f"{plan.precision}, {_plural(plan.threads, 'thread')}, KV {plan.kv}"
         yield (
             "prefill",

@@ -24,20 +24,19 @@ _NO_MEMORY: Final = ("can't allocate memory", "not enough memory")
 
 
 class Runner:
-    """One way to run a decoder, with its cache, on one device."""
+    """One way to run a decoder, with its cache."""
 
-    def __init__(self, forward: Forward, kv: PagedKV, block_size: int, device: str) -> None:
+    def __init__(self, forward: Forward, kv: PagedKV, block_size: int) -> None:
         self.forward = forward
         self._kv = kv
         self._block_size = block_size
-        self._device = device
 
     def run(self, chunks: Items[Chunk]) -> Tensor:
         """Compute the chunks; logits float32 [R, vocab] of the last token of each `last` chunk."""
         return self.forward.forward(self.batch(chunks), self._kv)
 
     def batch(self, chunks: Items[Chunk]) -> ForwardBatch:
-        """The chunks as one flat batch."""
+        """The chunks as one flat batch, on the host: a forward brings it to its device."""
         positions = [range(chunk.start, chunk.start + chunk.count) for chunk in chunks]
         ends = list(accumulate(chunk.count for chunk in chunks))
         tables = [chunk.sequence.blocks for chunk in chunks]
@@ -72,10 +71,10 @@ class Runner:
         return sequence.blocks[block] * self._block_size + offset
 
     def _int64(self, values: Iterable[int]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.int64, device=self._device)
+        return torch.tensor(list(values), dtype=torch.int64)
 
     def _int32(self, values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self._device)
+        return torch.tensor(values, dtype=torch.int32)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -59,6 +59,10 @@ class OldCard:
     """What every version of torch tells."""
 
     total_memory: int
+    name: str = "A Card"
+    major: int = 8
+    minor: int = 6
+    multi_processor_count: int = 28
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ def test_a_gpu_is_named_and_its_memory_planned(monkeypatch: pytest.MonkeyPatch) 
     insert(monkeypatch, Card(8 * 10**9), free=7_600_000_000)
     assert "A Card" in check("torch").detail
     names = [one.name for one in doctor_checks()]
-    assert names == ["torch", "kernels", "memory", "compiler", "model"]
+    assert names == ["torch", "kernels", "card", "memory", "compiler", "model"]
+    said = "A Card: triton, bfloat16: the best this card has"
+    assert check("card") == Check("card", Status.OK, said)
     said = (
         "phi-mini-moe-instruct, all: every weight on the device, 5.6 GB of 7.6 GB, of it KV"
         " 1.1 GB (8192 tokens, bf16), memory allows about 301 tokens/s"

@@ -22,7 +22,7 @@ def sequence(tokens: range, blocks: list[int]) -> Sequence:
 
 def runner() -> Runner:
     decoder: Any = ScriptedDecoder(384, 4, {9: 77})
-    return Runner(decoder, PagedKV(scripted_config(384), 8, 4, torch.float32, "cpu"), 4, "cpu")
+    return Runner(decoder, PagedKV(scripted_config(384), 8, 4, torch.float32, "cpu"), 4)
 
 
 def test_a_batch_is_flat_and_names_its_slots() -> None:

@@ -14,10 +14,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 import triton
@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 
 from novamesh_engine.kernels.gpu import Gpu
 from novamesh_engine.kernels.gpu_forward import GpuForward
-from novamesh_engine.kernels.tuning import CUTS, Cut, Run, Tuning
+from novamesh_engine.kernels.tuning import CUTS, TURING_CUTS, Cut, Run, Tuning
 from support.true_shapes import SHAPES, build, steps
 
 # Shared memory that one program may have, bytes: CUDA C++ programming guide, "compute
@@ -45,6 +45,7 @@ class Compiled:
     cut: int
     code: int
     shared: int
+    shared_max: int
     registers: int
     stack: int
 
@@ -52,12 +53,12 @@ class Compiled:
 class NthCut(Tuning):
     """Always the same candidate, or the last where there are fewer."""
 
-    def __init__(self, index: int) -> None:
-        super().__init__()
+    def __init__(self, index: int, cuts: Mapping[tuple[str, int], tuple[Cut, ...]]) -> None:
+        super().__init__(cuts=cuts)
         self.index = index
 
     def cut(self, kernel: str, shape: tuple[int, ...], tokens: int, run: Run) -> Cut:
-        candidates = CUTS[kernel, tokens]
+        candidates = self._cuts[kernel, tokens]
         return candidates[min(self.index, len(candidates) - 1)]
 
 
@@ -94,7 +95,9 @@ class NoCard:
     ) -> tuple[int, int, int, int, int]:
         registers, stack = resources(code) if self.name.startswith("sm_") else (0, 0)
         self.found.append(
-            Compiled(self.name, kernel, self.cut, len(code), shared, registers, stack)
+            Compiled(
+                self.name, kernel, self.cut, len(code), shared, SHARED[self.name], registers, stack
+            )
         )
         return 0, 0, registers, stack, 1024
 
@@ -116,26 +119,29 @@ def resources(code: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def compile_all(name: str) -> Iterator[Compiled]:
+def compile_all(name: str, shapes: Sequence[dict[str, Any]]) -> Iterator[Compiled]:
     """Every kernel for one card: each shape at the default cut, the first one at all of them."""
     card = NoCard(name)
     triton.runtime.driver.set_active(card)
-    compute = torch.float16 if name == "sm_75" else torch.bfloat16
-    most = max(map(len, CUTS.values()))
-    for shape in SHAPES:
+    turing = name == "sm_75"
+    compute, cuts = (torch.float16, TURING_CUTS) if turing else (torch.bfloat16, CUTS)
+    most = max(map(len, cuts.values()))
+    for shape in shapes:
         model = build(shape)
-        for card.cut in range(most if shape is SHAPES[0] else 1):
-            gpu = Gpu("cpu", compute, NthCut(card.cut))
-            forward = GpuForward(model, gpu, processors=64)
-            for batch, kv in steps(model):
+        for card.cut in range(most if shape is shapes[0] else 1):
+            gpu = Gpu("cpu", compute, NthCut(card.cut, cuts))
+            forward = GpuForward(model, gpu, processors=1 << 16)  # every context in parts
+            for batch, kv in steps(model, short=card.cut > 0):
                 forward.forward(batch, kv)
             yield from card.found
             card.found.clear()
 
 
 def main() -> None:
-    for name in sys.argv[1:]:
-        for compiled in compile_all(name):
+    """Cards, or all; `--one` compiles for one shape instead of all."""
+    few = sys.argv[1:2] == ["--one"]
+    for name in sys.argv[1 + few :] or SHARED:
+        for compiled in compile_all(name, SHAPES[:1] if few else SHAPES):
             print(json.dumps(asdict(compiled)), flush=True)
 
 

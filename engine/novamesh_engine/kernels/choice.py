@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 import novamesh_engine
 from novamesh_engine.kernels import library as abi
+from novamesh_engine.kernels.cards import choose_for, look_at
 from novamesh_engine.kernels.forward import NativeForward
 from novamesh_engine.kernels.native import Native, UnsuitedError
 from novamesh_engine.kernels.threads import physical_cores
@@ -29,6 +30,8 @@ ISA_VARIABLE: Final = "NOVAMESH_ISA"  # names an instruction set, for tests and 
 _BEST: Final = "the best this CPU has"
 _MISSING: Final = "install a C++ compiler and reinstall novamesh for the faster kernels"
 _BROKEN: Final = "reinstall novamesh for the faster kernels"
+
+Resident: TypeAlias = Sequence[Sequence[int]]
 
 
 class Forward(Protocol):
@@ -65,6 +68,7 @@ class ReferenceForward:
 
     decoder: Decoder
     why: str = ""
+    device: str = "cpu"
     name: str = "torch"
     precision: str = "exact"
 
@@ -75,18 +79,35 @@ class ReferenceForward:
 
     def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
         """As `Decoder.forward` defines it."""
-        return self.decoder.forward(batch, kv)
+        return self.decoder.forward(batch.to(self.device), kv)
 
 
 def bind(
-    decoder: Decoder, device: str = "cpu", threads: int = 0, precision: str = "int8"
+    decoder: Decoder,
+    device: str = "cpu",
+    threads: int = 0,
+    precision: str = "int8",
+    resident: Resident = (),
+    tuning: str = "",
 ) -> Forward:
     """The fastest forward that this machine has for a decoder.
 
-    threads 0 takes the physical cores; precision "exact" keeps float32 activations.
+    threads 0 takes the physical cores; precision "exact" keeps float32 activations. `resident` are
+    the experts of each layer with experts that go to the device, if not all lie there already;
+    `tuning` is a folder for what was measured of its kernels, "" measures nothing.
+
+    Raises: UnusableLibraryError if some experts stay with a CPU that has no kernels.
     """
     if device != "cpu":
-        return ReferenceForward(decoder, f"no kernels of ours for {device} yet")
+        found = choose_for(card := look_at(device))
+        if found.kernels == "torch":
+            return ReferenceForward(decoder, found.why, device)
+        # Triton is missing where a pure CPU computes, and slow to import.
+        from novamesh_engine.kernels.gpu_forward import build_forward
+
+        compute = torch.float32 if precision == "exact" else found.compute
+        native = open_native(threads, precision) if resident else None
+        return build_forward(decoder, device, card, compute, resident, native, tuning)
     try:
         native = open_native(threads, precision)
         return NativeForward(decoder, native)
@@ -109,7 +130,7 @@ def open_native(threads: int = 0, precision: str = "int8", isa: str | None = Non
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What a CPU engine would use and why: an instruction set, or "torch" and what to do."""
+    """What an engine would use and why: an instruction set, "triton", or "torch" and what to do."""
 
     isa: str
     runnable: tuple[str, ...]
@@ -118,14 +139,15 @@ class Kernels:
 
     @property
     def name(self) -> str:
-        """native-avx512vnni, or torch."""
+        """native-avx512vnni, triton, or torch."""
         return f"native-{self.isa}" if self.runnable else self.isa
 
 
 def look(device: str = "cpu") -> Kernels:
     """Which kernels a device gets, without opening any."""
     if device != "cpu":
-        return Kernels("torch", (), f"no kernels of ours for {device} yet")
+        found = choose_for(look_at(device))
+        return Kernels(found.kernels, (), found.why, found.hint)
     try:
         runnable = abi.runnable_sets(_library())
     except abi.UnusableLibraryError as error:

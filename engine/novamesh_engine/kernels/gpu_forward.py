@@ -9,20 +9,26 @@ type. So a token alone and in a batch agree to the compute type's rounding, not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from novamesh_engine.kernels.cards import AMPERE, Card
 from novamesh_engine.kernels.device_step import DeviceStep, pack
 from novamesh_engine.kernels.gpu import Gpu
 from novamesh_engine.kernels.gpu_attention import GpuAttention, Span, choose_splits
 from novamesh_engine.kernels.gpu_mlp import GpuMLP
-from novamesh_engine.kernels.graphs import Graphs, Recorder
+from novamesh_engine.kernels.graphs import CudaRecorder, Graphs, Recorder
+from novamesh_engine.kernels.native import Native
+from novamesh_engine.kernels.stopwatch import cuda_timer
 from novamesh_engine.kernels.tiers import TieredExperts
+from novamesh_engine.kernels.tuning import CUTS, TURING_CUTS, Tuning, tuning_file
 from novamesh_engine.models.batch import ForwardBatch, KVCache
 from novamesh_engine.models.decoder import Decoder
 from novamesh_engine.models.layers import Linear, Norm
+from novamesh_engine.models.moe import MoE
 from novamesh_engine.quant.codebook import NF4Matrix
 
 BUCKETS: Final = (1, 2, 4, 8, 16, 32)
@@ -151,3 +157,35 @@ def _spans(batch: ForwardBatch) -> list[Span]:
     return [
         Span(starts[row], starts[row + 1], length, row) for row, length in enumerate(lengths)
     ]  # fmt: skip
+
+
+def build_forward(
+    decoder: Decoder,
+    device: str,
+    card: Card,
+    compute: torch.dtype,
+    resident: Sequence[Sequence[int]] = (),
+    native: Native | None = None,
+    tuning: str = "",
+) -> GpuForward:
+    """The forward of a decoder on a card.
+
+    Where `resident` names experts, one row for each layer with experts, the others stay where they
+    lie and `native` computes them. `tuning` is a folder, "" for defaults.
+    """
+    cuda = torch.device(device).type == "cuda"
+    cuts = CUTS if card.rocm or card.capability >= AMPERE else TURING_CUTS
+    measured = Tuning(cuts=cuts)
+    if tuning and cuda:
+        measured = Tuning(tuning_file(Path(tuning), card.name), cuda_timer(device), cuts)
+    gpu = Gpu(device, compute, measured)
+    tiers: dict[int, TieredExperts] = {}
+    for at, layer in enumerate(decoder.layers):
+        if isinstance(layer.mlp, MoE) and resident:
+            assert native is not None, "nobody computes the experts that stay"
+            gate_up, down = layer.mlp.gate_up, layer.mlp.down
+            assert isinstance(gate_up, NF4Matrix), "only packed experts lie on two sides"
+            assert isinstance(down, NF4Matrix), "only packed experts lie on two sides"
+            tiers[at] = TieredExperts(gpu, native, (gate_up, down), resident[len(tiers)])
+    recorder = CudaRecorder(device) if cuda else None
+    return GpuForward(decoder, gpu, card.processors, tiers, recorder)

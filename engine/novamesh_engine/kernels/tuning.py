@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -53,12 +53,29 @@ CUTS: Final[dict[tuple[str, int], tuple[Cut, ...]]] = {
     ("grouped_down", 64): (Cut(64, 1, 4, 3), Cut(64, 2, 8, 3)),
     ("attend", 1): (Cut(64, 1, 4), Cut(32, 1, 4), Cut(128, 1, 8)),
 }
+# Triton uses no tensor cores before Ampere: a product there keeps its operands in registers, and
+# what is larger than this does not fit them.
+TURING_CUTS: Final = CUTS | {
+    ("tile", 16): (Cut(32, 1, 8, 1),),
+    ("tile", 64): (Cut(32, 1, 8, 1),),
+    ("grouped_gate_up", 16): (Cut(16, 1, 8, 1),),
+    ("grouped_gate_up", 64): (Cut(16, 1, 8, 1),),
+    ("grouped_down", 16): (Cut(32, 1, 8, 1),),
+    ("grouped_down", 64): (Cut(32, 1, 8, 1),),
+    ("attend", 1): (Cut(16, 1, 8, 1),),
+}
 
 
 class Tuning:
     """The cuts of one device: `timer` gives the milliseconds of a run, None measures nothing."""
 
-    def __init__(self, file: Path | None = None, timer: Timer | None = None) -> None:
+    def __init__(
+        self,
+        file: Path | None = None,
+        timer: Timer | None = None,
+        cuts: Mapping[tuple[str, int], tuple[Cut, ...]] = CUTS,
+    ) -> None:
+        self._cuts = cuts
         self._file = file
         self._timer = timer
         self._found = {} if file is None else _read(file)
@@ -68,7 +85,7 @@ class Tuning:
 
         `run` must be repeatable: it is called many times with every candidate.
         """
-        candidates = CUTS[kernel, tokens]
+        candidates = self._cuts[kernel, tokens]
         name = f"{kernel} {tokens} {'x'.join(map(str, shape))}"
         known = self._found.get(name)
         if known in candidates:

@@ -85,3 +85,9 @@ class ForwardBatch:
         for per_token in (self.positions, self.slots, self.rope_lengths):
             assert per_token.shape == (tokens,), "not one position a token"
         assert self.block_tables.shape[0] == len(starts) - 1, "not one block table a sequence"
+
+    def to(self, device: str) -> ForwardBatch:
+        """The same batch on a device; itself where it is there already."""
+        if self.token_ids.device == torch.device(device):
+            return self
+        return ForwardBatch(**{name: getattr(self, name).to(device) for name in _TYPES})

@@ -60,10 +60,21 @@ class LoadedModel:
 
 
 def load_model(path: str | Path, device: str = "cpu", verify: bool = True) -> LoadedModel:
-    """Load a profile folder, or a plain Hugging Face folder, onto a device.
+    """Load a profile folder, or a plain Hugging Face folder, whole onto a device.
 
     Raises: NovaMeshError (model_not_found, not_found, corrupt, unsupported) naming the file, and
     the tensor or field where there is one.
+    """
+    source, profile = open_source(path, verify)
+    return LoadedModel(source.config, assemble(source, device), profile)
+
+
+def open_source(
+    path: str | Path, verify: bool = True
+) -> tuple[PackedSource | PlainSource, ModelProfile | None]:
+    """The pieces of a folder, none of them read yet, and its profile if it is one.
+
+    Raises: NovaMeshError as `load_model`.
     """
     folder = Path(path)
     profile = read_profile(folder) if is_profile(folder) else None
@@ -72,8 +83,7 @@ def load_model(path: str | Path, device: str = "cpu", verify: bool = True) -> Lo
     config = ModelConfig.from_file(folder / CONFIG_FILE)
     store = TensorStore.open(folder, None if profile is None else profile.file_names)
     packed = profile is not None and profile.quant == "nf4"
-    source = PackedSource.of(config, store) if packed else PlainSource.of(config, store)
-    return LoadedModel(source.config, assemble(source, device), profile)
+    return PackedSource.of(config, store) if packed else PlainSource.of(config, store), profile
 
 
 class Source(Protocol):
@@ -94,9 +104,17 @@ class Source(Protocol):
         ...
 
 
-def assemble(source: Source, device: str = "cpu") -> Decoder:
-    """The decoder of a source, piece after piece, on a device."""
-    return _Assembly(source, device).decoder()
+def assemble(
+    source: Source,
+    device: str = "cpu",
+    experts_apart: bool = False,
+    embedding_apart: bool = False,
+) -> Decoder:
+    """The decoder of a source, piece after piece, on a device.
+
+    What is apart stays in the host's memory: routed experts, and an embedding that is not the head.
+    """
+    return _Assembly(source, device, experts_apart, embedding_apart).decoder()
 
 
 def settle_head_dim(
@@ -231,10 +249,14 @@ def _check_tie(config: ModelConfig, store: TensorStore) -> None:
 class _Assembly:
     source: Source
     device: str
+    experts_apart: bool
+    embedding_apart: bool
 
     def decoder(self) -> Decoder:
         config, roles = self.source.config, outer_pieces(self.source.config)
-        embedding = self._take(roles["embedding"])
+        embedding = self._take(
+            roles["embedding"], self.embedding_apart and not config.tie_embeddings
+        )
         assert isinstance(embedding, Tensor), "an embedding is never packed"
         head = Linear(embedding, self._vector(roles, "head_bias"))
         return Decoder(
@@ -264,7 +286,8 @@ class _Assembly:
     def _mlp(self, roles: dict[str, Piece]) -> MoE | MLP:
         config = self.source.config
         router = self._vector(roles, "router")
-        gate_up, down = self._take(roles["gate_up"]), self._take(roles["down"])
+        apart = self.experts_apart and router is not None
+        gate_up, down = self._take(roles["gate_up"], apart), self._take(roles["down"], apart)
         if router is None:
             return MLP(gate_up, down)
         chooser = Router(
@@ -298,5 +321,5 @@ class _Assembly:
         assert isinstance(found, Tensor), f"{role} is never packed"
         return found
 
-    def _take(self, piece: Piece) -> Matrix:
-        return self.source.take(piece).to(self.device)
+    def _take(self, piece: Piece, apart: bool = False) -> Matrix:
+        return self.source.take(piece).to("cpu" if apart else self.device)

@@ -60,7 +60,7 @@ def test_what_cpp_does_not_take_is_computed_by_torch(decoder: Decoder) -> None:
 def test_another_device_gets_the_reference(decoder: Decoder) -> None:
     found = choice.bind(decoder, "cuda")
     assert (found.name, isinstance(found, choice.ReferenceForward)) == ("torch", True)
-    assert found.why == choice.look("cuda").why == "no kernels of ours for cuda yet"
+    assert found.why == choice.look("cuda").why == "torch cannot open this card"
 
 
 def test_without_a_library_torch_serves_and_doctor_hears_why(

@@ -12,6 +12,7 @@ import triton.language as tl
 from novamesh_engine.kernels.triton.heads import rotated_halves, write_head
 
 NEVER: tl.constexpr = tl.constexpr(float("-inf"))
+LEAST: tl.constexpr = tl.constexpr(-3.0e38)  # below every score, and a number
 
 
 @triton.jit(do_not_specialize=["table_width", "window", "bound", "eps"])
@@ -112,8 +113,8 @@ def merge_kernel(
     split, lane = tl.arange(0, SPLITS), tl.arange(0, WIDTH)
     tops = tl.load(weights + 2 * (head * SPLITS + split))
     totals = tl.load(weights + 2 * (head * SPLITS + split) + 1)
-    highest = tl.max(tops, 0)
-    share = tl.where(totals > 0, totals * tl.exp(tops - highest), 0.0)
+    tops = tl.where(totals > 0, tops, LEAST)
+    share = totals * tl.exp(tops - tl.max(tops, 0))
     whole = tl.sum(share, 0)
     share = share / tl.where(whole > 0, whole, 1.0)
     part = tl.load(
