@@ -1,17 +1,20 @@
 # Two commands on a fresh machine:  make demo   make test
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN  := $(VENV)/bin
 PY   := $(BIN)/python
 PROTOS := $(wildcard proto/novamesh_proto/v1/*.proto)
-EXTRAS := node,coordinator,test
+PARTS  := node,coordinator
+EXTRAS := $(PARTS),test
 SEEDS ?= 10000
 ROUNDS ?= 25
 MESSAGES ?= 100000
 MINUTES ?= 30
 SECONDS ?= 600
+.DELETE_ON_ERROR:   # half a venv would be taken for a whole one
 .PHONY: demo test coverage mutants sim crash disk restart fuzz hostile siege load soak sanitize kernels lint fix proto check-proto check-compose docs bench train clean
 
-demo: $(VENV)/.run
+demo: $(VENV)/.demo
 	$(BIN)/novamesh demo
 test: $(VENV)/.run
 	$(PY) -m pytest -n 2 --dist loadfile
@@ -68,13 +71,19 @@ train: $(VENV)/.run
 clean:
 	rm -rf $(VENV) build
 
+# Debian's Python without python3-venv makes no pip of its own, but brings one that fills the venv.
 $(PY):
-	python3 -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $(PY) install --quiet pip; }
 	$(PY) -m pip install --quiet --upgrade pip
 # Without a C++ compiler the wheel is pure and the engine computes with torch: `novamesh doctor` says which.
-$(VENV)/.run: pyproject.toml constraints.txt $(wildcard engine/native/*) | $(PY)
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+SETUP := pyproject.toml constraints.txt $(wildcard engine/native/*)
+$(VENV)/.demo: $(SETUP) | $(PY)
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(PARTS)]'
 	@touch $@
+$(VENV)/.run: $(SETUP) | $(PY)
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $(VENV)/.demo $@
 $(VENV)/.fuzz: $(VENV)/.run
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),fuzz]'
 	@touch $@
