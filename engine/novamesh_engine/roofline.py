@@ -23,6 +23,7 @@ from torch import Tensor
 from novamesh_engine.kernels.choice import open_native
 from novamesh_engine.kernels.library import UnusableLibraryError
 from novamesh_engine.kernels.reference import Matrix
+from novamesh_engine.kernels.stopwatch import measure_copy
 from novamesh_engine.models.decoder import Decoder
 from novamesh_engine.models.layers import Linear
 from novamesh_engine.models.moe import MLP, MoE
@@ -65,8 +66,13 @@ def _bytes(matrix: Matrix) -> int:
     return matrix.nbytes
 
 
-def measure_read(threads: int) -> int:
-    """Bytes a second that `threads` threads read from memory, the best of a few tries."""
+def measure_read(threads: int, device: str = "cpu") -> int:
+    """Bytes a second that `threads` threads read from memory, the best of a few tries.
+
+    Of a CUDA device, what it moves when it copies: the field's measure of one.
+    """
+    if torch.device(device).type == "cuda":
+        return measure_copy(device)
     share = np.ones(READ_BYTES // threads // 8, dtype=np.int64)
     parts = [share.copy() for _ in range(threads)]
     read = _reader(threads)

@@ -31,7 +31,7 @@ def examine(model: str | Path, config: EngineConfig, load: Load) -> Report:
         plan=engine.plan,
         load_s=load_s,
         resident_bytes=resident,
-        read_bytes_per_s=measure_read(engine.plan.threads),
+        read_bytes_per_s=measure_read(engine.plan.threads, engine.config.device),
         step_bytes=engine.step_bytes(result.load.requests),
         result=result,
     )

@@ -23,6 +23,7 @@ from novamesh_engine.weights.footprint import Footprint
 from novamesh_engine.weights.load import load_model
 from novamesh_engine.weights.place import WORKSPACE_BYTES, WORKSPACE_EXPERTS
 from support.tiny_engine import save_tiny
+from support.tiny_moe import Part, PlainKV, make_batch, relative
 
 CARD = Card("cuda", "A Card", (8, 6), triton=True, compiler=True, processors=4)
 CONFIG = EngineConfig(
@@ -102,6 +103,18 @@ def test_an_unpacked_checkpoint_is_not_planned(profile: Path) -> None:
     found = open_model(profile.parent / "plain", CONFIG)
     assert found.placement is None
     assert found.forward.name == "triton-fp32"
+
+
+@needs_native
+@pytest.mark.parametrize("experts", [1, 99])
+def test_logits_do_not_depend_on_where_weights_lie(profile: Path, experts: int) -> None:
+    found = opened(profile, memory_for(sizes(profile), experts))
+    config, tokens = found.model.config, [5, 9, 11, 30, 7]
+    wanted, given = PlainKV(config), PlainKV(config)
+    for parts in ([Part(0, 0, tokens[:3])], [Part(0, 3, tokens[3:4]), Part(1, 0, tokens[4:])]):
+        definition = load_model(profile).decoder.forward(make_batch(wanted, parts), wanted)
+        logits = found.forward.forward(make_batch(given, parts), given)
+        assert relative(logits, definition) < 1e-5
 
 
 @needs_native

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -88,3 +89,10 @@ def look_at(device: str) -> Card:
         free_bytes=free,
         read_bytes_per_s=2 * clock_hz * getattr(facts, "memory_bus_width", 0) // 8,
     )
+
+
+def on_device(device: str) -> AbstractContextManager[object]:
+    """Makes a device the current one: Triton launches there, events are recorded there."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.device(device)
+    return nullcontext()

@@ -126,12 +126,15 @@ class Gpu:
         """norm(x) [T, K] in a type, and the router's products with it float32 [T, N]."""
         tokens, width = x.shape
         out, scores = torch.empty_like(x, dtype=normed), self._floats(tokens, rows.shape[0])
-        cut = self.tuning.cut("scores", (rows.shape[0], width), 1, lambda cut: None)
-        routing.scores_kernel[triton.cdiv(rows.shape[0], cut.rows), tokens](
-            x, *_norm(norm, x), rows, out, scores, N=rows.shape[0], K=width,
-            WIDTH=triton.next_power_of_2(width), CENTRED=norm.centred,
-            SHIFT=norm.bias is not None, ROWS=cut.rows, GROUPS=cut.groups, **cut.launch,
-        )  # fmt: skip
+
+        def run(cut: Cut) -> None:
+            routing.scores_kernel[triton.cdiv(rows.shape[0], cut.rows), tokens](
+                x, *_norm(norm, x), rows, out, scores, N=rows.shape[0], K=width,
+                WIDTH=triton.next_power_of_2(width), CENTRED=norm.centred,
+                SHIFT=norm.bias is not None, ROWS=cut.rows, GROUPS=cut.groups, **cut.launch,
+            )  # fmt: skip
+
+        run(self.tuning.cut("scores", (rows.shape[0], width), 1, run))
         return out, scores
 
     def route(self, scores: Tensor, router: Router, efforts: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from novamesh_engine.kernels.gpu import COMPUTE, Gpu
 from novamesh_engine.kernels.reference import gather_pages
 from novamesh_engine.kernels.triton import attention as kernels
 from novamesh_engine.kernels.triton import heads
+from novamesh_engine.kernels.tuning import Cut
 from novamesh_engine.models.attention import Attention
 from novamesh_engine.models.batch import KVCache
 
@@ -84,13 +85,17 @@ class GpuAttention:
         parts = qkv.new_empty((tokens, of.heads, splits, of.head_dim))
         weights = qkv.new_empty((tokens, of.heads, splits, 2))
         group = max(16, triton.next_power_of_2(of.heads // of.kv_heads))
-        cut = self._gpu.tuning.cut("attend", (of.heads, of.head_dim), 1, lambda cut: None)
-        kernels.attend_kernel[tokens, of.kv_heads, splits](
-            qkv, *self._inputs(qkv, angles, kv), step.slots, step.tables,
-            step.tables.shape[1], step.lengths, of.head_dim**-0.5, parts, weights,
-            of.window or 0, GROUP=group, **self._shape, **self._cache(kv),
-            COMPUTE=COMPUTE[self._gpu.compute], SPLITS=splits, BLOCK=cut.rows, **cut.launch,
-        )  # fmt: skip
+
+        def run(cut: Cut) -> None:
+            kernels.attend_kernel[tokens, of.kv_heads, splits](
+                qkv, *self._inputs(qkv, angles, kv), step.slots, step.tables,
+                step.tables.shape[1], step.lengths, of.head_dim**-0.5, parts, weights,
+                of.window or 0, GROUP=group, **self._shape, **self._cache(kv),
+                COMPUTE=COMPUTE[self._gpu.compute], SPLITS=splits, BLOCK=cut.rows, **cut.launch,
+            )  # fmt: skip
+
+        shape = (of.heads, of.kv_heads, of.head_dim, splits, kv.keys(of.layer).itemsize)
+        run(self._gpu.tuning.cut("attend", shape, 1, run))
         if splits == 1:
             return parts.view(tokens, -1)
         out = qkv.new_empty((tokens, of.heads * of.head_dim))

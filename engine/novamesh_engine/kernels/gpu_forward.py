@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from novamesh_engine.kernels.cards import AMPERE, Card
+from novamesh_engine.kernels.cards import AMPERE, Card, on_device
 from novamesh_engine.kernels.device_step import DeviceStep, pack
 from novamesh_engine.kernels.gpu import Gpu
 from novamesh_engine.kernels.gpu_attention import GpuAttention, Span, choose_splits
@@ -77,6 +77,10 @@ class GpuForward:
 
         What a step returned is overwritten by the next.
         """
+        with on_device(self._gpu.device):
+            return self._forward(batch, kv)
+
+    def _forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
         spans = _spans(batch)
         lone = sum(1 for span in spans if span.stop - span.start == 1 and span.row == span.start)
         tokens = batch.token_ids.shape[0]

@@ -8,7 +8,10 @@ from typing import Final
 
 import torch
 
+from novamesh_engine.kernels.cards import on_device
+
 FLUSHED_BYTES: Final = 256 << 20  # more than any card's L2 cache holds
+COPIED_BYTES: Final = 512 << 20
 WARM_RUNS: Final = 2
 RUNS: Final = 15
 
@@ -18,6 +21,10 @@ def cuda_timer(device: str) -> Callable[[Callable[[], None]], float]:
     waste = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device)
 
     def time(run: Callable[[], None]) -> float:
+        with on_device(device):
+            return _time(run)
+
+    def _time(run: Callable[[], None]) -> float:
         for _ in range(WARM_RUNS):
             run()
         pairs = []
@@ -32,3 +39,14 @@ def cuda_timer(device: str) -> Callable[[Callable[[], None]], float]:
         return float(statistics.median(begin.elapsed_time(end) for begin, end in pairs))
 
     return time
+
+
+def measure_copy(device: str) -> int:
+    """Bytes a second that a device moves when it copies, read and written ones together."""
+    source = torch.empty(COPIED_BYTES // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def run() -> None:
+        target.copy_(source)
+
+    return int(2 * source.nbytes / (cuda_timer(device)(run) / 1e3))

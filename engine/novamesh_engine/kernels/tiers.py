@@ -69,7 +69,7 @@ class TieredExperts:
                 out = self._stream(x, slots, left, out)
             else:
                 added = self._native.experts(rows, (weights, left.long()), *self._host)
-                out = out + added.to(out.device, non_blocking=True)
+                out = out + _bring(added, self._gpu.device)
         self._count(ids)
         return out
 
@@ -156,6 +156,13 @@ class _Lane:
             event = _event()
             event.record()
             self._free[buffer] = event
+
+
+def _bring(tensor: Tensor, device: str) -> Tensor:
+    """A host's tensor on a device, by way of memory that the device reads by itself."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _parts(stack: Stack, expert: int) -> list[Tensor]:

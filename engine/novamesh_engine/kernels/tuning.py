@@ -42,7 +42,7 @@ class Cut:
 # program of the first four keeps 32 * rows * groups sums in the registers of 32 * warps threads.
 CUTS: Final[dict[tuple[str, int], tuple[Cut, ...]]] = {
     ("rows", 1): (Cut(8, 8, 4), Cut(4, 16, 4), Cut(16, 4, 4)),
-    ("scores", 1): (Cut(4, 8, 4),),
+    ("scores", 1): (Cut(4, 8, 4), Cut(1, 32, 4)),
     ("gate_up", 1): (Cut(8, 8, 4), Cut(4, 16, 4), Cut(4, 8, 2)),
     ("down", 1): (Cut(8, 8, 4), Cut(4, 8, 2), Cut(16, 4, 4)),
     ("tile", 16): (Cut(32, 2, 4, 3), Cut(64, 2, 4, 3)),
@@ -90,13 +90,12 @@ class Tuning:
         known = self._found.get(name)
         if known in candidates:
             return known
-        if self._timer is None or len(candidates) == 1:
+        if self._timer is None or len(candidates) == 1 or len(self._found) >= CHOICES_MAX:
             return candidates[0]
         times = {cut: self._time(run, cut) for cut in candidates}
         best = min(candidates, key=times.__getitem__)
-        if len(self._found) < CHOICES_MAX:
-            self._found[name] = best
-            self._write()
+        self._found[name] = best
+        self._write()
         return best
 
     def _time(self, run: Run, cut: Cut) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -27,12 +25,12 @@ class Event:
 
 
 @pytest.fixture(autouse=True)
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     waited: list[str] = []
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     monkeypatch.setattr(stopwatch, "FLUSHED_BYTES", 8)
-    yield waited
+    return waited
 
 
 def test_the_median_of_the_runs_counts(device: list[str]) -> None:
@@ -44,3 +42,9 @@ def test_the_median_of_the_runs_counts(device: list[str]) -> None:
     assert stopwatch.cuda_timer("cpu")(run) == 5.0
     assert device == ["cpu"]
     assert next(times, None) is None
+
+
+def test_a_copy_counts_what_is_read_and_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopwatch, "COPIED_BYTES", 4000)
+    monkeypatch.setattr(stopwatch, "cuda_timer", lambda device: lambda run: run() or 2.0)
+    assert stopwatch.measure_copy("cpu") == 2_000_000  # 4000 bytes in 2 ms
