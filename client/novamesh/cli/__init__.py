@@ -7,8 +7,11 @@ of ours depends on another through the command line, and `--help` waits for none
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib.metadata
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -53,6 +56,8 @@ _EXTRAS: Final = {
     "recipe": "engine",
     "coordinator": "coordinator",
 }
+# What a write to stdout meets where there is no room, or no device any more.
+_UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 def _version() -> str:
@@ -76,7 +81,25 @@ app = _app()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit status."""
-    tokens = list(sys.argv[1:] if argv is None else argv)
+    _show_what_can_be_shown()
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        return MEANINGS[Code.CANCELLED].exit
+    except BrokenPipeError:
+        _drop_output()
+        return MEANINGS[Code.CANCELLED].exit
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        _drop_output()
+        with contextlib.suppress(OSError):  # stderr may be what is full
+            complain(f"cannot write the output: {error.strerror}", "write it elsewhere")
+        return MEANINGS[Code.STORAGE].exit
+
+
+def _run(tokens: Sequence[str]) -> int:
+    """The exit status of a command, its refusal told."""
     try:
         result = app(
             tokens,
@@ -96,13 +119,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.meaning.exit
     except ImportError as error:
         return _missing(error, tokens)
-    except KeyboardInterrupt:
-        return MEANINGS[Code.CANCELLED].exit
-    except BrokenPipeError:
-        # Whoever read us has gone; Python must not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return MEANINGS[Code.CANCELLED].exit
     return result if isinstance(result, int) else 0
+
+
+def _show_what_can_be_shown() -> None:
+    """What the encoding of stdout lacks is shown as a question mark; it ends no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """Nobody can be given what waits in stdout; Python must not complain about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unknown(error: UnknownCommandError) -> tuple[str, str]:

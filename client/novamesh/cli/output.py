@@ -63,8 +63,9 @@ def write(text: str) -> None:
 
 
 def write_json(document: object) -> None:
-    """One JSON document."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    """One JSON document; where stdout is not UTF-8, what ASCII lacks is escaped."""
+    escaped = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=escaped) + "\n")
 
 
 def write_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
