@@ -51,6 +51,7 @@ TESTED_ELSEWHERE = {
 }  # fmt: skip
 # Imports inside a function are allowed here and nowhere else, with the reason.
 LAZY_IMPORTS = {
+    "choice": "Triton is missing where only a CPU computes",
     "cli": "a sub-app must load without its heavy extras",
     "demo": "runs only when asked for",
     "doctor": "asks each installed part by import string",

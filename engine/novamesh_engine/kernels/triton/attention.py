@@ -15,6 +15,48 @@ NEVER: tl.constexpr = tl.constexpr(float("-inf"))
 LEAST: tl.constexpr = tl.constexpr(-3.0e38)  # below every score, and a number
 
 
+@triton.jit
+def attend_pages(
+    query, query_too, top, total, left, right, start, stop, head, table,
+    keys, values, key_scales, value_scales,
+    KV_HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INT8: tl.constexpr,
+    PAGE: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Goes on with the positions [start, stop) that the cache holds, BLOCK at a time.
+
+    query and query_too [GROUP, HALF] are scaled; top and total [GROUP], left and right
+    [GROUP, HALF] are what was seen so far, as an online softmax keeps it.
+    """
+    lane = tl.arange(0, HALF)
+    for at in range(start, stop, BLOCK):
+        place = at + tl.arange(0, BLOCK)
+        seen = place < stop
+        page = tl.load(table + place // PAGE, mask=seen, other=0)
+        slot_of = (page.to(tl.int64) * KV_HEADS + head) * PAGE + place % PAGE
+        offset = slot_of[:, None] * D + lane[None, :]
+        inside = seen[:, None] & (lane < D // 2)[None, :]
+        half = tl.load(keys + offset, mask=inside, other=0.0).to(COMPUTE)
+        half_too = tl.load(keys + offset + D // 2, mask=inside, other=0.0).to(COMPUTE)
+        scores = tl.dot(query, tl.trans(half), input_precision="ieee")
+        scores = tl.dot(query_too, tl.trans(half_too), scores, input_precision="ieee")
+        if INT8:
+            scores *= tl.load(key_scales + slot_of, mask=seen, other=0.0)[None, :]
+        scores = tl.where(seen[None, :], scores, NEVER)
+        higher = tl.maximum(top, tl.max(scores, 1))
+        shrink = tl.exp(top - higher)
+        chance = tl.exp(scores - higher[:, None])
+        total = total * shrink + tl.sum(chance, 1)
+        if INT8:
+            chance *= tl.load(value_scales + slot_of, mask=seen, other=0.0)[None, :]
+        chance = chance.to(COMPUTE)
+        half = tl.load(values + offset, mask=inside, other=0.0).to(COMPUTE)
+        half_too = tl.load(values + offset + D // 2, mask=inside, other=0.0).to(COMPUTE)
+        left = tl.dot(chance, half, left * shrink[:, None], input_precision="ieee")
+        right = tl.dot(chance, half_too, right * shrink[:, None], input_precision="ieee")
+        top = higher
+    return top, total, left, right
+
+
 @triton.jit(do_not_specialize=["table_width", "window", "bound", "eps"])
 def attend_kernel(
     qkv, query_norm, key_norm, eps, bound, cosines, sines, keys, values, key_scales, value_scales,
@@ -61,35 +103,12 @@ def attend_kernel(
     left = tl.where(owner, value, 0.0) + tl.zeros((GROUP, HALF), tl.float32)
     right = tl.where(owner, value_too, 0.0) + tl.zeros((GROUP, HALF), tl.float32)
 
-    lane = tl.arange(0, HALF)
     query, query_too = (first * scale).to(COMPUTE), (second * scale).to(COMPUTE)
-    for at in range(start, stop, BLOCK):
-        place = at + tl.arange(0, BLOCK)
-        seen = place < stop
-        page = tl.load(tables + token * table_width + place // PAGE, mask=seen, other=0)
-        slot_of = (page.to(tl.int64) * KV_HEADS + head) * PAGE + place % PAGE
-        offset = slot_of[:, None] * D + lane[None, :]
-        inside = seen[:, None] & (lane < D // 2)[None, :]
-        half = tl.load(keys + offset, mask=inside, other=0.0).to(COMPUTE)
-        half_too = tl.load(keys + offset + D // 2, mask=inside, other=0.0).to(COMPUTE)
-        scores = tl.dot(query, tl.trans(half), input_precision="ieee")
-        scores = tl.dot(query_too, tl.trans(half_too), scores, input_precision="ieee")
-        if INT8:
-            scores *= tl.load(key_scales + slot_of, mask=seen, other=0.0)[None, :]
-        scores = tl.where(seen[None, :], scores, NEVER)
-        higher = tl.maximum(top, tl.max(scores, 1))
-        shrink = tl.exp(top - higher)
-        chance = tl.exp(scores - higher[:, None])
-        total = total * shrink + tl.sum(chance, 1)
-        if INT8:
-            chance *= tl.load(value_scales + slot_of, mask=seen, other=0.0)[None, :]
-        chance = chance.to(COMPUTE)
-        half = tl.load(values + offset, mask=inside, other=0.0).to(COMPUTE)
-        half_too = tl.load(values + offset + D // 2, mask=inside, other=0.0).to(COMPUTE)
-        left = tl.dot(chance, half, left * shrink[:, None], input_precision="ieee")
-        right = tl.dot(chance, half_too, right * shrink[:, None], input_precision="ieee")
-        top = higher
-
+    top, total, left, right = attend_pages(
+        query, query_too, top, total, left, right, start, stop, head, tables + token * table_width,
+        keys, values, key_scales, value_scales, KV_HEADS, D, HALF, INT8, PAGE, COMPUTE, BLOCK,
+    )  # fmt: skip
+    lane = tl.arange(0, HALF)
     divisor = tl.where(total > 0, total, 1.0)[:, None]
     part = (token * HEADS + heads) * SPLITS + split
     wanted = (heads < HEADS)[:, None] & (lane < D // 2)[None, :]
