@@ -104,7 +104,7 @@ class Orders:
             "attached": session is not None and session.connected,
             "trouble": "" if trouble is None else trouble.message,
             "next_try_s": session.next_try_s if session else 0,
-            "clock_offset_ms": session.offset_ms if session else 0,
+            "clock_offset_ms": session.offset_ms if session else None,
             **self._inventory(),
             "version": plate.version,
             "pid": os.getpid(),

@@ -24,14 +24,15 @@ def describe_status(reply: Mapping[str, Any]) -> str:
     away = f"not attached: {reply['trouble'] or waiting}{again}"
     link = "attached" if reply["attached"] else away
     reason = f": {reply['reason']}" if reply["reason"] else ""
-    up = format_duration(reply["uptime_s"])
+    up, offset_ms = format_duration(reply["uptime_s"]), reply["clock_offset_ms"]
+    clock = "not measured yet" if offset_ms is None else f"{offset_ms} ms from the coordinator's"
     rows = [
         ("node", reply["node"]),
         ("state", reply["phase"] + reason),
         ("pool", f"{reply['pool']} at {reply['address']}, {link}"),
         ("machine", reply["hardware"]),
         ("slots", f"{reply['free_slots']} of {reply['slots']} free, {reply['taken']} jobs taken"),
-        ("clock", f"{reply['clock_offset_ms']} ms from the coordinator's"),
+        ("clock", clock),
         ("process", f"{reply['pid']}, novamesh {reply['version']}, up {up}"),
     ]
     devices = reply.get("devices", ())  # a node that was started before an update tells none

@@ -153,7 +153,8 @@ class Session:
         self._reported = ""
         self._next_try_ms = 0  # monotonic clock
         self.attached = asyncio.Event()  # set at the first welcome and kept
-        self.offset_ms = 0  # our clock minus the coordinator's, at the last challenge
+        # Our clock minus the coordinator's at the last challenge; None before the first.
+        self.offset_ms: int | None = None
         self.trouble: NovaMeshError | None = None  # why we are not attached now
 
     @property

@@ -60,6 +60,11 @@ async def test_status_tells_where_the_node_is() -> None:
     assert status.items() >= INVENTORY.items()
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+async def test_clock_is_compared_only_where_the_coordinator_told_its_own(loaded: bool) -> None:
+    assert (await Node(loaded).ask("status"))["clock_offset_ms"] is None
+
+
 async def test_slots_are_those_that_are_left() -> None:
     node = Node()
     node.keeper.lend(1)

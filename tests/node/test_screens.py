@@ -53,6 +53,9 @@ def test_status_of_a_node_in_trouble() -> None:
     assert "not attached: cannot reach" in text
     assert "state    paused: the owner paused this node" in text
     assert "\x1b" not in text
+    assert "clock    not measured yet\n" in screens.describe_status(
+        away | {"clock_offset_ms": None}
+    )
     assert "dialling" in screens.describe_status(away | {"trouble": ""})
     assert "it, next try in 3 s" in screens.describe_status(away | {"next_try_s": 3})
 

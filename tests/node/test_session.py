@@ -73,6 +73,7 @@ async def ends_with(pool: Pool, play: Callable[[], Awaitable[object]]) -> NovaMe
 async def test_the_hello_signs_nonce_certificate_and_descriptor() -> None:
     pool = Pool()
     pool.desk.running = (RunningAttempt(JobId(bytes(32)), 1, 7, 3),)
+    assert pool.session.offset_ms is None
     async with running(pool):
         wire = pool.wire()
         hello = await wire.welcome()
@@ -82,6 +83,7 @@ async def test_the_hello_signs_nonce_certificate_and_descriptor() -> None:
         offered = envelope.open(hello.descriptor, NodeDescriptor, network=NETWORK)
         assert offered.issuer == NODE.node_id
         assert (await wire.hear()).load == NodeLoad(4, True)
+        assert pool.session.offset_ms == 0
         assert pool.session.attached.is_set()
         assert pool.session.connected
 
