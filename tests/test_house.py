@@ -103,9 +103,20 @@ def _body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 @pytest.mark.parametrize("path", SOURCES, ids=_identify)
 def test_module_has_a_noun_for_a_name_and_opens_with_its_job(path: Path) -> None:
-    assert path.stem not in FORBIDDEN_NAMES
+    assert not _vague(path)
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree) or not tree.body
+
+
+def _vague(path: Path) -> set[str]:
+    """Parts of a path that are no name of a thing: utils/text.py hides as much as utils.py."""
+    return {part.partition(".")[0] for part in path.relative_to(ROOT).parts} & FORBIDDEN_NAMES
+
+
+def test_no_folder_and_no_test_support_has_a_name_that_says_nothing() -> None:
+    assert _vague(ROOT / "engine/novamesh_engine/utils/packing.py") == {"utils"}
+    assert _vague(ROOT / "tests/support/helpers.py") == {"helpers"}
+    assert [_identify(path) for path in PYTHON if _vague(path)] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_identify)
@@ -197,10 +208,25 @@ def test_every_path_named_in_a_document_exists(document: str) -> None:
         re.findall(r"\]\(((?!http)[\w./-]+)\)", text)
     )
     paths = {name for name in named if name.split("/")[0] in tops and ("/" in name or "." in name)}
+    mapped = _map_lines(text)
     assert paths
-    for name in sorted(paths):
+    assert mapped or document != "README.md"
+    for name in sorted(paths | mapped):
         base = (ROOT / document).parent if name.startswith("..") else ROOT
         assert (base / name).exists() or ((ROOT / document).parent / name).exists(), name
+
+
+def _map_lines(document: str) -> set[str]:
+    """The paths that begin the lines of code fences without a language: a map of folders."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)
+    pattern = re.compile(r"^([\w.-]+/[\w./-]*)(?=\s|$)", re.MULTILINE)
+    return {name for kind, text in fences if not kind for name in pattern.findall(text)}
+
+
+def test_map_in_a_fence_is_read() -> None:
+    fence = "```\ngone/     a folder\n  seen/x\ngone/deep/a.py\n```\n"
+    text = f"{fence}loose/ text\n```sh\nno/\n```\n"
+    assert _map_lines(text) == {"gone/", "gone/deep/a.py"}
 
 
 def test_every_defence_in_the_threat_model_names_tests_that_exist() -> None:
