@@ -56,6 +56,7 @@ def test_whole_play(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, err
     for words in (
+        "148 + 109 = 257. Answer: 257",  # the README shows it
         " ok: descriptor, terms, assignment",
         "killed (SIGKILL)",
         "the node that is left",

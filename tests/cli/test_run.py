@@ -61,9 +61,11 @@ async def test_line_of_a_broken_answer_is_ended(
 
 def test_speed_or_why_there_is_none() -> None:
     assert speed_of(412.42, 28, 90_000) == ", then 412.4 tokens/s"
-    assert speed_of(0.0, 16, 60_000) == "; too short to tell its speed"
-    assert speed_of(None, 100, 499_999) == "; too short to tell its speed"
-    assert speed_of(0.0, 100, 2_000_000) == "; in one burst, which tells no speed"
+    assert speed_of(0.0, 16, 60_000) == ", all 16 after 0.060 s: too short to tell a speed"
+    assert speed_of(None, 100, 499_999).endswith(" after 0.500 s: too short to tell a speed")
+    assert speed_of(0.0, 100, 2_000_000) == (
+        ", all 100 after 2.000 s: in one burst, which tells no speed"
+    )
 
 
 def test_receipt_goes_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,10 @@ _VOLATILE: Final = (
     ),
     (r"-?\b\d+(\.\d+)? (s|ms)\b", r"N \2"),
     # Whether a fake answer's speed can be told is a matter of microseconds.
-    (r"(, then \d+(\.\d+)? tokens/s|; too short to tell its speed)", ", then N tokens/s"),
+    (
+        r", (then \d+(\.\d+)? tokens/s|all \d+ after N s: too short to tell a speed)",
+        ", then N tokens/s",
+    ),
     (r"\b\d+(\.\d+)? tokens/s", "N tokens/s"),
     (r"(\"(?:ttft_s|total_s|tokens_per_s|answered_ms|clock_offset_ms)\": )-?[\d.]+", r"\1N"),
     (r"(\"witnessed_(?:ttft_us|tokens_per_s)\": )(?:[\d.]+|null)", r"\1N"),

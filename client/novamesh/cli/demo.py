@@ -36,7 +36,9 @@ from novamesh_proto.receipt import VerifiedReceipt
 
 MODEL: Final = "nova-pico"
 PROBLEMS: Final = (
-    "Maya has 34 apples. She buys 17 more. Then she gives away 8. How many apples does she have?",
+    # Three steps with large numbers: a short answer comes too fast to be timed.
+    "Maya has 134 apples. She buys 52 more. Then she gives away 38. Later she finds 109 more. "
+    "How many apples does she have now?",
     "Tom has 52 coins. He loses 19 coins. How many coins does Tom have now?",
 )
 NODES: Final = ("node-1", "node-2")

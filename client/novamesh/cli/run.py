@@ -116,12 +116,13 @@ def document(done: Completion) -> dict[str, object]:
 
 
 def speed_of(tokens_per_s: float | None, tokens: int, total_us: int) -> str:
-    """What follows the time of the first token: a witnessed speed, or why there is none."""
+    """What follows the time of the first token: a witnessed speed, or all of it and why not."""
     if tokens_per_s:
         return f", then {tokens_per_s:.1f} tokens/s"
+    whole = f", all {tokens} after {total_us / 1e6:.3f} s"
     if tokens < BURST_TOKENS_MIN or total_us < BURST_US_MIN:
-        return "; too short to tell its speed"
-    return "; in one burst, which tells no speed"
+        return f"{whole}: too short to tell a speed"
+    return f"{whole}: in one burst, which tells no speed"
 
 
 def _summarise(done: Completion, receipt: Path) -> None:
