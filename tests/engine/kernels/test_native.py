@@ -169,9 +169,24 @@ def test_what_cpp_does_not_take_is_said(exact: Native) -> None:
             call()
 
 
+def test_a_slot_without_an_expert_adds_nothing(exact: Native, rounded: Native) -> None:
+    """Its factor may be anything; a token may have none at all."""
+    gate_up, down = random_nf4(1, 3, 128, 64), random_nf4(2, 3, 64, 64)
+    x, weights = random(3, 4, 64), random(4, 4, 2)
+    ids = torch.tensor([[-1, 1], [2, -1], [-1, -1], [0, 2]])
+    wanted = reference.experts(x, (weights, ids), gate_up, down)
+    weights[ids < 0] = 1e30
+    found = exact.experts(x, (weights, ids), gate_up, down)
+    assert relative(found, wanted) < BOUND
+    assert torch.equal(found[2], torch.zeros(64))
+    assert relative(rounded.experts(x, (weights, ids), gate_up, down), wanted) < 2 * ROUNDED
+    alone = exact.experts(x[2:3].clone(), (weights[2:3].clone(), ids[2:3].clone()), gate_up, down)
+    assert torch.equal(alone, torch.zeros(1, 64))
+
+
 def test_an_expert_out_of_range_is_not_read(exact: Native) -> None:
     gate_up, down = random_nf4(1, 2, 128, 64), random_nf4(2, 2, 64, 64)
-    for wrong in (2, -1):
+    for wrong in (2, -2):
         routing = torch.ones((1, 1)), torch.tensor([[wrong]])
         with pytest.raises(AssertionError, match="index out of range"):
             exact.experts(random(3, 1, 64), routing, gate_up, down)

@@ -77,6 +77,21 @@ def test_dispatch_keeps_every_pair_once() -> None:
     assert [expert for expert, _, _ in groups] == [0, 2, 3]
 
 
+def test_a_slot_without_an_expert_adds_nothing() -> None:
+    """It is in no group, and a token that has none at all gets zeros."""
+    x, gate_up, down = random(1, 3, 8), random(2, 2, 12, 8), random(3, 2, 8, 6)
+    weights, ids = random(4, 3, 2), torch.tensor([[-1, 1], [-1, -1], [0, -1]])
+    assert [(e, t.tolist(), s.tolist()) for e, t, s in reference.dispatch(ids)] == [
+        (0, [2], [0]), (1, [0], [1]),
+    ]  # fmt: skip
+    found = reference.experts(x, (weights, ids), gate_up, down)
+    for token, slot, index in ((0, 1, 1), (2, 0, 0)):
+        one = reference.expert(x[token : token + 1], gate_up[index], down[index])
+        assert relative(found[token : token + 1], one * weights[token, slot]) < BOUND
+    assert torch.equal(found[1], torch.zeros(8))
+    assert reference.dispatch(torch.full((2, 2), -1)) == []
+
+
 def test_sparsemixer_is_that_of_transformers() -> None:
     x, router = random(12, 400, 16), random(13, 6, 16) / 4
     for jitter in (0.0, 0.01, 0.2):

@@ -20,7 +20,7 @@ FORMS = ("nf4", "float32", "float16")
 @given(
     st.integers(1, 3), st.integers(2, 5), st.integers(1, 2), st.integers(1, 2), st.integers(0, 99)
 )  # fmt: skip
-@settings(max_examples=5)
+@settings(max_examples=3)
 @pytest.mark.parametrize("kind", ["softmax", "sparsemixer"])
 @pytest.mark.parametrize("form", FORMS)
 def test_routed_experts(

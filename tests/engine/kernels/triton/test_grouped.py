@@ -40,7 +40,7 @@ def distance(gpu: Gpu, ids: Tensor, stack: tuple[Matrix, Matrix]) -> float:
 @given(
     st.integers(1, 24), st.integers(1, 3), st.integers(1, 5), st.integers(1, 2), st.integers(0, 99)
 )  # fmt: skip
-@settings(max_examples=6)
+@settings(max_examples=3)
 @pytest.mark.parametrize(("compute", "bound"), HALVES)
 @pytest.mark.parametrize("form", FORMS)
 def test_ragged_experts(

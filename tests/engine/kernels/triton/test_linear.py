@@ -28,7 +28,7 @@ def off(found: Tensor, wanted: Tensor, x: Tensor, weight: Matrix) -> float:
 
 
 @given(st.integers(1, 3), st.integers(1, 70), st.integers(1, 3), st.integers(0, 15))
-@settings(max_examples=8)
+@settings(max_examples=6)
 @pytest.mark.parametrize("form", FORMS)
 def test_rows(form: str, tokens: int, rows: int, blocks: int, traits: int) -> None:
     """With or without a bias, a residual and a norm, RMS or LayerNorm with or without a shift."""
@@ -45,7 +45,7 @@ def test_rows(form: str, tokens: int, rows: int, blocks: int, traits: int) -> No
 
 
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 5), st.integers(0, 63))
-@settings(max_examples=6)
+@settings(max_examples=4)
 @pytest.mark.parametrize(("compute", "bound"), HALVES)
 @pytest.mark.parametrize("form", FORMS)
 def test_tiles(
