@@ -81,6 +81,11 @@ class Places:
         return self.cache / "models"
 
     @property
+    def kernels(self) -> Path:
+        """What was measured of the kernels of this machine's devices."""
+        return self.cache / "kernels"
+
+    @property
     def node_socket(self) -> Path:
         """Where the node's daemon and its commands meet; mode 0600."""
         return self.runtime / "node.sock"

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_text
+import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
+import platformdirs
 from cyclopts import App, Parameter, validators
 from rich.console import Console
 from rich.text import Text
@@ -35,6 +39,7 @@ def bench(
     threads: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
     precision: Literal["int8", "exact"] = "int8",
     kv: Literal["bf16", "int8", "fp32"] = "bf16",
+    device: str = "cpu",
     json: Json = False,
 ) -> None:
     """Measure how fast a model prefills and decodes here, and what memory would allow.
@@ -55,6 +60,8 @@ def bench(
         What native kernels multiply packed weights with: activations of 8 bits, or float32.
     kv
         How the cache keeps keys and values.
+    device
+        What computes: cpu, cuda, or cuda:N.
     json
         Print one JSON object.
     """
@@ -65,7 +72,8 @@ def bench(
 
     running = max(requests, EngineConfig().max_running)
     config = EngineConfig(
-        max_running=running, threads=threads, precision=precision, kv_dtype=kv
+        max_running=running, threads=threads, precision=precision, kv_dtype=kv,
+        device=device, tuning=str(_kernels(os.environ)),
     )  # fmt: skip
     report = examine(model, config, Load(prompt_tokens, decode_tokens, requests))
     if json:
@@ -96,6 +104,13 @@ def doctor(*, json: Json = False) -> int:
             if check.hint:
                 console.print(Text.assemble(("hint:", "cyan"), f" {check.hint}"))
     return int(any(check.status is Status.FAIL for check in checks))
+
+
+def _kernels(env: Mapping[str, str]) -> Path:
+    """Where a node of this machine keeps what it measured of its kernels, too."""
+    home = env.get("NOVAMESH_HOME")
+    cache = platformdirs.user_cache_path("novamesh", appauthor=False)
+    return (Path(os.path.expanduser(home)).absolute() / "cache" if home else cache) / "kernels"
 
 
 _STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}

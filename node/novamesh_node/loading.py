@@ -189,7 +189,7 @@ def step_tokens(prefill_tokens_per_s: float, slots: int) -> int:
 def _load_engine(profile: ModelProfile, config: NodeConfig, device: Device, step: int) -> Engine:
     settings = EngineConfig(
         max_running=config.slots, max_step_tokens=step, threads=config.threads,
-        device=device.name,
+        device=device.name, tuning=str(config.places.kernels),
     )  # fmt: skip
     try:
         engine = Engine.load(profile.path, settings)

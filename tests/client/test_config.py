@@ -33,6 +33,7 @@ def test_home_variable_overrides_every_place(tmp_path: Path) -> None:
     assert places.node == tmp_path / "node"
     assert places.coordinator == tmp_path / "coordinator"
     assert places.models == tmp_path / "cache" / "models"
+    assert places.kernels == tmp_path / "cache" / "kernels"
     assert places.node_socket == tmp_path / "run" / "node.sock"
     assert find_places(tmp_path / "flag", {"NOVAMESH_HOME": "/else"}).data == tmp_path / "flag"
 

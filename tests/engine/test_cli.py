@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from novamesh_engine.cli import app
-from novamesh_proto.errors import NovaMeshError
+from novamesh.config import find_places
+from novamesh_engine.cli import _kernels, app
+from novamesh_proto.errors import Code, NovaMeshError
 from support.tiny_engine import save_tiny
 
 SMALL = ["--prompt-tokens", "8", "--decode-tokens", "4", "--threads", "1"]
@@ -41,6 +42,18 @@ def test_bench_prints_lines(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert lines["model"] == str(folder)
     assert lines["plan"].endswith("KV int8")
     assert float(lines["decode"].split()[0]) > 0
+
+
+def test_bench_of_a_device_that_is_not_there_is_a_mistake_of_the_asker() -> None:
+    with pytest.raises(NovaMeshError, match="no device 'cuda:99'") as caught:
+        run("bench", "--device", "cuda:99")
+    assert caught.value.code is Code.BAD_REQUEST
+
+
+def test_kernels_are_measured_once_for_bench_and_node(tmp_path: Path) -> None:
+    env = {"NOVAMESH_HOME": str(tmp_path)}
+    assert _kernels(env) == find_places(env=env).kernels
+    assert _kernels({}) == find_places(env={}).kernels
 
 
 def test_doctor_names_the_kernels(capsys: pytest.CaptureFixture[str]) -> None:

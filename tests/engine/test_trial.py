@@ -10,8 +10,9 @@ from novamesh_engine import roofline
 from novamesh_engine.benchmark import Load
 from novamesh_engine.config import EngineConfig
 from novamesh_engine.kernels import choice
-from novamesh_engine.trial import examine
+from novamesh_engine.trial import check_device, examine
 from novamesh_proto.errors import Code, NovaMeshError
+from support.fake_cuda import Cuda
 from support.tiny_engine import save_tiny
 
 
@@ -43,3 +44,30 @@ def test_a_missing_model_is_our_error(tmp_path: Path) -> None:
     with pytest.raises(NovaMeshError) as caught:
         examine(tmp_path, EngineConfig(), Load(8, 4, 1))
     assert caught.value.code is Code.MODEL_NOT_FOUND
+
+
+def test_a_device_that_is_there_is_taken() -> None:
+    two = Cuda(("GPU-1", "GPU-2"))
+    check_device("cpu", Cuda())
+    for name in ("cpu", "cuda", "cuda:0", "cuda:1"):
+        check_device(name, two)
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:x", "cuda:-1", "cuda:", "gpu", "mps", "", "CPU"])
+def test_a_device_that_is_not_there_is_refused_by_naming_those_that_are(name: str) -> None:
+    with pytest.raises(NovaMeshError) as caught:
+        check_device(name, Cuda(("GPU-1", "GPU-2")))
+    assert caught.value.code is Code.BAD_REQUEST
+    assert repr(name) in caught.value.message
+    assert caught.value.hint == "it has cpu, cuda:0, cuda:1"
+    with pytest.raises(NovaMeshError, match="no device 'cuda'"):
+        check_device("cuda", Cuda())
+
+
+def test_a_driver_that_fails_is_told_in_a_line() -> None:
+    class Failing(Cuda):
+        def device_count(self) -> int:
+            raise RuntimeError("CUDA error: no luck\nmore for developers")
+
+    with pytest.raises(NovaMeshError, match=r"CUDA error: no luck$"):
+        check_device("cuda", Failing(("GPU-1",)))

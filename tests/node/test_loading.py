@@ -74,6 +74,7 @@ def test_a_model_is_loaded_measured_and_offered(tmp_path: Path) -> None:
     assert offer.decode_tokens_per_s > 0
     assert offer.prefill_tokens_per_s > 0
     assert loaded.engine.config.max_running == 2
+    assert loaded.engine.config.tuning == str(tmp_path / "cache" / "kernels")
     assert not loaded.engine.has_work
     assert [headline for headline, _ in said] == ["cpu", "model"]
     assert said[1][1].startswith("tiny ")

@@ -52,7 +52,7 @@ def train(
     ----------
     preset
         What to make: pico (the built-in model, about half an hour on two cores) or smoke (a
-        few seconds, knows nothing).
+        minute or two, knows nothing).
     seed
         Decides the text, the order and the first weights.
     out
