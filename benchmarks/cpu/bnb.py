@@ -46,14 +46,15 @@ def transformers() -> Any:
     return importlib.import_module("transformers")
 
 
-def write_model(layers: int) -> Path:
-    """A random model in bfloat16, as Hugging Face keeps it."""
-    peer, folder = transformers(), MODELS / f"phi-mini-{layers}-layers"
+def write_model(
+    layers: int, shaped: Mapping[str, Any] | None = None, name: str = "phi-mini"
+) -> Path:
+    """A random model in bfloat16, as Hugging Face keeps it, of our shape or of another one."""
+    peer, folder = transformers(), MODELS / f"{name}-{layers}-layers"
     if (folder / "config.json").exists():
         return folder
-    fields = {
-        k: v for k, v in shape.hf_config(layers).items() if k not in ("model_type", "architectures")
-    }
+    given = shape.hf_config(layers) if shaped is None else shaped
+    fields = {k: v for k, v in given.items() if k not in ("model_type", "architectures")}
     with torch.device("meta"):
         model = peer.PhimoeForCausalLM(peer.PhimoeConfig(**fields))
     model = model.to(torch.bfloat16).to_empty(device="cpu")

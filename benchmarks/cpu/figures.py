@@ -23,7 +23,7 @@ from typing import Any, Final
 import psutil
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
-_PACKAGES: Final = ("novamesh", "torch", "numpy", "transformers", "bitsandbytes")
+_PACKAGES: Final = ("novamesh", "torch", "triton", "numpy", "transformers", "bitsandbytes")
 
 
 @dataclass
@@ -148,11 +148,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def save(name: str, figures: Sequence[Figure], facts: dict[str, Any], place: Path | None) -> Path:
-    """Write everything to benchmarks/results, a file for each day and machine."""
+def save(
+    name: str, figures: Sequence[Figure], facts: dict[str, Any], place: Path | None, card: str = ""
+) -> Path:
+    """Write everything to benchmarks/results, a file for each day and card, or CPU without one."""
     here = machine()
     now = datetime.now(UTC)
-    slug = re.sub(r"[^a-z0-9]+", "-", str(here["cpu"]).lower()).strip("-")[:40]
+    slug = re.sub(r"[^a-z0-9]+", "-", str(card or here["cpu"]).lower()).strip("-")[:40]
     path = place or RESULTS / f"{name}-{now:%Y-%m-%d}-{slug}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -29,9 +30,9 @@ def _install(place: str, *packages: str) -> Path:
 
 
 def require(package: str, module: str) -> Any:
-    """A module of a package that only a peer needs."""
+    """A module of a package that only a peer needs, the environment's own where it has one."""
     folder = PEERS / "python"
-    if not (folder / module).is_dir():
+    if importlib.util.find_spec(module) is None and not (folder / module).is_dir():
         _install("python", package)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
