@@ -10,6 +10,7 @@ import pytest
 
 from novamesh.cli import daemons as module
 from novamesh.cli.daemons import DaemonError, Daemons, read_tail
+from novamesh_proto.errors import MEANINGS, Code
 
 READY = "import sys, time; print('ready now', flush=True); time.sleep(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + READY
@@ -61,6 +62,13 @@ async def test_broken_daemon_shows_the_end_of_its_log(tmp_path: Path) -> None:
         with pytest.raises(DaemonError, match="status 3") as caught:
             await daemons.start("one", BROKEN)
     assert caught.value.tail == "the reason"
+    assert caught.value.meaning.exit == 3
+
+
+@pytest.mark.parametrize("status", [None, 0, -9])
+def test_what_did_not_end_by_itself_is_a_failure_of_ours(status: int | None) -> None:
+    error = DaemonError("it was silent", "", status)
+    assert error.meaning == MEANINGS[Code.INTERNAL]
 
 
 async def test_silent_daemon_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +76,14 @@ async def test_silent_daemon_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     async with Daemons(tmp_path) as daemons:
         with pytest.raises(DaemonError, match="silent"):
             await daemons.start("one", "import time; time.sleep(60)")
+
+
+async def test_silent_command_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COMMAND_S", 0.2)
+    async with Daemons(tmp_path) as daemons:
+        with pytest.raises(DaemonError) as caught:
+            await daemons.command("one", "import time; time.sleep(60)")
+    assert caught.value.tail == "it took too long"
 
 
 async def test_cancellation_leaves_nothing(tmp_path: Path) -> None:
@@ -93,6 +109,7 @@ async def test_command_prints_or_fails(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(DaemonError) as caught:
             await daemons.command("one", BROKEN)
     assert "the reason" in caught.value.tail
+    assert caught.value.meaning.exit == 3
 
 
 def test_tail_is_bounded(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from novamesh.receipts import verify_file
-from novamesh_proto.errors import NovaMeshError
+from novamesh_proto.errors import MEANINGS, Code, NovaMeshError
 
 WAIT_S = 110
 
@@ -110,7 +110,7 @@ def test_play_that_fails_shows_the_log_of_what_failed(tmp_path: Path) -> None:
     (broken / "config.json").write_text("{}")
     process = _start(tmp_path, "--model", str(broken))
     _, err = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 70
+    assert process.returncode == MEANINGS[Code.CORRUPT].exit
     assert "error: node-" in err
     assert "broken-model" in err
     assert _processes(tmp_path) == []

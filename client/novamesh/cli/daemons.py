@@ -13,12 +13,12 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.errors import Code, Meaning, NovaMeshError
 
 READY_S: Final = 60.0
 STOP_S: Final = 10.0
@@ -49,9 +49,15 @@ class Daemon:
 class DaemonError(NovaMeshError):
     """A daemon or command failed; `tail` is the end of what it logged."""
 
-    def __init__(self, message: str, tail: str) -> None:
+    def __init__(self, message: str, tail: str, status: int | None = None) -> None:
         super().__init__(Code.INTERNAL, message, "the end of its log is above")
         self.tail = tail
+        self._exit = status if status is not None and status > 0 else super().meaning.exit
+
+    @property
+    def meaning(self) -> Meaning:
+        """Whoever started it ends as it did; silence and signals are no statuses of ours."""
+        return replace(super().meaning, exit=self._exit)
 
 
 class Daemons:
@@ -99,7 +105,8 @@ class Daemons:
         except TimeoutError:
             line = b""
         if not line:
-            raise DaemonError(f"{name} did not start: {await _fate(process)}", read_tail(log))
+            fate = await _fate(process)
+            raise DaemonError(f"{name} did not start: {fate}", read_tail(log), process.returncode)
         return Daemon(name, process, log, line.decode(errors="replace").strip())
 
     async def command(self, name: str, *arguments: str) -> str:
@@ -122,9 +129,9 @@ class Daemons:
                 output, errors = await process.communicate()
         except TimeoutError:
             output, errors = b"", b"it took too long"
-        if process.returncode:
+        if process.returncode != 0:  # None where it still runs
             what = f"novamesh {' '.join(arguments[:2])} failed"
-            raise DaemonError(what, errors.decode(errors="replace"))
+            raise DaemonError(what, errors.decode(errors="replace"), process.returncode)
         return output.decode()
 
     def _home(self, name: str) -> Path:
