@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import signal
+import string
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ from support.processes import RealPool
 pytestmark = pytest.mark.timeout(180)
 PIECE_BYTES = 4 * 1024 * 1024
 SCANNED_BYTES_MIN = 16 * 1024 * 1024  # what a Python process with gRPC has at least
+PROBLEM = (
+    b" has 134 apples. She buys 52 more. Then she gives away 38. Later she finds 109 more."
+    b" How many apples does she have now?"
+)
 
 # Asks what its standard input says, tells the answer and then holds both until its input ends.
 ASKER = """
@@ -42,15 +47,21 @@ sys.stdin.read()
 
 
 def test_a_marker_is_found_in_the_client_and_nowhere_at_the_coordinator(pool: RealPool) -> None:
-    marker = secrets.token_hex(16).encode()
+    # A name that nobody has: the built-in model works on, and its answer is long and sure.
+    marker = "".join(secrets.choice(string.ascii_lowercase) for _ in range(24)).encode()
     client_id = json.loads(pool.cli("key", "show", "--json").stdout)["peer_id"]
     member = parse_node_id(client_id)
-    with _asking(pool, b"What is 31 plus 14? " + marker) as (asker, answer):
+    with _asking(pool, marker + PROBLEM) as (asker, answer):
         text, job = str(answer["text"]).strip().encode(), bytes.fromhex(str(answer["job"]))
+        assert text.endswith(b"148 + 109 = 257. Answer: 257")
         found, _ = _scan_memory(asker, [marker, text])
         assert found == {marker, text}
-    secret = [marker, marker.decode().encode("utf-16-le"), marker.decode().encode("utf-32-le")]
-    secret += [text] if len(text) >= 12 else []
+    secret = [
+        text,
+        marker,
+        marker.decode().encode("utf-16-le"),
+        marker.decode().encode("utf-32-le"),
+    ]
     coordinator = pool.coordinator.process.pid
     found, scanned = _scan_memory(coordinator, [*secret, member, job])
     assert found == {member, job}
