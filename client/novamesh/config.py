@@ -92,12 +92,22 @@ class Places:
 
 
 def find_places(home: Path | None = None, env: Mapping[str, str] | None = None) -> Places:
-    """The places under `home`, else under NOVAMESH_HOME, else the platform's usual ones."""
+    """The places under `home`, else under NOVAMESH_HOME, else the platform's usual ones.
+
+    Raises:
+        NovaMeshError: BAD_CONFIG if the folder is that of ~somebody whom nobody knows.
+    """
     env = os.environ if env is None else env
     if home is None and env.get(HOME_VARIABLE):
         home = Path(env[HOME_VARIABLE])
     if home is not None:
-        home = home.expanduser().absolute()
+        try:
+            home = home.expanduser().absolute()
+        except RuntimeError:
+            raise NovaMeshError(
+                Code.BAD_CONFIG, f"nobody on this machine has the home folder {home.parts[0]!r}",
+                f"name a folder with --home or {HOME_VARIABLE}",
+            ) from None  # fmt: skip
         return Places(config=home, data=home, cache=home / "cache", runtime=home / "run")
     data = platformdirs.user_data_path("novamesh", appauthor=False)
     # Without a runtime folder of the session the socket lives in ours, never in a shared /tmp.

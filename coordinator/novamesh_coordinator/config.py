@@ -71,13 +71,23 @@ class Folder:
 
 
 def find_folder(home: Path | None = None, env: Mapping[str, str] | None = None) -> Folder:
-    """The coordinator's folder below `home`, NOVAMESH_HOME or the platform's data folder."""
+    """The coordinator's folder below `home`, NOVAMESH_HOME or the platform's data folder.
+
+    Raises:
+        NovaMeshError: BAD_CONFIG if that is the folder of ~somebody whom nobody knows.
+    """
     env = os.environ if env is None else env
     if home is None and env.get(HOME_VARIABLE):
         home = Path(env[HOME_VARIABLE])
     if home is None:
         home = platformdirs.user_data_path("novamesh", appauthor=False)
-    return Folder(home.expanduser().absolute() / "coordinator")
+    try:
+        return Folder(home.expanduser().absolute() / "coordinator")
+    except RuntimeError:
+        raise NovaMeshError(
+            Code.BAD_CONFIG, f"nobody on this machine has the home folder {home.parts[0]!r}",
+            f"name a folder with --home or {HOME_VARIABLE}",
+        ) from None  # fmt: skip
 
 
 def load_config(

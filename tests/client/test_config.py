@@ -38,6 +38,14 @@ def test_home_variable_overrides_every_place(tmp_path: Path) -> None:
     assert find_places(tmp_path / "flag", {"NOVAMESH_HOME": "/else"}).data == tmp_path / "flag"
 
 
+@pytest.mark.parametrize("home", [None, Path("~nosuchuser/here")])
+def test_home_of_nobody_is_refused(home: Path | None) -> None:
+    with pytest.raises(NovaMeshError, match="has the home folder '~nosuchuser'") as caught:
+        find_places(home, {"NOVAMESH_HOME": "~nosuchuser/x"})
+    assert caught.value.code is Code.BAD_CONFIG
+    assert "--home" in caught.value.hint
+
+
 def test_without_it_the_platform_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))

@@ -133,6 +133,14 @@ def test_the_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert find_folder(None, {}).path == tmp_path / "data/novamesh/coordinator"
 
 
+@pytest.mark.parametrize("home", [None, Path("~nosuchuser/here")])
+def test_the_folder_of_nobody_is_refused(home: Path | None) -> None:
+    with pytest.raises(NovaMeshError, match="has the home folder '~nosuchuser'") as caught:
+        find_folder(home, {"NOVAMESH_HOME": "~nosuchuser/x"})
+    assert caught.value.code is Code.BAD_CONFIG
+    assert "--home" in caught.value.hint
+
+
 def test_addresses_split() -> None:
     assert split_address("[::1]:7", "x") == ("[::1]", 7)
     assert split_address("example.org:65535", "x") == ("example.org", 65_535)
