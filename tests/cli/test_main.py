@@ -140,6 +140,22 @@ def test_trouble_with_a_file_of_ours_is_a_bug(monkeypatch: pytest.MonkeyPatch) -
             cli.main([])
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("command", "status"), [("key new", 0), ("bogus", 2)])
+def test_what_a_supervisor_closed_is_no_traceback(
+    closed: str, command: str, status: int, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m novamesh {command} {closed}"],
+        env={"PATH": os.environ["PATH"], "NOVAMESH_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_stdout_that_lacks_characters_shows_question_marks(tmp_path: Path, encoding: str) -> None:
     home = tmp_path / "h\N{EURO SIGN}"

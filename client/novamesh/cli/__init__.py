@@ -81,6 +81,7 @@ app = _app()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit status."""
+    _open_what_is_closed()
     _show_what_can_be_shown()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
@@ -120,6 +121,13 @@ def _run(tokens: Sequence[str]) -> int:
     except ImportError as error:
         return _missing(error, tokens)
     return result if isinstance(result, int) else 0
+
+
+def _open_what_is_closed() -> None:
+    """Python has no stdout or stderr where a supervisor closed it; nobody reads there, then."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), line_buffering=True))
 
 
 def _show_what_can_be_shown() -> None:
