@@ -73,15 +73,23 @@ class Subject(Protocol):
         ...
 
 
-def measure(subject: Subject, clock: Callable[[], int], vocab_size: int, load: Load) -> Benchmark:
+def measure(
+    subject: Subject,
+    clock: Callable[[], int],
+    vocab_size: int,
+    load: Load,
+    compiles: bool = False,
+) -> Benchmark:
     """Prefill and decode the load after a short warm-up; `clock` gives nanoseconds.
+
+    Where a subject `compiles` what it meets first, all of the load is met before it is measured.
 
     Raises: RequestError (conflict) if the engine has work.
     """
     if subject.has_work:
         raise RequestError("the engine is at work", "measure while it is idle", Code.CONFLICT)
     try:
-        warm = Load(min(WARM_TOKENS, load.prompt_tokens), 2, 1)
+        warm = load if compiles else Load(min(WARM_TOKENS, load.prompt_tokens), 2, 1)
         _run(subject, clock, vocab_size, warm)
         return _run(subject, clock, vocab_size, load)
     finally:

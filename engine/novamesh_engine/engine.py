@@ -38,10 +38,11 @@ from novamesh_engine.quant.profile import ModelProfile
 from novamesh_engine.report import Plan
 from novamesh_engine.request import FinishReason, Request, StepOutput, TokenLogprob
 from novamesh_engine.roofline import step_bytes
-from novamesh_engine.runner import Runner, is_out_of_memory
+from novamesh_engine.runner import Runner
 from novamesh_engine.sampling import Choice, Draw, choose
 from novamesh_engine.scheduler import Chunk, Scheduler
 from novamesh_engine.sequence import Sequence
+from novamesh_engine.shortage import is_out_of_memory
 from novamesh_engine.tokenizer import Tokenizer
 from novamesh_engine.weights.load import LoadedModel
 from novamesh_engine.weights.place import Placement
@@ -310,7 +311,8 @@ class Engine:
             raise RequestError(message, "take fewer requests or raise max_running")
         decode = min(decode_tokens, max(2, self.max_context // 2))
         prompt = min(prompt_tokens, self.max_context - decode)
-        return measure(self, self._clock, self.model.vocab_size, Load(prompt, decode, requests))
+        load, compiles = Load(prompt, decode, requests), self.config.device != "cpu"
+        return measure(self, self._clock, self.model.vocab_size, load, compiles)
 
     def check_integrity(self) -> None:
         """Compare all books with each other; cheap enough to call when idle.

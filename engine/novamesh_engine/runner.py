@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from itertools import accumulate
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,8 +18,6 @@ from novamesh_engine.kv_cache import PagedKV
 from novamesh_engine.models.batch import ForwardBatch
 from novamesh_engine.scheduler import Chunk
 from novamesh_engine.sequence import Sequence
-
-_NO_MEMORY: Final = ("can't allocate memory", "not enough memory")
 
 
 class Runner:
@@ -75,13 +72,3 @@ class Runner:
 
     def _int32(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a step failed because the process or the device has no memory left.
-
-    torch has a type of its own for devices only; on the CPU the message tells.
-    """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(said in str(error) for said in _NO_MEMORY)

@@ -75,10 +75,8 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[Choice | None]:
 
 def _largest(logits: Tensor) -> list[Choice | None]:
     values, ids = logits.max(dim=-1)  # of equal values the first, as documented; NaN wins
-    return [
-        Choice(token) if finite else None
-        for token, finite in zip(ids.tolist(), torch.isfinite(values).tolist(), strict=True)
-    ]
+    found = torch.where(torch.isfinite(values), ids, -1)  # so that a device is waited for once
+    return [Choice(token) if token >= 0 else None for token in found.tolist()]
 
 
 def candidates(logits: Tensor) -> tuple[Ids, Scores]:

@@ -19,6 +19,7 @@ import torch
 
 from novamesh_engine.config import EngineConfig
 from novamesh_engine.engine import Engine
+from novamesh_engine.heap import give_back_memory
 from novamesh_engine.kernels.choice import look
 from novamesh_engine.quant.profile import ModelProfile
 from novamesh_node import hardware
@@ -156,6 +157,7 @@ def _load(
         fitting = step_tokens(prefill, config.slots)
         if fitting < engine.config.max_step_tokens:
             del engine  # the device need not hold two of them
+            give_back_memory()  # the plan of the second would count what torch keeps of it
             engine = _load_engine(profile, config, device, fitting)
     offer = ModelOffer(
         model_profile=ProfileDigest(profile.digest),
@@ -194,6 +196,7 @@ def _load_engine(profile: ModelProfile, config: NodeConfig, device: Device, step
     try:
         engine = Engine.load(profile.path, settings)
     except (MemoryError, torch.OutOfMemoryError) as error:
+        give_back_memory()
         raise DoesNotFitError(profile) from error
     if engine.profile is None or engine.profile.digest != profile.digest:
         raise NovaMeshError(

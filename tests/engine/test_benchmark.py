@@ -30,6 +30,17 @@ def test_rates_are_tokens_over_the_phase(tokenizer: Tokenizer) -> None:
     assert not engine.has_work
 
 
+def test_what_is_compiled_at_first_sight_is_seen_before_it_is_measured(
+    tokenizer: Tokenizer,
+) -> None:
+    prompts = {}
+    for compiles in (False, True):
+        engine = scripted_engine(tokenizer, {})
+        measure(engine, TickingClock(), VOCAB, Load(50, 11, 2), compiles)
+        prompts[compiles] = engine.stats().prefill_tokens
+    assert prompts == {False: 16 + 2 * 50, True: 2 * 2 * 50}
+
+
 def test_a_busy_engine_is_left_alone(tokenizer: Tokenizer) -> None:
     engine = scripted_engine(tokenizer, {})
     engine.submit(Request("a", (5,), SamplingParams(max_tokens=2)))

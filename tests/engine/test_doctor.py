@@ -92,7 +92,7 @@ def test_a_gpu_is_named_and_its_memory_planned(monkeypatch: pytest.MonkeyPatch) 
     said = "A Card: triton, bfloat16: the best this card has"
     assert check("card") == Check("card", Status.OK, said)
     said = (
-        "phi-mini-moe-instruct, all: every weight on the device, 5.6 GB of 7.6 GB, of it KV"
+        "phi-mini-moe-instruct, all: every weight on the device, 5.9 GB of 7.6 GB, of it KV"
         " 1.1 GB (8192 tokens, bf16), memory allows about 301 tokens/s"
     )
     assert check("memory") == Check("memory", Status.OK, said)
@@ -101,8 +101,8 @@ def test_a_gpu_is_named_and_its_memory_planned(monkeypatch: pytest.MonkeyPatch) 
 def test_a_card_that_others_fill_gets_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     insert(monkeypatch, OldCard(8 * 10**9), free=4 * 10**9)
     said = (
-        "phi-mini-moe-instruct, hot: 11 of 16 experts a layer on the device, 4.0 GB of 4.0 GB,"
-        " of it KV 0.7 GB (5384 tokens, bf16)"
+        "phi-mini-moe-instruct, hot: 10 of 16 experts a layer on the device, 4.0 GB of 4.0 GB,"
+        " of it KV 0.7 GB (4960 tokens, bf16)"
     )
     assert check("memory") == Check("memory", Status.OK, said)
     insert(monkeypatch, OldCard(8 * 10**9), free=10**9)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sysconfig
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -16,6 +18,7 @@ import torch
 OLDEST: Final = (7, 5)  # Turing: the first with tensor cores that Triton still compiles for
 AMPERE: Final = (8, 0)  # the first with bfloat16
 _COMPILERS: Final = ("cc", "gcc", "clang")  # those that Triton looks for
+_HEADER: Final = Path(sysconfig.get_paths()["include"]) / "Python.h"  # what it compiles needs this
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def choose_for(card: Card) -> CardKernels:
     if not card.triton:
         return CardKernels("torch", torch.float32, "Triton is missing", "pip install triton")
     if not card.compiler:
-        hint = "install gcc or clang for the faster kernels"
+        hint = "install gcc and Python's headers (python3-dev) for the faster kernels"
         return CardKernels("torch", torch.float32, "Triton needs a C compiler", hint)
     return CardKernels("triton", compute, "the best this card has")
 
@@ -68,7 +71,7 @@ def look_at(device: str) -> Card:
     found: dict[str, Any] = {
         "kind": kind,
         "triton": importlib.util.find_spec("triton") is not None,
-        "compiler": any(map(shutil.which, _COMPILERS)),
+        "compiler": any(map(shutil.which, _COMPILERS)) and _HEADER.is_file(),
     }
     if kind != "cuda":
         return Card(**found)

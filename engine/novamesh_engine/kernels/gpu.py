@@ -18,7 +18,7 @@ from torch import Tensor
 from novamesh_engine.kernels.reference import Matrix
 from novamesh_engine.kernels.triton import experts as expert_kernels
 from novamesh_engine.kernels.triton import grouped, linear, routing
-from novamesh_engine.kernels.tuning import Cut, Tuning
+from novamesh_engine.kernels.tuning import Cut, Run, Tuning
 from novamesh_engine.models.layers import Norm
 from novamesh_engine.models.moe import Router
 from novamesh_engine.quant.codebook import NF4_VALUES, NF4Matrix
@@ -30,6 +30,9 @@ PAIRS: Final = 128  # pairs that one program of the sorting kernels takes
 SORTED_MAX: Final = 1 << 14  # pairs that are sorted at once: their table of counts stays small
 
 
+# Sizes of the sorting kernel's tables: few, as each is compiled once.
+BLOCKS: Final = (1, 8, SORTED_MAX // PAIRS)
+TILES: Final = (16, 128, 2048)
 FEW: Final = 32  # tokens, up to which small tiles waste less than large ones save
 
 
@@ -74,7 +77,7 @@ class Gpu:
                 ROWS=cut.rows, GROUPS=cut.groups, **cut.launch,
             )  # fmt: skip
 
-        run(self.tuning.cut("rows", (rows, width, packed), 1, run))
+        run(self.cut("rows", (rows, width, packed), 1, run))
         return out
 
     def tiles(
@@ -99,12 +102,12 @@ class Gpu:
                 **cut.launch,
             )  # fmt: skip
 
-        run(self.tuning.cut("tile", (rows, width, packed), tile, run))
+        run(self.cut("tile", (rows, width, packed), tile, run))
         return out
 
-    def normalise(self, x: Tensor, norm: Norm) -> Tensor:
-        """norm(x) in the compute type [T, K]."""
-        out = torch.empty(x.shape, dtype=self.compute, device=x.device)
+    def normalise(self, x: Tensor, norm: Norm, dtype: torch.dtype | None = None) -> Tensor:
+        """norm(x) [T, K] in a type, the compute type if none is named."""
+        out = torch.empty_like(x, dtype=dtype or self.compute)
         linear.norm_kernel[(x.shape[0],)](
             x, *_norm(norm, x), out, K=x.shape[1], WIDTH=triton.next_power_of_2(x.shape[1]),
             CENTRED=norm.centred, SHIFT=norm.bias is not None,
@@ -134,7 +137,7 @@ class Gpu:
                 SHIFT=norm.bias is not None, ROWS=cut.rows, GROUPS=cut.groups, **cut.launch,
             )  # fmt: skip
 
-        run(self.tuning.cut("scores", (rows.shape[0], width), 1, run))
+        run(self.cut("scores", (rows.shape[0], width), 1, run))
         return out, scores
 
     def route(self, scores: Tensor, router: Router, efforts: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,8 +206,8 @@ class Gpu:
                 **cut.launch,
             )  # fmt: skip
 
-        activate(self.tuning.cut("gate_up", (size, hidden, count, first[2]), 1, activate))
-        add(self.tuning.cut("down", (hidden, size, count, second[2]), 1, add))
+        activate(self.cut("gate_up", (size, hidden, count, first[2]), 1, activate))
+        add(self.cut("down", (hidden, size, count, second[2]), 1, add))
         return out
 
     def sort(self, ids: Tensor, experts: int, tokens: int) -> Sorted:
@@ -220,7 +223,7 @@ class Gpu:
         routing.count_kernel[(blocks,)](ids, counts, pairs, **wide)
         routing.order_kernel[(blocks,)](
             ids, counts, order, owners, pairs, blocks, tiles, **wide, TOKENS=tokens,
-            BLOCKS=triton.next_power_of_2(blocks), TILES=triton.next_power_of_2(tiles), num_warps=8,
+            BLOCKS=_least(blocks, BLOCKS), TILES=_least(tiles, TILES), num_warps=8,
         )  # fmt: skip
         return Sorted(order, owners, tokens)
 
@@ -256,12 +259,16 @@ class Gpu:
             )  # fmt: skip
 
         shape = (size, hidden, first[2])
-        activate(self.tuning.cut("grouped_gate_up", shape, tiles.tokens, activate))
-        multiply(self.tuning.cut("grouped_down", shape, tiles.tokens, multiply))
+        activate(self.cut("grouped_gate_up", shape, tiles.tokens, activate))
+        multiply(self.cut("grouped_down", shape, tiles.tokens, multiply))
         grouped.combine_kernel[x.shape[0], triton.cdiv(hidden, 1024)](
             products, ids, residual, out, hidden, SLOTS=count, BLOCK=1024
         )
         return out
+
+    def cut(self, kernel: str, shape: tuple[int, ...], tokens: int, run: Run) -> Cut:
+        """The cut of a kernel: one that is best in bfloat16 may not fit in float32."""
+        return self.tuning.cut(kernel, (*shape, self.compute.itemsize), tokens, run)
 
     def _slots(self, tokens: int, count: int) -> tuple[Tensor, Tensor]:
         ids = torch.empty((tokens, count), dtype=torch.int32, device=self.device)
@@ -275,6 +282,11 @@ class Gpu:
         if isinstance(matrix, NF4Matrix):
             return matrix.packed, matrix.absmax, True
         return matrix, self._codes, False
+
+
+def _least(count: int, sizes: tuple[int, ...]) -> int:
+    """The first size that is enough."""
+    return next(size for size in sizes if size >= count)
 
 
 def token_tile(tokens: int) -> int:

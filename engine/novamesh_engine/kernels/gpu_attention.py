@@ -24,7 +24,10 @@ from novamesh_engine.models.attention import Attention
 from novamesh_engine.models.batch import KVCache
 
 SPLITS_MAX: Final = 16
+MASK_BYTES: Final = 32 << 20  # of a prompt's mask at a time, in 16 bits
 PART_MIN: Final = 128  # tokens of a part below which merging costs more than it saves
+
+_sdpa = torch.nn.functional.scaled_dot_product_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class GpuAttention:
             )  # fmt: skip
 
         shape = (of.heads, of.kv_heads, of.head_dim, splits, kv.keys(of.layer).itemsize)
-        run(self._gpu.tuning.cut("attend", shape, 1, run))
+        run(self._gpu.cut("attend", shape, 1, run))
         if splits == 1:
             return parts.view(tokens, -1)
         out = qkv.new_empty((tokens, of.heads * of.head_dim))
@@ -127,25 +130,34 @@ class GpuAttention:
         """The last tokens of a sequence of `length`, which are in the cache already."""
         of, kind = self._of, self._gpu.compute
         pages = table[: -(-length // kv.keys(of.layer).shape[2])].long()
-        key, value = (
-            gather_pages(cache, scales, pages, length).to(kind)
-            for cache, scales in (
-                (kv.keys(of.layer), kv.key_scales(of.layer)),
-                (kv.values(of.layer), kv.value_scales(of.layer)),
-            )
-        )
-        count, mask = query.shape[0], None
-        if count < length or of.window is not None:
-            places = torch.arange(length, device=query.device)
-            own = places[length - count :, None]
+        key = gather_pages(kv.keys(of.layer), kv.key_scales(of.layer), pages, length, kind)
+        value = gather_pages(kv.values(of.layer), kv.value_scales(of.layer), pages, length, kind)
+        key, value, query = key[None], value[None], query.to(kind)
+        count, group, scale = query.shape[0], of.heads // of.kv_heads, of.head_dim**-0.5
+        if count == length and of.window is None:
+            found = _sdpa(
+                query.transpose(0, 1)[None], key.repeat_interleave(group, 1),
+                value.repeat_interleave(group, 1), is_causal=True, scale=scale,
+            )  # fmt: skip
+            return found[0].transpose(0, 1).float()
+        # With a mask, torch has no fast way for grouped heads: those of a group become rows. The
+        # mask is as large as the rows are long, so that few enough are taken at a time.
+        out = query.new_empty(query.shape, dtype=torch.float32)
+        places = torch.arange(length, device=query.device)
+        step = max(16, MASK_BYTES // (2 * group * length))
+        for at in range(0, count, step):
+            some = query[at : at + step]
+            own = places[length - count + at :][: some.shape[0], None]
             mask = places <= own
             if of.window is not None:
                 mask &= places > own - of.window
-        found = torch.nn.functional.scaled_dot_product_attention(
-            query.to(kind).transpose(0, 1)[None], key[None], value[None], attn_mask=mask,
-            is_causal=mask is None, scale=of.head_dim**-0.5, enable_gqa=True,
-        )  # fmt: skip
-        return found[0].transpose(0, 1).float()
+            found = _sdpa(
+                _by_group(some, of.kv_heads), key, value,
+                attn_mask=mask.repeat(group, 1), scale=scale,
+            )  # fmt: skip
+            parts = found.view(of.kv_heads, group, some.shape[0], -1)
+            out[at : at + step] = parts.permute(2, 0, 1, 3).reshape(some.shape)
+        return out
 
     def _inputs(self, qkv: Tensor, angles: Angles, kv: KVCache) -> tuple[Any, ...]:
         of = self._of
@@ -161,6 +173,13 @@ class GpuAttention:
     def _cache(self, kv: KVCache) -> dict[str, Any]:
         keys = kv.keys(self._of.layer)
         return {"INT8": keys.dtype == torch.int8, "PAGE": keys.shape[2]}
+
+
+def _by_group(query: Tensor, kv_heads: int) -> Tensor:
+    """query [T, heads, D] as [1, kv_heads, group * T, D]: a group's heads one after another."""
+    tokens, heads, width = query.shape
+    parts = query.view(tokens, kv_heads, heads // kv_heads, width).permute(1, 2, 0, 3)
+    return parts.reshape(1, kv_heads, -1, width)
 
 
 def choose_splits(programs: int, processors: int, context: int) -> int:

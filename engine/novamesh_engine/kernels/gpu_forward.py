@@ -23,7 +23,7 @@ from novamesh_engine.kernels.gpu_mlp import GpuMLP
 from novamesh_engine.kernels.graphs import CudaRecorder, Graphs, Recorder
 from novamesh_engine.kernels.native import Native
 from novamesh_engine.kernels.stopwatch import cuda_timer
-from novamesh_engine.kernels.tiers import TieredExperts
+from novamesh_engine.kernels.tiers import Stack, TieredExperts
 from novamesh_engine.kernels.tuning import CUTS, TURING_CUTS, Tuning, tuning_file
 from novamesh_engine.models.batch import ForwardBatch, KVCache
 from novamesh_engine.models.decoder import Decoder
@@ -60,7 +60,6 @@ class GpuForward:
         self.name = f"triton-{_SHORT[kind]}{'-tiered' if tiers else ''}"
         self.precision = "exact" if gpu.compute == torch.float32 else _SHORT[kind]
         self.threads = 1
-        self.why = ""
         self._decoder = decoder
         self._gpu = gpu
         self._processors = processors
@@ -70,6 +69,12 @@ class GpuForward:
         on_host = tiers or decoder.config.rope.kind == "dynamic"  # whose angles ask for numbers
         self._graphs = None if recorder is None or on_host else Graphs(recorder)
         self._kv: KVCache | None = None
+        self._logits: Tensor | None = None
+
+    @property
+    def why(self) -> str:
+        """Why steps are not replayed from recordings; empty where they are, or never are."""
+        return "" if self._graphs is None else self._graphs.broken
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, kv: KVCache) -> Tensor:
@@ -88,13 +93,16 @@ class GpuForward:
         if lone == tokens <= BUCKETS[-1]:
             logits = self._decode(x, batch, kv)
             rows = batch.logit_rows
-            if rows.shape[0] == tokens:
+            if torch.equal(rows, torch.arange(tokens)):
                 return logits[:tokens]
             return logits[rows.to(logits.device)]
         step = pack(batch, _EFFORT, tokens, *batch.block_tables.shape)
         step = DeviceStep(step.buffer.to(self._gpu.device), tokens, step.sequences)
+        rows = batch.logit_rows.to(x.device)
         x = self._layers(x, step, kv, spans, lone)
-        return self._head(x[batch.logit_rows.to(x.device)])
+        if not rows.numel():
+            return x.new_empty((0, self._decoder.head.weight.shape[0]))
+        return self._head(x[rows])
 
     def _decode(self, x: Tensor, batch: ForwardBatch, kv: KVCache) -> Tensor:
         """Every sequence has one new token: padded to a bucket, so that few graphs do for all."""
@@ -106,7 +114,7 @@ class GpuForward:
 
         def work(x: Tensor, buffer: Tensor) -> Tensor:
             step = DeviceStep(buffer, bucket, bucket)
-            return self._head(self._layers(x, step, kv, (), bucket))
+            return self._share(self._head(self._layers(x, step, kv, (), bucket)))
 
         if self._graphs is None:
             return work(x, step.buffer.to(x.device))
@@ -114,6 +122,14 @@ class GpuForward:
             self._graphs.forget()
             self._kv = kv
         return self._graphs.run((bucket, width), work, x, step.buffer)
+
+    def _share(self, logits: Tensor) -> Tensor:
+        """The logits in memory that all recordings share, as one result is read at a time."""
+        if self._graphs is None:
+            return logits
+        if self._logits is None:
+            self._logits = logits.new_empty((BUCKETS[-1], logits.shape[1]))
+        return self._logits[: logits.shape[0]].copy_(logits)
 
     def _layers(
         self, x: Tensor, step: DeviceStep, kv: KVCache, spans: Sequence[Span], lone: int
@@ -184,12 +200,14 @@ def build_forward(
         measured = Tuning(tuning_file(Path(tuning), card.name), cuda_timer(device), cuts)
     gpu = Gpu(device, compute, measured)
     tiers: dict[int, TieredExperts] = {}
+    buffers: list[Stack] = []
     for at, layer in enumerate(decoder.layers):
         if isinstance(layer.mlp, MoE) and resident:
             assert native is not None, "nobody computes the experts that stay"
             gate_up, down = layer.mlp.gate_up, layer.mlp.down
             assert isinstance(gate_up, NF4Matrix), "only packed experts lie on two sides"
             assert isinstance(down, NF4Matrix), "only packed experts lie on two sides"
-            tiers[at] = TieredExperts(gpu, native, (gate_up, down), resident[len(tiers)])
+            stack, held = (gate_up, down), resident[len(tiers)]
+            tiers[at] = TieredExperts(gpu, native, stack, held, buffers)
     recorder = CudaRecorder(device) if cuda else None
     return GpuForward(decoder, gpu, card.processors, tiers, recorder)

@@ -52,7 +52,7 @@ class GpuMLP:
         gpu, mlp = self._gpu, self._mlp
         few = x.shape[0] <= PAIRS_MAX
         if isinstance(mlp, MLP):
-            normed = gpu.normalise(x, norm).float() if few else gpu.normalise(x, norm)
+            normed = gpu.normalise(x, norm, torch.float32 if few else gpu.compute)
             return self._add_shared(normed, torch.ones_like(x[:, :1]), x, few)
         exact = few or self._tiers is not None
         normed, scores = gpu.scores(

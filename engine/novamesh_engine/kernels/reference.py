@@ -186,11 +186,17 @@ def attention(
     return out
 
 
-def gather_pages(cache: Tensor, scales: Tensor | None, blocks: Tensor, length: int) -> Tensor:
-    """A sequence's keys or values as float32 [kv_heads, length, D]."""
-    found = cache[blocks].float()
+def gather_pages(
+    cache: Tensor,
+    scales: Tensor | None,
+    blocks: Tensor,
+    length: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """A sequence's keys or values as [kv_heads, length, D] of a floating type."""
+    found = cache[blocks].to(dtype)
     if scales is not None:
-        found = found * scales[blocks].unsqueeze(-1)
+        found = found * scales[blocks].unsqueeze(-1).to(dtype)
     return found.transpose(0, 1).flatten(1, 2)[:, :length]
 
 

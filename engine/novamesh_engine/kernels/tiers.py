@@ -31,15 +31,26 @@ Stack = tuple[NF4Matrix, NF4Matrix]
 
 
 class TieredExperts:
-    """The experts of one layer; `host` is gate_up [E, 2F, H] and down [E, H, F] in RAM."""
+    """The experts of one layer; `host` is gate_up [E, 2F, H] and down [E, H, F] in RAM.
 
-    def __init__(self, gpu: Gpu, native: Native, host: Stack, resident: Sequence[int]) -> None:
+    `buffers` are those of all layers of a model, which stream one after another: empty until a
+    prompt needs them.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        native: Native,
+        host: Stack,
+        resident: Sequence[int],
+        buffers: list[Stack] | None = None,
+    ) -> None:
         self._gpu = gpu
         self._native = native
         self._host = host
         self._resident = list(resident)
         self._device = self._pick(self._resident)
-        self._buffers: tuple[Stack, Stack] | None = None  # until a prompt needs them
+        self._buffers: list[Stack] = [] if buffers is None else buffers
         self._steps = 0
         self.counts = [0] * host[0].packed.shape[0]
         self._table = torch.full((len(self.counts),), -1, dtype=torch.int32)
@@ -56,19 +67,20 @@ class TieredExperts:
         ids, factors = slots
         many = x.shape[0] >= STREAM_TOKENS
         # Asked for before the device starts on the hits, so that the CPU need not wait for those.
-        host = [part.to("cpu", non_blocking=True) for part in (ids, factors, x)]
+        wanted = (ids, factors) if many else (ids, factors, x)
+        host = [part.to("cpu", non_blocking=True) for part in wanted]
         arrived = _mark(self._gpu.device)
         hits = torch.where(ids >= 0, self._device_table[ids.clamp(min=0).long()], -1).int()
         out = self._multiply(x, (hits, factors), self._device, residual, many)
         arrived()
-        ids, weights, rows = host
+        ids, weights = host[:2]
         missed = torch.where(ids >= 0, self._table[ids.clamp(min=0).long()] < 0, False)
         if bool(missed.any()):
             left = torch.where(missed, ids, -1)
             if many:
                 out = self._stream(x, slots, left, out)
             else:
-                added = self._native.experts(rows, (weights, left.long()), *self._host)
+                added = self._native.experts(host[2], (weights, left.long()), *self._host)
                 out = out + _bring(added, self._gpu.device)
         self._count(ids)
         return out
@@ -94,8 +106,8 @@ class TieredExperts:
 
         Kernels only start when they are launched: while they run, the next expert is copied.
         """
-        if self._buffers is None:
-            self._buffers = self._pick([0]), self._pick([0])
+        if not self._buffers:
+            self._buffers += [self._pick([0]), self._pick([0])]
         lane = _Lane(self._gpu.device)
         for at, expert in enumerate(experts):
             buffer = self._buffers[at % 2]
@@ -105,8 +117,8 @@ class TieredExperts:
 
     def _count(self, ids: Tensor) -> None:
         """Remember which experts were chosen, and now and then follow it."""
-        for expert in ids[ids >= 0].tolist():
-            self.counts[expert] += 1
+        seen = torch.bincount(ids[ids >= 0], minlength=len(self.counts)).tolist()
+        self.counts = [count + more for count, more in zip(self.counts, seen, strict=True)]
         self._steps += 1
         if self._steps % SWAP_STEPS:
             return

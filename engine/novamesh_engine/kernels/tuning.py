@@ -10,17 +10,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import torch
+import triton
+from triton.runtime.errors import OutOfResources, PTXASError
+
 Run: TypeAlias = Callable[["Cut"], None]
 Timer: TypeAlias = Callable[[Callable[[], None]], float]
 
 CHOICES_MAX: Final = 4096  # in a file; more are not a few models on one card but a mistake
 _BYTES_MAX: Final = 1 << 20
+# What a cut that does not fit a device raises, when it is compiled or when it runs.
+_TOO_MUCH: Final = (OutOfResources, PTXASError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,8 @@ class Tuning:
             return candidates[0]
         times = {cut: self._time(run, cut) for cut in candidates}
         best = min(candidates, key=times.__getitem__)
+        if times[best] == math.inf:
+            return candidates[0]
         self._found[name] = best
         self._write()
         return best
@@ -102,8 +111,8 @@ class Tuning:
         assert self._timer is not None
         try:
             return self._timer(lambda: run(cut))
-        except RuntimeError:  # more shared memory or registers than this device has
-            return float("inf")
+        except _TOO_MUCH:
+            return math.inf
 
     def _write(self) -> None:
         if self._file is None:
@@ -118,7 +127,7 @@ class Tuning:
 
 def tuning_file(folder: Path, device: str) -> Path:
     """Where the choices of a device are kept, for these kernels and no others."""
-    kernels = hashlib.sha256()
+    kernels = hashlib.sha256(triton.__version__.encode())
     for source in sorted(Path(__file__).with_name("triton").glob("*.py")):
         kernels.update(source.read_bytes())
     plain = "".join(letter if letter.isalnum() else "-" for letter in device)

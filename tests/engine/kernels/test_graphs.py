@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from novamesh_engine.kernels.graphs import RECORDINGS_MAX, Graphs
+from novamesh_engine.kernels.graphs import RECORDINGS_MAX, Graphs, Recording, Work
 from support.replays import Replays
 
 
@@ -82,3 +82,28 @@ def test_what_could_not_be_recorded_is_not_kept() -> None:
     with pytest.raises(MemoryError):
         graphs.run("one", fails_once, *given(1.0))
     assert graphs.run("one", fails_once, *given(1.0)).tolist() == [5, 5]
+
+
+def test_where_recording_fails_every_step_is_launched_and_it_is_said_why() -> None:
+    tried: list[str] = []
+
+    def fail(work: Work, x: Tensor, buffer: Tensor) -> Recording:
+        tried.append("record")
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs = Graphs(fail)
+    assert graphs.broken == ""
+    for value in (1.0, 4.0):
+        assert graphs.run("one", work, *given(value)).tolist() == [2 * value + 3] * 2
+    assert tried == ["record"]
+    assert "stream is capturing" in graphs.broken
+
+
+def test_a_recording_without_memory_is_shed_like_any_step() -> None:
+    def fail(work: Work, x: Tensor, buffer: Tensor) -> Recording:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    graphs = Graphs(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run("one", work, *given(1.0))
+    assert graphs.broken == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -46,5 +48,20 @@ def test_the_median_of_the_runs_counts(device: list[str]) -> None:
 
 def test_a_copy_counts_what_is_read_and_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopwatch, "COPIED_BYTES", 4000)
-    monkeypatch.setattr(stopwatch, "cuda_timer", lambda device: lambda run: run() or 2.0)
+    copied: list[object] = []
+
+    def timer(run: Callable[[], object]) -> float:
+        copied.append(run())
+        return 2.0
+
+    monkeypatch.setattr(stopwatch, "cuda_timer", lambda device: timer)
     assert stopwatch.measure_copy("cpu") == 2_000_000  # 4000 bytes in 2 ms
+    assert len(copied) == 1
+
+
+def test_a_full_device_tells_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "empty", full)
+    assert stopwatch.measure_copy("cpu") == 0

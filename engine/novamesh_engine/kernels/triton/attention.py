@@ -57,7 +57,10 @@ def attend_pages(
     return top, total, left, right
 
 
-@triton.jit(do_not_specialize=["table_width", "window", "bound", "eps"])
+@triton.jit(
+    do_not_specialize=["table_width", "window", "bound", "eps"],
+    do_not_specialize_on_alignment=["slots", "tables", "lengths"],
+)
 def attend_kernel(
     qkv, query_norm, key_norm, eps, bound, cosines, sines, keys, values, key_scales, value_scales,
     slots, tables, table_width, lengths, scale, parts, weights, window,

@@ -12,7 +12,7 @@ from novamesh_engine.kernels.triton.routing import choose
 from novamesh_engine.kernels.triton.weights import row_sums
 
 
-@triton.jit(do_not_specialize=["jitter"])
+@triton.jit(do_not_specialize=["jitter"], do_not_specialize_on_alignment=["efforts"])
 def gate_up_kernel(
     x, scores, efforts, jitter, ids, factors, weight, absmax, codes, active, N,
     F: tl.constexpr, K: tl.constexpr, E: tl.constexpr, EXPERTS: tl.constexpr,

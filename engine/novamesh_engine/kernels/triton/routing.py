@@ -71,7 +71,7 @@ def choose(
     return tl.where(slot < effort, chosen, -1), tl.where(slot < effort, weight, 0.0)
 
 
-@triton.jit(do_not_specialize=["jitter"])
+@triton.jit(do_not_specialize=["jitter"], do_not_specialize_on_alignment=["efforts"])
 def route_kernel(
     scores, efforts, jitter, ids, factors, N,
     E: tl.constexpr, EXPERTS: tl.constexpr, SLOTS: tl.constexpr, ROUTER: tl.constexpr,
