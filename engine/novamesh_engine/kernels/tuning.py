@@ -56,9 +56,9 @@ CUTS: Final[dict[tuple[str, int], tuple[Cut, ...]]] = {
     ("tile", 64): (Cut(64, 1, 4, 3), Cut(128, 1, 8, 3)),
     ("grouped_gate_up", 16): (Cut(32, 2, 4, 3), Cut(64, 1, 4, 3)),
     ("grouped_gate_up", 64): (Cut(32, 1, 4, 3), Cut(64, 1, 8, 3)),
-    ("grouped_down", 16): (Cut(32, 2, 4, 3), Cut(64, 1, 4, 3)),
-    ("grouped_down", 64): (Cut(64, 1, 4, 3), Cut(64, 2, 8, 3)),
-    ("attend", 1): (Cut(64, 1, 4), Cut(32, 1, 4), Cut(128, 1, 8)),
+    ("grouped_down", 16): (Cut(32, 1, 4, 3), Cut(32, 2, 8, 3)),
+    ("grouped_down", 64): (Cut(64, 1, 8, 3), Cut(32, 1, 4, 3)),
+    ("attend", 1): (Cut(32, 1, 4), Cut(64, 1, 8)),
 }
 # Triton uses no tensor cores before Ampere: a product there keeps its operands in registers, and
 # what is larger than this does not fit them.
