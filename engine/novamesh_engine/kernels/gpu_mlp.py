@@ -39,14 +39,12 @@ class GpuMLP:
 
     def __call__(self, x: Tensor, norm: Norm, efforts: Tensor) -> Tensor:
         """x + mlp(norm(x)), float32 [T, H]; efforts int32 [T] are the slots that may be filled."""
-        most = SORTED_MAX if isinstance(self._mlp, MLP) else self._most(self._mlp)
+        slots = 1 if isinstance(self._mlp, MLP) else self._mlp.router.experts_per_token
+        most = SORTED_MAX // slots
         if x.shape[0] <= most:
             return self._run(x, norm, efforts)
         pieces = zip(torch.split(x, most), torch.split(efforts, most), strict=True)
         return torch.cat([self._run(some, norm, effort) for some, effort in pieces])
-
-    def _most(self, moe: MoE) -> int:
-        return SORTED_MAX // moe.router.experts_per_token
 
     def _run(self, x: Tensor, norm: Norm, efforts: Tensor) -> Tensor:
         gpu, mlp = self._gpu, self._mlp

@@ -28,8 +28,8 @@ Counts: TypeAlias = Sequence[Sequence[int]]  # of each layer with experts: how o
 # CUDA's context, loaded kernels and the handles of torch's libraries: what a process takes before
 # its first tensor. An estimate from above; drivers and cards differ.
 CONTEXT_BYTES: Final = 600_000_000
-# Activations, masks and logits of a step of 512 tokens, recorded graphs, scratch of libraries, and
-# the holes of torch's allocator, which took up to 98 MB of the catalogue's models when simulated.
+# Activations, masks and logits of a step of 512 tokens, recorded graphs, scratch of libraries,
+# holes of torch's allocator. Not measured: no GPU was at hand.
 WORKSPACE_BYTES: Final = 512_000_000
 # Beside them the experts in work: two packed ones of the double buffer that streams experts to the
 # device for prompts, and one in 16 bits, which is nearly four packed ones, for a long prompt.

@@ -303,7 +303,10 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 def test_many_chosen_experts_do_not_overflow() -> None:
     model = Footprint(0, GB, 1000, 2, 4096, 4096, 64, 128)
-    found = place(model, Machine(2_400_000_000, 0, RTX_3060, DDR4), KVWish(4096))
+    # With int8 all would fit before some do.
+    machine, wish = Machine(2_183_000_000, 0, RTX_3060, DDR4), KVWish(4096, dtypes=("bf16",))
+    found = place(model, machine, wish)
+    assert found.mode == "hot", "none is missed, so nothing could overflow"
     assert found.tokens_per_s is not None
     assert math.isfinite(found.tokens_per_s)
 

@@ -8,19 +8,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from novamesh_engine.kernels.triton.weights import statistics
+
 
 @triton.jit
 def clip(value, bound, CLIP: tl.constexpr):
     """Within +-bound, if there is one."""
     return tl.minimum(tl.maximum(value, -bound), bound) if CLIP else value
-
-
-@triton.jit
-def norm_scale(row, eps, K: tl.constexpr, WIDTH: tl.constexpr):
-    """Reciprocal root mean square of a row [K]."""
-    k = tl.arange(0, WIDTH)
-    value = tl.load(row + k, mask=k < K, other=0.0)
-    return 1.0 / tl.sqrt(tl.sum(value * value, 0) / K + eps)
 
 
 @triton.jit
@@ -46,7 +40,7 @@ def rotated_halves(
             scale[:, None] * tl.load(norm + D // 2 + lane, mask=lane < D // 2, other=0.0)[None, :]
         )
     if NORM == "full":
-        scale = norm_scale(row, eps, COUNT * D, WIDTH)
+        _, scale = statistics(row, eps, COUNT * D, WIDTH, False)
         first *= scale * tl.load(norm + place, mask=inside, other=0.0)
         second *= scale * tl.load(norm + place + D // 2, mask=inside, other=0.0)
     first, second = clip(first, bound, CLIP), clip(second, bound, CLIP)
