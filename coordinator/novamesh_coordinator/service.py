@@ -60,8 +60,9 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_connection_age_ms", AGE_MS_MAX),
     ("grpc.max_connection_age_grace_ms", 300_000),
-    # Nodes ping every 20 s, so that a NAT does not forget them; we notice a dead one in 40 s.
-    ("grpc.keepalive_time_ms", 30_000),
+    # Nodes and clients ping every 12 s, so that a NAT does not forget them, and whoever is heard is
+    # not pinged by us: only who is silent for longer is, and we notice that he is gone in 25 s.
+    ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),

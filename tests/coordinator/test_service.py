@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from novamesh.transport import KEEPALIVE_MS
 from novamesh_coordinator.config import CoordinatorConfig
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.service import SERVER_OPTIONS
@@ -113,5 +114,6 @@ def test_the_server_is_hardened() -> None:
     assert options["grpc.max_concurrent_streams"] == 64
     assert options["grpc.server_handshake_timeout_ms"] == 3_000
     assert options["grpc.http2.min_ping_interval_without_data_ms"] == 10_000
-    # A node pings every 20 s: that must never look like a flood.
-    assert options["grpc.http2.min_ping_interval_without_data_ms"] < 20_000
+    # A node pings every 12 s: that must never look like a flood, nor be pinged in return.
+    assert options["grpc.http2.min_ping_interval_without_data_ms"] < KEEPALIVE_MS
+    assert options["grpc.keepalive_time_ms"] > KEEPALIVE_MS
