@@ -27,7 +27,7 @@ from novamesh_proto.limits import (
     CLOCK_SKEW_MS,
     CONTROL_BYTES_MAX,
     CONTROL_LIFE_MS,
-    DESCRIPTOR_LIFE_MS,
+    DESCRIPTOR_KEPT_LIFE_MS,
     RECORD_LIFE_MS,
 )
 from novamesh_proto.messages import (
@@ -50,7 +50,7 @@ REPLAYS_MAX: Final = 65_536  # message ids one window remembers, about 10 MB
 
 # Longest life of each message; what is not listed is a control message.
 _LIFE_MAX_MS: Final[dict[type, int]] = {
-    NodeDescriptor: DESCRIPTOR_LIFE_MS,
+    NodeDescriptor: DESCRIPTOR_KEPT_LIFE_MS,
     ChunkCheckpoint: RECORD_LIFE_MS,
     InferenceAttestation: RECORD_LIFE_MS,
     ClientReceipt: RECORD_LIFE_MS,

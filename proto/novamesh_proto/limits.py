@@ -38,16 +38,21 @@ MESSAGE_BYTES_MAX: Final = 1 * MIB  # one gRPC message, a sealed job included
 BODY_BYTES_MAX: Final = 896 * KIB  # sealed body of a job; the rest of a message is terms and wraps
 CHUNK_BYTES_MAX: Final = 16 * KIB  # ciphertext of one chunk
 METADATA_BYTES_MAX: Final = 8 * KIB  # gRPC headers of one call
-RECEIPT_BYTES_MAX: Final = 1 * MIB  # a receipt file: eight envelopes as text
+RECEIPT_BYTES_MAX: Final = 1 * MIB  # of a receipt file for each part: eight envelopes as text
 
 CANDIDATES_MAX: Final = 3  # nodes a body key is wrapped for
-MODELS_MAX: Final = 64  # offers in one descriptor
+DESCRIPTOR_BYTES_MAX: Final = 2 * KIB  # one signed descriptor, envelope included
+MODELS_MAX: Final = 64  # offers in one descriptor, as far as its bytes allow
+ENDPOINTS_MAX: Final = 8
+ENDPOINT_BYTES_MAX: Final = 160
+DESCRIPTORS_LISTED_MAX: Final = 256
 POOL_MODELS_MAX: Final = 256
 POOL_NODES_MAX: Final = 4096
 RUNNING_MAX: Final = 64  # attempts listed in a hello
 AUDIENCE_MAX: Final = 8
 EVIDENCE_MAX: Final = 8
 EXCLUDED_MAX: Final = 64
+PARTS_MAX: Final = 16  # jobs that one answer is put together from
 JOBS_LISTED_MAX: Final = 200
 IDLE_REASONS_MAX: Final = 16
 
@@ -62,7 +67,8 @@ CHUNK_TOKENS_MAX: Final = 256
 
 CLOCK_SKEW_MS: Final = 120_000  # how far two honest wall clocks may be apart
 CONTROL_LIFE_MS: Final = 600_000  # longest life of a control message
-DESCRIPTOR_LIFE_MS: Final = 86_400_000  # longest life of a descriptor and its HPKE key
+DESCRIPTOR_LIFE_MS: Final = 120_000  # of a descriptor: who is silent longer is absent
+DESCRIPTOR_KEPT_LIFE_MS: Final = 86_400_000  # longest life of one in a receipt: they once had a day
 RECORD_LIFE_MS: Final = 10 * 365 * 86_400_000  # attestations, receipts, settlements: they are kept
 JOB_TIMEOUT_MS_MAX: Final = 600_000
 RESERVATION_MS: Final = 2_000

@@ -56,7 +56,9 @@ def test_golden_envelopes(vector: Vector) -> None:
             **extra,
         )
     if vector.ok:
-        assert as_plain(opened.message) == vector["message"]
+        plain = as_plain(opened.message).items()
+        # A field that was added later says nothing in what was signed before.
+        assert {k: v for k, v in plain if v or k in vector["message"]} == vector["message"]
         assert opened.id == envelope.message_id(sealed) == vector.data("id")
         assert identity.format_node_id(opened.issuer) == vector["issuer"]
         signed = envelope.pae(sealed.payload_type, sealed.payload)

@@ -67,6 +67,15 @@ class ReceiptVerdict(IntEnum):
     MISMATCH = 4
 
 
+class JobPath(IntEnum):
+    """Which way the answer of an attempt came."""
+
+    UNSPECIFIED = 0
+    RELAYED = 1
+    DIRECT = 2
+    TUNNEL = 3
+
+
 @dataclass(frozen=True, slots=True)
 class ClientReceipt:
     """The client's countersignature; durations on its own monotonic clock, µs."""
@@ -82,6 +91,7 @@ class ClientReceipt:
     total_us: int
     burst_tokens: int
     verdict: ReceiptVerdict
+    path: JobPath = JobPath.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)

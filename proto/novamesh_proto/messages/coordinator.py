@@ -13,6 +13,7 @@ from novamesh_proto.messages.envelope import (
     JobIdField,
     NodeIdField,
     Nonce,
+    OptionalDigest,
     ProfileField,
 )
 from novamesh_proto.messages.job import CodeText, Position, Sentence, StreamChunk
@@ -76,6 +77,14 @@ class PoolModel:
     nodes: int
     free_slots: int
     context_max: Position
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorsQuery:
+    """Whose descriptors may I keep, to find nodes while the coordinator is away?"""
+
+    header: Header
+    model_profile: OptionalDigest = b""
 
 
 @dataclass(frozen=True, slots=True)

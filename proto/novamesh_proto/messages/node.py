@@ -14,6 +14,7 @@ from novamesh_proto.messages.envelope import (
     Header,
     JobIdField,
     Nonce,
+    OptionalDigest,
     ProfileField,
 )
 from novamesh_proto.messages.job import (
@@ -27,6 +28,7 @@ from novamesh_proto.messages.job import (
 )
 
 Speed = Annotated[float, Range(0.0, 1e9)]
+Endpoint = Annotated[str, Size(1, limits.ENDPOINT_BYTES_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,9 @@ class NodeDescriptor:
     hardware: Hardware
     engine_build: Annotated[str, Size(1, 128)]
     slots: Annotated[int, Range(1, 4096)]
+    endpoints: Annotated[tuple[Endpoint, ...], Size(0, limits.ENDPOINTS_MAX)] = ()
+    free_slots: Annotated[int, Range(0, 4096)] = 0
+    policy_digest: OptionalDigest = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,23 @@ class IdleReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Donation:
+    """Work that a client asked of this node without the coordinator: logged, not paid."""
+
+    terms: Envelope
+    assignment: Envelope
+    attestation: Envelope
+    receipt: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether a node still listens; it sends the nonce back."""
+
+    nonce: Nonce
+
+
+@dataclass(frozen=True, slots=True)
 class AttachRequest:
     """What a node sends; exactly one field is set."""
 
@@ -120,6 +142,9 @@ class AttachRequest:
     load: NodeLoad | None = None
     descriptor: Envelope | None = None
     idle_query: IdleQuery | None = None
+    witness: Envelope | None = None
+    donation: Donation | None = None
+    echo: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +190,13 @@ class AttachGoodbye:
 
 
 @dataclass(frozen=True, slots=True)
+class DonationTaken:
+    """A donation is logged."""
+
+    job: JobIdField
+
+
+@dataclass(frozen=True, slots=True)
 class AttachResponse:
     """What the coordinator sends; exactly one field is set."""
 
@@ -175,3 +207,5 @@ class AttachResponse:
     ack: Envelope | None = None
     idle_report: IdleReport | None = None
     goodbye: AttachGoodbye | None = None
+    probe: Probe | None = None
+    donation_taken: DonationTaken | None = None

@@ -51,6 +51,34 @@ RECEIPT_VERDICT_MISMATCH: ReceiptVerdict.ValueType  # 4
 """Token counts or digests differ from the attestation."""
 Global___ReceiptVerdict: _TypeAlias = ReceiptVerdict  # noqa: Y015
 
+class _JobPath:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobPathEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobPath.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_PATH_UNSPECIFIED: _JobPath.ValueType  # 0
+    """Not said."""
+    JOB_PATH_RELAYED: _JobPath.ValueType  # 1
+    """Through the coordinator, down and up the node's own stream."""
+    JOB_PATH_DIRECT: _JobPath.ValueType  # 2
+    """From the node itself, over gRPC."""
+    JOB_PATH_TUNNEL: _JobPath.ValueType  # 3
+    """From the node itself, through a libp2p stream."""
+
+class JobPath(_JobPath, metaclass=_JobPathEnumTypeWrapper):
+    """Which way the answer of an attempt came."""
+
+JOB_PATH_UNSPECIFIED: JobPath.ValueType  # 0
+"""Not said."""
+JOB_PATH_RELAYED: JobPath.ValueType  # 1
+"""Through the coordinator, down and up the node's own stream."""
+JOB_PATH_DIRECT: JobPath.ValueType  # 2
+"""From the node itself, over gRPC."""
+JOB_PATH_TUNNEL: JobPath.ValueType  # 3
+"""From the node itself, through a libp2p stream."""
+Global___JobPath: _TypeAlias = JobPath  # noqa: Y015
+
 @_typing.final
 class Hardware(_message.Message):
     """What a machine says of itself; believed only inside what witnesses saw."""
@@ -240,6 +268,7 @@ class ClientReceipt(_message.Message):
     TOTAL_US_FIELD_NUMBER: _builtins.int
     BURST_TOKENS_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
     job: _builtins.bytes
     """Job id, 32 bytes."""
     attempt: _builtins.int
@@ -260,6 +289,8 @@ class ClientReceipt(_message.Message):
     """Most tokens that arrived within a tenth of total_us: a burst hides the true speed."""
     verdict: Global___ReceiptVerdict.ValueType
     """The client's verdict."""
+    path: Global___JobPath.ValueType
+    """Which way the last chunk came."""
     @_builtins.property
     def header(self) -> _envelope_pb2.Header:
         """In reply to the attestation. Audience: the coordinator and the node."""
@@ -278,10 +309,11 @@ class ClientReceipt(_message.Message):
         total_us: _builtins.int = ...,
         burst_tokens: _builtins.int = ...,
         verdict: Global___ReceiptVerdict.ValueType = ...,
+        path: Global___JobPath.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "burst_tokens", b"burst_tokens", "chain_head", b"chain_head", "chunks", b"chunks", "completion_tokens", b"completion_tokens", "fence", b"fence", "header", b"header", "job", b"job", "total_us", b"total_us", "ttft_us", b"ttft_us", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "burst_tokens", b"burst_tokens", "chain_head", b"chain_head", "chunks", b"chunks", "completion_tokens", b"completion_tokens", "fence", b"fence", "header", b"header", "job", b"job", "path", b"path", "total_us", b"total_us", "ttft_us", b"ttft_us", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -216,6 +216,34 @@ class PoolModel(_message.Message):
 Global___PoolModel: _TypeAlias = PoolModel  # noqa: Y015
 
 @_typing.final
+class DescriptorsQuery(_message.Message):
+    """A client asks for the descriptors of nodes that are here, to find them while the coordinator is not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    MODEL_PROFILE_FIELD_NUMBER: _builtins.int
+    model_profile: _builtins.bytes
+    """Digest of the profile they must offer, 32 bytes; empty for any."""
+    @_builtins.property
+    def header(self) -> _envelope_pb2.Header:
+        """Audience: the coordinator."""
+
+    def __init__(
+        self,
+        *,
+        header: _envelope_pb2.Header | None = ...,
+        model_profile: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "model_profile", b"model_profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescriptorsQuery: _TypeAlias = DescriptorsQuery  # noqa: Y015
+
+@_typing.final
 class MatchQuery(_message.Message):
     """A client asks for candidates."""
 
@@ -596,6 +624,54 @@ class ListModelsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class ListDescriptorsRequest(_message.Message):
+    """Asks for descriptors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def query(self) -> _envelope_pb2.Envelope:
+        """Envelope over DescriptorsQuery."""
+
+    def __init__(
+        self,
+        *,
+        query: _envelope_pb2.Envelope | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDescriptorsRequest: _TypeAlias = ListDescriptorsRequest  # noqa: Y015
+
+@_typing.final
+class ListDescriptorsResponse(_message.Message):
+    """Descriptors of nodes that are here; the client verifies each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESCRIPTORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def descriptors(self) -> _containers.RepeatedCompositeFieldContainer[_envelope_pb2.Envelope]:
+        """Envelopes over NodeDescriptor, at most 256."""
+
+    def __init__(
+        self,
+        *,
+        descriptors: _abc.Iterable[_envelope_pb2.Envelope] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptors", b"descriptors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDescriptorsResponse: _TypeAlias = ListDescriptorsResponse  # noqa: Y015
 
 @_typing.final
 class MatchRequest(_message.Message):

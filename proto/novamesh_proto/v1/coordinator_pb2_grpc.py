@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PoolServiceStub:
-    """The coordinator's side for members.
+    """The coordinator's side for members. A node that listens serves a part of it for jobs of its own:
+    Hello, ListDescriptors, Submit, Watch, Acknowledge, SubmitReceipt, Cancel and GetJob.
     """
 
     def __init__(self, channel):
@@ -49,6 +50,11 @@ class PoolServiceStub:
                 '/novamesh.v1.PoolService/ListModels',
                 request_serializer=novamesh__proto_dot_v1_dot_coordinator__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=novamesh__proto_dot_v1_dot_coordinator__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.ListDescriptors = channel.unary_unary(
+                '/novamesh.v1.PoolService/ListDescriptors',
+                request_serializer=novamesh__proto_dot_v1_dot_coordinator__pb2.ListDescriptorsRequest.SerializeToString,
+                response_deserializer=novamesh__proto_dot_v1_dot_coordinator__pb2.ListDescriptorsResponse.FromString,
                 _registered_method=True)
         self.Match = channel.unary_unary(
                 '/novamesh.v1.PoolService/Match',
@@ -93,7 +99,8 @@ class PoolServiceStub:
 
 
 class PoolServiceServicer:
-    """The coordinator's side for members.
+    """The coordinator's side for members. A node that listens serves a part of it for jobs of its own:
+    Hello, ListDescriptors, Submit, Watch, Acknowledge, SubmitReceipt, Cancel and GetJob.
     """
 
     def Hello(self, request, context):
@@ -112,6 +119,13 @@ class PoolServiceServicer:
 
     def ListModels(self, request, context):
         """What is served here?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDescriptors(self, request, context):
+        """Who is here?
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,6 +205,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     request_deserializer=novamesh__proto_dot_v1_dot_coordinator__pb2.ListModelsRequest.FromString,
                     response_serializer=novamesh__proto_dot_v1_dot_coordinator__pb2.ListModelsResponse.SerializeToString,
             ),
+            'ListDescriptors': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDescriptors,
+                    request_deserializer=novamesh__proto_dot_v1_dot_coordinator__pb2.ListDescriptorsRequest.FromString,
+                    response_serializer=novamesh__proto_dot_v1_dot_coordinator__pb2.ListDescriptorsResponse.SerializeToString,
+            ),
             'Match': grpc.unary_unary_rpc_method_handler(
                     servicer.Match,
                     request_deserializer=novamesh__proto_dot_v1_dot_coordinator__pb2.MatchRequest.FromString,
@@ -240,7 +259,8 @@ def add_PoolServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PoolService:
-    """The coordinator's side for members.
+    """The coordinator's side for members. A node that listens serves a part of it for jobs of its own:
+    Hello, ListDescriptors, Submit, Watch, Acknowledge, SubmitReceipt, Cancel and GetJob.
     """
 
     @staticmethod
@@ -314,6 +334,33 @@ class PoolService:
             '/novamesh.v1.PoolService/ListModels',
             novamesh__proto_dot_v1_dot_coordinator__pb2.ListModelsRequest.SerializeToString,
             novamesh__proto_dot_v1_dot_coordinator__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDescriptors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/novamesh.v1.PoolService/ListDescriptors',
+            novamesh__proto_dot_v1_dot_coordinator__pb2.ListDescriptorsRequest.SerializeToString,
+            novamesh__proto_dot_v1_dot_coordinator__pb2.ListDescriptorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

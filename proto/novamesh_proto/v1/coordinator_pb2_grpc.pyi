@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PoolServiceStub:
-    """The coordinator's side for members."""
+    """The coordinator's side for members. A node that listens serves a part of it for jobs of its own:
+    Hello, ListDescriptors, Submit, Watch, Acknowledge, SubmitReceipt, Cancel and GetJob.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,6 +41,8 @@ class PoolServiceStub:
     """Become a member; harmless when repeated."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListModelsRequest, _coordinator_pb2.ListModelsResponse]
     """What is served here?"""
+    ListDescriptors: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListDescriptorsRequest, _coordinator_pb2.ListDescriptorsResponse]
+    """Who is here?"""
     Match: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.MatchRequest, _coordinator_pb2.MatchResponse]
     """Who would take this job?"""
     Submit: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SubmitRequest, _coordinator_pb2.SubmitResponse]
@@ -58,7 +62,9 @@ class PoolServiceStub:
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
-    """The coordinator's side for members."""
+    """The coordinator's side for members. A node that listens serves a part of it for jobs of its own:
+    Hello, ListDescriptors, Submit, Watch, Acknowledge, SubmitReceipt, Cancel and GetJob.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Hello: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.HelloRequest, _coordinator_pb2.HelloResponse]  # type: ignore[assignment]
@@ -67,6 +73,8 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """Become a member; harmless when repeated."""
     ListModels: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListModelsRequest, _coordinator_pb2.ListModelsResponse]  # type: ignore[assignment]
     """What is served here?"""
+    ListDescriptors: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListDescriptorsRequest, _coordinator_pb2.ListDescriptorsResponse]  # type: ignore[assignment]
+    """Who is here?"""
     Match: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.MatchRequest, _coordinator_pb2.MatchResponse]  # type: ignore[assignment]
     """Who would take this job?"""
     Submit: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SubmitRequest, _coordinator_pb2.SubmitResponse]  # type: ignore[assignment]
@@ -85,7 +93,9 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """Where are they?"""
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The coordinator's side for members."""
+    """The coordinator's side for members. A node that listens serves a part of it for jobs of its own:
+    Hello, ListDescriptors, Submit, Watch, Acknowledge, SubmitReceipt, Cancel and GetJob.
+    """
 
     @_abc_1.abstractmethod
     def Hello(
@@ -110,6 +120,14 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ListModelsResponse, _abc.Awaitable[_coordinator_pb2.ListModelsResponse]]:
         """What is served here?"""
+
+    @_abc_1.abstractmethod
+    def ListDescriptors(
+        self,
+        request: _coordinator_pb2.ListDescriptorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ListDescriptorsResponse, _abc.Awaitable[_coordinator_pb2.ListDescriptorsResponse]]:
+        """Who is here?"""
 
     @_abc_1.abstractmethod
     def Match(

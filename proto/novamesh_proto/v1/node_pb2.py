@@ -27,7 +27,7 @@ from novamesh_proto.v1 import envelope_pb2 as novamesh__proto_dot_v1_dot_envelop
 from novamesh_proto.v1 import job_pb2 as novamesh__proto_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnovamesh_proto/v1/node.proto\x12\x0bnovamesh.v1\x1a#novamesh_proto/v1/attestation.proto\x1a novamesh_proto/v1/envelope.proto\x1a\x1bnovamesh_proto/v1/job.proto\"\x97\x01\n\nModelOffer\x12\x15\n\rmodel_profile\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63ontext_max\x18\x03 \x01(\r\x12\x1b\n\x13\x64\x65\x63ode_tokens_per_s\x18\x04 \x01(\x01\x12\x1c\n\x14prefill_tokens_per_s\x18\x05 \x01(\x01\x12\x14\n\x0c\x61\x63tive_bytes\x18\x06 \x01(\x04\"\xd0\x01\n\x0eNodeDescriptor\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.novamesh.v1.Header\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08hpke_key\x18\x03 \x01(\x0c\x12\'\n\x06models\x18\x04 \x03(\x0b\x32\x17.novamesh.v1.ModelOffer\x12\'\n\x08hardware\x18\x05 \x01(\x0b\x32\x15.novamesh.v1.Hardware\x12\x14\n\x0c\x65ngine_build\x18\x06 \x01(\t\x12\r\n\x05slots\x18\x07 \x01(\r\"M\n\x0eRunningAttempt\x12\x0b\n\x03job\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x04 \x01(\x04\"\xba\x01\n\x0b\x41ttachHello\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.novamesh.v1.Header\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x1e\n\x16\x63\x65rtificate_key_digest\x18\x03 \x01(\x0c\x12)\n\ndescriptor\x18\x04 \x01(\x0b\x32\x15.novamesh.v1.Envelope\x12,\n\x07running\x18\x05 \x03(\x0b\x32\x1b.novamesh.v1.RunningAttempt\"A\n\x08NodeLoad\x12\x12\n\nfree_slots\x18\x01 \x01(\r\x12\x11\n\taccepting\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0b\n\tIdleQuery\"+\n\nIdleReason\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"Z\n\nIdleReport\x12\x12\n\nconsidered\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\x04\x12(\n\x07reasons\x18\x03 \x03(\x0b\x32\x17.novamesh.v1.IdleReason\"\xcb\x03\n\rAttachRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12)\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12,\n\x08progress\x18\x03 \x01(\x0b\x32\x18.novamesh.v1.JobProgressH\x00\x12*\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x19.novamesh.v1.AttemptChunkH\x00\x12+\n\ncheckpoint\x18\x05 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12,\n\x0b\x61ttestation\x18\x06 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12(\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12%\n\x04load\x18\x08 \x01(\x0b\x32\x15.novamesh.v1.NodeLoadH\x00\x12+\n\ndescriptor\x18\t \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12,\n\nidle_query\x18\n \x01(\x0b\x32\x16.novamesh.v1.IdleQueryH\x00\x42\x06\n\x04kind\"0\n\x0f\x41ttachChallenge\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0e\n\x06now_ms\x18\x02 \x01(\x04\"M\n\rAttachWelcome\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12+\n\x06resume\x18\x02 \x03(\x0b\x32\x1b.novamesh.v1.RunningAttempt\"b\n\x10\x41ttachAssignment\x12)\n\nassignment\x18\x01 \x01(\x0b\x32\x15.novamesh.v1.Envelope\x12#\n\x03job\x18\x02 \x01(\x0b\x32\x16.novamesh.v1.SealedJob\"I\n\x0c\x41ttachCancel\x12\x0b\n\x03job\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\".\n\rAttachGoodbye\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xe1\x02\n\x0e\x41ttachResponse\x12\x31\n\tchallenge\x18\x01 \x01(\x0b\x32\x1c.novamesh.v1.AttachChallengeH\x00\x12-\n\x07welcome\x18\x02 \x01(\x0b\x32\x1a.novamesh.v1.AttachWelcomeH\x00\x12\x33\n\nassignment\x18\x03 \x01(\x0b\x32\x1d.novamesh.v1.AttachAssignmentH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.novamesh.v1.AttachCancelH\x00\x12$\n\x03\x61\x63k\x18\x05 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12.\n\x0bidle_report\x18\x06 \x01(\x0b\x32\x17.novamesh.v1.IdleReportH\x00\x12-\n\x07goodbye\x18\x07 \x01(\x0b\x32\x1a.novamesh.v1.AttachGoodbyeH\x00\x42\x06\n\x04kind2T\n\x0bNodeService\x12\x45\n\x06\x41ttach\x12\x1a.novamesh.v1.AttachRequest\x1a\x1b.novamesh.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnovamesh_proto/v1/node.proto\x12\x0bnovamesh.v1\x1a#novamesh_proto/v1/attestation.proto\x1a novamesh_proto/v1/envelope.proto\x1a\x1bnovamesh_proto/v1/job.proto\"\x97\x01\n\nModelOffer\x12\x15\n\rmodel_profile\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63ontext_max\x18\x03 \x01(\r\x12\x1b\n\x13\x64\x65\x63ode_tokens_per_s\x18\x04 \x01(\x01\x12\x1c\n\x14prefill_tokens_per_s\x18\x05 \x01(\x01\x12\x14\n\x0c\x61\x63tive_bytes\x18\x06 \x01(\x04\"\x8e\x02\n\x0eNodeDescriptor\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.novamesh.v1.Header\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08hpke_key\x18\x03 \x01(\x0c\x12\'\n\x06models\x18\x04 \x03(\x0b\x32\x17.novamesh.v1.ModelOffer\x12\'\n\x08hardware\x18\x05 \x01(\x0b\x32\x15.novamesh.v1.Hardware\x12\x14\n\x0c\x65ngine_build\x18\x06 \x01(\t\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x11\n\tendpoints\x18\x08 \x03(\t\x12\x12\n\nfree_slots\x18\t \x01(\r\x12\x15\n\rpolicy_digest\x18\n \x01(\x0c\"M\n\x0eRunningAttempt\x12\x0b\n\x03job\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x04 \x01(\x04\"\xba\x01\n\x0b\x41ttachHello\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.novamesh.v1.Header\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x1e\n\x16\x63\x65rtificate_key_digest\x18\x03 \x01(\x0c\x12)\n\ndescriptor\x18\x04 \x01(\x0b\x32\x15.novamesh.v1.Envelope\x12,\n\x07running\x18\x05 \x03(\x0b\x32\x1b.novamesh.v1.RunningAttempt\"A\n\x08NodeLoad\x12\x12\n\nfree_slots\x18\x01 \x01(\r\x12\x11\n\taccepting\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0b\n\tIdleQuery\"+\n\nIdleReason\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"Z\n\nIdleReport\x12\x12\n\nconsidered\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\x04\x12(\n\x07reasons\x18\x03 \x03(\x0b\x32\x17.novamesh.v1.IdleReason\"\xaf\x01\n\x08\x44onation\x12$\n\x05terms\x18\x01 \x01(\x0b\x32\x15.novamesh.v1.Envelope\x12)\n\nassignment\x18\x02 \x01(\x0b\x32\x15.novamesh.v1.Envelope\x12*\n\x0b\x61ttestation\x18\x03 \x01(\x0b\x32\x15.novamesh.v1.Envelope\x12&\n\x07receipt\x18\x04 \x01(\x0b\x32\x15.novamesh.v1.Envelope\"\x16\n\x05Probe\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"\xc4\x04\n\rAttachRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12)\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12,\n\x08progress\x18\x03 \x01(\x0b\x32\x18.novamesh.v1.JobProgressH\x00\x12*\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x19.novamesh.v1.AttemptChunkH\x00\x12+\n\ncheckpoint\x18\x05 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12,\n\x0b\x61ttestation\x18\x06 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12(\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12%\n\x04load\x18\x08 \x01(\x0b\x32\x15.novamesh.v1.NodeLoadH\x00\x12+\n\ndescriptor\x18\t \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12,\n\nidle_query\x18\n \x01(\x0b\x32\x16.novamesh.v1.IdleQueryH\x00\x12(\n\x07witness\x18\x0b \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12)\n\x08\x64onation\x18\x0c \x01(\x0b\x32\x15.novamesh.v1.DonationH\x00\x12\"\n\x04\x65\x63ho\x18\r \x01(\x0b\x32\x12.novamesh.v1.ProbeH\x00\x42\x06\n\x04kind\"0\n\x0f\x41ttachChallenge\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0e\n\x06now_ms\x18\x02 \x01(\x04\"M\n\rAttachWelcome\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12+\n\x06resume\x18\x02 \x03(\x0b\x32\x1b.novamesh.v1.RunningAttempt\"b\n\x10\x41ttachAssignment\x12)\n\nassignment\x18\x01 \x01(\x0b\x32\x15.novamesh.v1.Envelope\x12#\n\x03job\x18\x02 \x01(\x0b\x32\x16.novamesh.v1.SealedJob\"I\n\x0c\x41ttachCancel\x12\x0b\n\x03job\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\".\n\rAttachGoodbye\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1c\n\rDonationTaken\x12\x0b\n\x03job\x18\x01 \x01(\x0c\"\xbc\x03\n\x0e\x41ttachResponse\x12\x31\n\tchallenge\x18\x01 \x01(\x0b\x32\x1c.novamesh.v1.AttachChallengeH\x00\x12-\n\x07welcome\x18\x02 \x01(\x0b\x32\x1a.novamesh.v1.AttachWelcomeH\x00\x12\x33\n\nassignment\x18\x03 \x01(\x0b\x32\x1d.novamesh.v1.AttachAssignmentH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.novamesh.v1.AttachCancelH\x00\x12$\n\x03\x61\x63k\x18\x05 \x01(\x0b\x32\x15.novamesh.v1.EnvelopeH\x00\x12.\n\x0bidle_report\x18\x06 \x01(\x0b\x32\x17.novamesh.v1.IdleReportH\x00\x12-\n\x07goodbye\x18\x07 \x01(\x0b\x32\x1a.novamesh.v1.AttachGoodbyeH\x00\x12#\n\x05probe\x18\x08 \x01(\x0b\x32\x12.novamesh.v1.ProbeH\x00\x12\x34\n\x0e\x64onation_taken\x18\t \x01(\x0b\x32\x1a.novamesh.v1.DonationTakenH\x00\x42\x06\n\x04kind2T\n\x0bNodeService\x12\x45\n\x06\x41ttach\x12\x1a.novamesh.v1.AttachRequest\x1a\x1b.novamesh.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,33 +37,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELOFFER']._serialized_start=146
   _globals['_MODELOFFER']._serialized_end=297
   _globals['_NODEDESCRIPTOR']._serialized_start=300
-  _globals['_NODEDESCRIPTOR']._serialized_end=508
-  _globals['_RUNNINGATTEMPT']._serialized_start=510
-  _globals['_RUNNINGATTEMPT']._serialized_end=587
-  _globals['_ATTACHHELLO']._serialized_start=590
-  _globals['_ATTACHHELLO']._serialized_end=776
-  _globals['_NODELOAD']._serialized_start=778
-  _globals['_NODELOAD']._serialized_end=843
-  _globals['_IDLEQUERY']._serialized_start=845
-  _globals['_IDLEQUERY']._serialized_end=856
-  _globals['_IDLEREASON']._serialized_start=858
-  _globals['_IDLEREASON']._serialized_end=901
-  _globals['_IDLEREPORT']._serialized_start=903
-  _globals['_IDLEREPORT']._serialized_end=993
-  _globals['_ATTACHREQUEST']._serialized_start=996
-  _globals['_ATTACHREQUEST']._serialized_end=1455
-  _globals['_ATTACHCHALLENGE']._serialized_start=1457
-  _globals['_ATTACHCHALLENGE']._serialized_end=1505
-  _globals['_ATTACHWELCOME']._serialized_start=1507
-  _globals['_ATTACHWELCOME']._serialized_end=1584
-  _globals['_ATTACHASSIGNMENT']._serialized_start=1586
-  _globals['_ATTACHASSIGNMENT']._serialized_end=1684
-  _globals['_ATTACHCANCEL']._serialized_start=1686
-  _globals['_ATTACHCANCEL']._serialized_end=1759
-  _globals['_ATTACHGOODBYE']._serialized_start=1761
-  _globals['_ATTACHGOODBYE']._serialized_end=1807
-  _globals['_ATTACHRESPONSE']._serialized_start=1810
-  _globals['_ATTACHRESPONSE']._serialized_end=2163
-  _globals['_NODESERVICE']._serialized_start=2165
-  _globals['_NODESERVICE']._serialized_end=2249
+  _globals['_NODEDESCRIPTOR']._serialized_end=570
+  _globals['_RUNNINGATTEMPT']._serialized_start=572
+  _globals['_RUNNINGATTEMPT']._serialized_end=649
+  _globals['_ATTACHHELLO']._serialized_start=652
+  _globals['_ATTACHHELLO']._serialized_end=838
+  _globals['_NODELOAD']._serialized_start=840
+  _globals['_NODELOAD']._serialized_end=905
+  _globals['_IDLEQUERY']._serialized_start=907
+  _globals['_IDLEQUERY']._serialized_end=918
+  _globals['_IDLEREASON']._serialized_start=920
+  _globals['_IDLEREASON']._serialized_end=963
+  _globals['_IDLEREPORT']._serialized_start=965
+  _globals['_IDLEREPORT']._serialized_end=1055
+  _globals['_DONATION']._serialized_start=1058
+  _globals['_DONATION']._serialized_end=1233
+  _globals['_PROBE']._serialized_start=1235
+  _globals['_PROBE']._serialized_end=1257
+  _globals['_ATTACHREQUEST']._serialized_start=1260
+  _globals['_ATTACHREQUEST']._serialized_end=1840
+  _globals['_ATTACHCHALLENGE']._serialized_start=1842
+  _globals['_ATTACHCHALLENGE']._serialized_end=1890
+  _globals['_ATTACHWELCOME']._serialized_start=1892
+  _globals['_ATTACHWELCOME']._serialized_end=1969
+  _globals['_ATTACHASSIGNMENT']._serialized_start=1971
+  _globals['_ATTACHASSIGNMENT']._serialized_end=2069
+  _globals['_ATTACHCANCEL']._serialized_start=2071
+  _globals['_ATTACHCANCEL']._serialized_end=2144
+  _globals['_ATTACHGOODBYE']._serialized_start=2146
+  _globals['_ATTACHGOODBYE']._serialized_end=2192
+  _globals['_DONATIONTAKEN']._serialized_start=2194
+  _globals['_DONATIONTAKEN']._serialized_end=2222
+  _globals['_ATTACHRESPONSE']._serialized_start=2225
+  _globals['_ATTACHRESPONSE']._serialized_end=2669
+  _globals['_NODESERVICE']._serialized_start=2671
+  _globals['_NODESERVICE']._serialized_end=2755
 # @@protoc_insertion_point(module_scope)

@@ -65,7 +65,9 @@ Global___ModelOffer: _TypeAlias = ModelOffer  # noqa: Y015
 
 @_typing.final
 class NodeDescriptor(_message.Message):
-    """A node's signed advertisement. Newest sequence wins."""
+    """A node's signed advertisement, at most 2 048 bytes with its envelope. Whatever way it comes, it is
+    verified; the newest sequence wins; expired means absent.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -76,6 +78,9 @@ class NodeDescriptor(_message.Message):
     HARDWARE_FIELD_NUMBER: _builtins.int
     ENGINE_BUILD_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    FREE_SLOTS_FIELD_NUMBER: _builtins.int
+    POLICY_DIGEST_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Grows with every descriptor of this node."""
     hpke_key: _builtins.bytes
@@ -84,9 +89,13 @@ class NodeDescriptor(_message.Message):
     """Version of novamesh and its kernels."""
     slots: _builtins.int
     """Jobs it takes at the same time."""
+    free_slots: _builtins.int
+    """Of its slots, free when this was signed."""
+    policy_digest: _builtins.bytes
+    """SHA-256 of its owner's published rules, 32 bytes; empty where there are none."""
     @_builtins.property
     def header(self) -> _envelope_pb2.Header:
-        """Issued by the node; a public record of at most 24 hours."""
+        """Issued by the node; a public record of at most two minutes."""
 
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelOffer]:
@@ -95,6 +104,10 @@ class NodeDescriptor(_message.Message):
     @_builtins.property
     def hardware(self) -> _attestation_pb2.Hardware:
         """The machine."""
+
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where it listens, at most 8: host:port for gRPC, or a libp2p multiaddr. Empty: it only dials out."""
 
     def __init__(
         self,
@@ -106,10 +119,13 @@ class NodeDescriptor(_message.Message):
         hardware: _attestation_pb2.Hardware | None = ...,
         engine_build: _builtins.str = ...,
         slots: _builtins.int = ...,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        free_slots: _builtins.int = ...,
+        policy_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hardware", b"hardware", "header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_build", b"engine_build", "hardware", b"hardware", "header", b"header", "hpke_key", b"hpke_key", "models", b"models", "sequence", b"sequence", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "engine_build", b"engine_build", "free_slots", b"free_slots", "hardware", b"hardware", "header", b"header", "hpke_key", b"hpke_key", "models", b"models", "policy_digest", b"policy_digest", "sequence", b"sequence", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -299,6 +315,70 @@ class IdleReport(_message.Message):
 Global___IdleReport: _TypeAlias = IdleReport  # noqa: Y015
 
 @_typing.final
+class Donation(_message.Message):
+    """Work that a client asked of this node without the coordinator. It is logged and not paid."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERMS_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    ATTESTATION_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def terms(self) -> _envelope_pb2.Envelope:
+        """Envelope over JobTerms that name this node alone."""
+
+    @_builtins.property
+    def assignment(self) -> _envelope_pb2.Envelope:
+        """Envelope over the JobAssignment that the node gave itself."""
+
+    @_builtins.property
+    def attestation(self) -> _envelope_pb2.Envelope:
+        """Envelope over its InferenceAttestation."""
+
+    @_builtins.property
+    def receipt(self) -> _envelope_pb2.Envelope:
+        """Envelope over the client's ClientReceipt."""
+
+    def __init__(
+        self,
+        *,
+        terms: _envelope_pb2.Envelope | None = ...,
+        assignment: _envelope_pb2.Envelope | None = ...,
+        attestation: _envelope_pb2.Envelope | None = ...,
+        receipt: _envelope_pb2.Envelope | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "attestation", b"attestation", "receipt", b"receipt", "terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "attestation", b"attestation", "receipt", b"receipt", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Donation: _TypeAlias = Donation  # noqa: Y015
+
+@_typing.final
+class Probe(_message.Message):
+    """The coordinator asks whether a node still listens; the node sends the nonce back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.bytes
+    """16 random bytes."""
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Probe: _TypeAlias = Probe  # noqa: Y015
+
+@_typing.final
 class AttachRequest(_message.Message):
     """What a node sends."""
 
@@ -314,6 +394,9 @@ class AttachRequest(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     DESCRIPTOR_FIELD_NUMBER: _builtins.int
     IDLE_QUERY_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
+    DONATION_FIELD_NUMBER: _builtins.int
+    ECHO_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> _envelope_pb2.Envelope:
         """Envelope over AttachHello, first and once."""
@@ -354,6 +437,20 @@ class AttachRequest(_message.Message):
     def idle_query(self) -> Global___IdleQuery:
         """Why is there no work?"""
 
+    @_builtins.property
+    def witness(self) -> _envelope_pb2.Envelope:
+        """Envelope over a StreamAck or a ClientReceipt that the client gave this node on a direct path:
+        it bounds the settlement in place of a relay.
+        """
+
+    @_builtins.property
+    def donation(self) -> Global___Donation:
+        """Work done while the coordinator was away."""
+
+    @_builtins.property
+    def echo(self) -> Global___Probe:
+        """Answer to a probe."""
+
     def __init__(
         self,
         *,
@@ -367,12 +464,15 @@ class AttachRequest(_message.Message):
         load: Global___NodeLoad | None = ...,
         descriptor: _envelope_pb2.Envelope | None = ...,
         idle_query: Global___IdleQuery | None = ...,
+        witness: _envelope_pb2.Envelope | None = ...,
+        donation: Global___Donation | None = ...,
+        echo: Global___Probe | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation", "checkpoint", b"checkpoint", "chunk", b"chunk", "decision", b"decision", "descriptor", b"descriptor", "failure", b"failure", "hello", b"hello", "idle_query", b"idle_query", "kind", b"kind", "load", b"load", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation", "checkpoint", b"checkpoint", "chunk", b"chunk", "decision", b"decision", "descriptor", b"descriptor", "donation", b"donation", "echo", b"echo", "failure", b"failure", "hello", b"hello", "idle_query", b"idle_query", "kind", b"kind", "load", b"load", "progress", b"progress", "witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation", "checkpoint", b"checkpoint", "chunk", b"chunk", "decision", b"decision", "descriptor", b"descriptor", "failure", b"failure", "hello", b"hello", "idle_query", b"idle_query", "kind", b"kind", "load", b"load", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation", "checkpoint", b"checkpoint", "chunk", b"chunk", "decision", b"decision", "descriptor", b"descriptor", "donation", b"donation", "echo", b"echo", "failure", b"failure", "hello", b"hello", "idle_query", b"idle_query", "kind", b"kind", "load", b"load", "progress", b"progress", "witness", b"witness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "decision", "progress", "chunk", "checkpoint", "attestation", "failure", "load", "descriptor", "idle_query"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "decision", "progress", "chunk", "checkpoint", "attestation", "failure", "load", "descriptor", "idle_query", "witness", "donation", "echo"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -523,6 +623,28 @@ class AttachGoodbye(_message.Message):
 Global___AttachGoodbye: _TypeAlias = AttachGoodbye  # noqa: Y015
 
 @_typing.final
+class DonationTaken(_message.Message):
+    """A donation is logged: the node may forget it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    job: _builtins.bytes
+    """Job id, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DonationTaken: _TypeAlias = DonationTaken  # noqa: Y015
+
+@_typing.final
 class AttachResponse(_message.Message):
     """What the coordinator sends."""
 
@@ -535,6 +657,8 @@ class AttachResponse(_message.Message):
     ACK_FIELD_NUMBER: _builtins.int
     IDLE_REPORT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    DONATION_TAKEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def challenge(self) -> Global___AttachChallenge:
         """First."""
@@ -563,6 +687,14 @@ class AttachResponse(_message.Message):
     def goodbye(self) -> Global___AttachGoodbye:
         """Last."""
 
+    @_builtins.property
+    def probe(self) -> Global___Probe:
+        """Are you there?"""
+
+    @_builtins.property
+    def donation_taken(self) -> Global___DonationTaken:
+        """A donation is logged."""
+
     def __init__(
         self,
         *,
@@ -573,12 +705,14 @@ class AttachResponse(_message.Message):
         ack: _envelope_pb2.Envelope | None = ...,
         idle_report: Global___IdleReport | None = ...,
         goodbye: Global___AttachGoodbye | None = ...,
+        probe: Global___Probe | None = ...,
+        donation_taken: Global___DonationTaken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignment", b"assignment", "cancel", b"cancel", "challenge", b"challenge", "goodbye", b"goodbye", "idle_report", b"idle_report", "kind", b"kind", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignment", b"assignment", "cancel", b"cancel", "challenge", b"challenge", "donation_taken", b"donation_taken", "goodbye", b"goodbye", "idle_report", b"idle_report", "kind", b"kind", "probe", b"probe", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignment", b"assignment", "cancel", b"cancel", "challenge", b"challenge", "goodbye", b"goodbye", "idle_report", b"idle_report", "kind", b"kind", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignment", b"assignment", "cancel", b"cancel", "challenge", b"challenge", "donation_taken", b"donation_taken", "goodbye", b"goodbye", "idle_report", b"idle_report", "kind", b"kind", "probe", b"probe", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["challenge", "welcome", "assignment", "cancel", "ack", "idle_report", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["challenge", "welcome", "assignment", "cancel", "ack", "idle_report", "goodbye", "probe", "donation_taken"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
