@@ -6,6 +6,7 @@ PY   := $(BIN)/python
 PROTOS := $(wildcard proto/novamesh_proto/v1/*.proto)
 PARTS  := node,coordinator
 EXTRAS := $(PARTS),test
+SERVERS := mosquitto
 SEEDS ?= 10000
 ROUNDS ?= 25
 MESSAGES ?= 100000
@@ -16,7 +17,7 @@ SECONDS ?= 600
 
 demo: $(VENV)/.demo
 	$(BIN)/novamesh demo
-test: $(VENV)/.run
+test: $(VENV)/.run $(VENV)/.servers
 	$(PY) -m pytest -n 2 --dist loadfile
 coverage: $(VENV)/.run
 	cd tests && ../$(PY) -m support.own_coverage $(MODULES)
@@ -84,6 +85,9 @@ $(VENV)/.demo: $(SETUP) | $(PY)
 $(VENV)/.run: $(SETUP) | $(PY)
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $(VENV)/.demo $@
+# Programs of Debian's that tests run against, unpacked below build/; a test that misses one says so.
+$(VENV)/.servers: tests/support/debian_packages.py $(VENV)/.run
+	-$(PY) $< $(SERVERS) && touch $@
 $(VENV)/.fuzz: $(VENV)/.run
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS),fuzz]'
 	@touch $@
