@@ -108,8 +108,8 @@ class Floor:
 
     def renew_descriptor(self, turn: Turn, said: DescriptorRenewed) -> None:
         """A newer descriptor."""
-        self._registry.sessions.require(said.node, said.session, turn.now)
-        self._registry.take_descriptor(turn, said.descriptor)
+        session = self._registry.sessions.require(said.node, said.session, turn.now)
+        self._registry.renew(turn, session, said.descriptor)
 
     def report_idle(self, turn: Turn, asked: IdleAsked) -> IdleReport:
         """Why the node got no work."""

@@ -1,14 +1,16 @@
 """Nodes: what each one advertises, whether it is here, and which of them could take a job.
 
-Adverts (signed descriptors, the newest sequence wins) are logged; presence is not. Whether a node
-has a free slot is worked out from three sources, the smallest counts: what it said last less what
-it was given since, its slots less the attempts it has, and what others have reserved.
+Adverts (signed descriptors, the newest sequence wins) are logged when they say something new;
+that they are renewed every minute is presence, which is not. Whether a node has a free slot is
+worked out from three sources, the smallest counts: what it said last less what it was given since,
+its slots less the attempts it has, and what others have reserved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from novamesh_coordinator.effects import EndSession, Turn
 from novamesh_coordinator.events import DescriptorTaken, Moment
@@ -18,12 +20,18 @@ from novamesh_coordinator.sessions import Session, Sessions
 from novamesh_proto import wire
 from novamesh_proto.envelope import Verified, message_id
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import CLOCK_SKEW_MS, POOL_MODELS_MAX, POOL_NODES_MAX
+from novamesh_proto.limits import (
+    CLOCK_SKEW_MS,
+    DESCRIPTORS_LISTED_MAX,
+    POOL_MODELS_MAX,
+    POOL_NODES_MAX,
+)
 from novamesh_proto.matching import NodeState, Ranking, Request, rank, unservable
 from novamesh_proto.messages import (
     Candidate,
     Envelope,
     MatchQuery,
+    MessageId,
     NodeDescriptor,
     NodeId,
     NodeView,
@@ -77,32 +85,49 @@ class Registry:
             del self._descriptors[oldest.node]
 
     def descriptor(self, node: NodeId) -> NodeDescriptor | None:
-        """What a node advertised last."""
-        return self._descriptors.get(node)
+        """What a node advertised last, as far as anybody knows."""
+        session = self.sessions.get(node)
+        return self._descriptors.get(node) if session is None else session.descriptor.message
+
+    def renew(self, turn: Turn, session: Session, descriptor: Verified[NodeDescriptor]) -> None:
+        """An attached node advertises itself anew. Raises STALE as `take_descriptor`."""
+        self.take_descriptor(turn, descriptor)
+        session.descriptor = descriptor
+
+    def envelopes(self, profile: ProfileDigest | None) -> tuple[Envelope, ...]:
+        """Descriptors of attached nodes that offer a model (None: any), newest session first."""
+        here = sorted(self.sessions.all(), key=lambda one: (-one.attached_ms, one.node))
+        offering = (
+            one.descriptor.envelope
+            for one in here
+            if profile is None
+            or any(offer.model_profile == profile for offer in one.descriptor.message.models)
+        )
+        return tuple(islice(offering, DESCRIPTORS_LISTED_MAX))
 
     def take_descriptor(self, turn: Turn, descriptor: Verified[NodeDescriptor]) -> None:
-        """Log a descriptor if it is newer than the one we have.
+        """Log a descriptor if it is newer than the one we have, and says something else.
 
         Raises:
             NovaMeshError: STALE for an older sequence, or for another descriptor with the same.
         """
         node, sequence = descriptor.issuer, descriptor.message.sequence
-        known = self._adverts.get(node)
-        if known is not None and sequence < known.sequence:
+        known_sequence, known_id = self._newest(node)
+        if sequence < known_sequence:
             raise NovaMeshError(
                 Code.STALE,
-                f"descriptor {sequence} is older than descriptor {known.sequence} of this node",
+                f"descriptor {sequence} is older than descriptor {known_sequence} of this node",
                 "sign a descriptor with a higher sequence; is a copy of this node running?",
             )
-        if known is not None and sequence == known.sequence:
-            if message_id(known.descriptor) != descriptor.id:
-                raise NovaMeshError(
-                    Code.STALE,
-                    f"two different descriptors of this node have sequence {sequence}",
-                    "sign a descriptor with a higher sequence",
-                )
-            return
-        turn.log(DescriptorTaken(node, turn.now.wall_ms, sequence, descriptor.envelope))
+        if sequence == known_sequence and known_id != descriptor.id:
+            raise NovaMeshError(
+                Code.STALE,
+                f"two different descriptors of this node have sequence {sequence}",
+                "sign a descriptor with a higher sequence",
+            )
+        logged = self._descriptors.get(node)
+        if logged is None or _substance(logged) != _substance(descriptor.message):
+            turn.log(DescriptorTaken(node, turn.now.wall_ms, sequence, descriptor.envelope))
 
     def attach(
         self, turn: Turn, descriptor: Verified[NodeDescriptor], session: bytes, rtt_us: int
@@ -112,7 +137,8 @@ class Registry:
         node, sessions = descriptor.issuer, self.sessions
         self.dismiss(turn, node, Code.STALE, "a newer stream of this node took its place")
         slots = descriptor.message.slots
-        sessions.open(node, session, max(0, slots - self._active(node)), rtt_us, turn.now)
+        free = max(0, slots - self._active(node))
+        sessions.open(descriptor, session, free, rtt_us, turn.now)
 
     def dismiss(self, turn: Turn, node: NodeId, code: Code, message: str) -> None:
         """End the stream of a node, if it has one."""
@@ -142,9 +168,10 @@ class Registry:
         slots = [(turn.nonce(), ranked.node) for ranked in ranking.chosen]
         room = self.reservations.room(client, free, turn.now)
         self.reservations.hold(client, slots[:room], turn.now)
+        sealed = {one.node: one.descriptor.envelope for one in self.sessions.all()}
         return tuple(
-            Candidate(self._adverts[node].descriptor, ranked.reason[:500], reservation)
-            for ranked, (reservation, node) in zip(ranking.chosen, slots, strict=True)
+            Candidate(sealed[ranked.node], ranked.reason[:500], reservation)
+            for ranked, (reservation, _) in zip(ranking.chosen, slots, strict=True)
         )
 
     def rank_among(
@@ -163,11 +190,8 @@ class Registry:
         """What attached nodes serve, by name, at most POOL_MODELS_MAX."""
         found: dict[ProfileDigest, PoolModel] = {}
         for session in self.sessions.all():
-            descriptor = self._descriptors.get(session.node)
-            if descriptor is None:
-                continue
-            free = self._free(session, descriptor) if session.accepting else 0
-            for offer in descriptor.models:
+            free = self._free(session) if session.accepting else 0
+            for offer in session.descriptor.message.models:
                 known = found.get(offer.model_profile)
                 found[offer.model_profile] = PoolModel(
                     model_profile=offer.model_profile,
@@ -188,18 +212,24 @@ class Registry:
         """Slots and free slots of all attached nodes."""
         slots = free = 0
         for session in self.sessions.all():
-            descriptor = self._descriptors.get(session.node)
-            if descriptor is not None:
-                slots += descriptor.slots
-                free += self._free(session, descriptor) if session.accepting else 0
+            slots += session.descriptor.message.slots
+            free += self._free(session) if session.accepting else 0
         return slots, free
 
     def _take(self, advert: Advert) -> None:
         self._adverts[advert.node] = advert
         self._descriptors[advert.node] = wire.decode(NodeDescriptor, advert.descriptor.payload)
 
-    def _free(self, session: Session, descriptor: NodeDescriptor) -> int:
-        return max(0, min(session.free, descriptor.slots - self._active(session.node)))
+    def _newest(self, node: NodeId) -> tuple[int, MessageId | None]:
+        """Sequence and id of the newest descriptor that we know of."""
+        session, advert = self.sessions.get(node), self._adverts.get(node)
+        if session is not None:
+            return session.descriptor.message.sequence, session.descriptor.id
+        return (advert.sequence, message_id(advert.descriptor)) if advert else (0, None)
+
+    def _free(self, session: Session) -> int:
+        slots = session.descriptor.message.slots
+        return max(0, min(session.free, slots - self._active(session.node)))
 
     def _states(
         self,
@@ -210,9 +240,7 @@ class Registry:
     ) -> list[NodeState]:
         states, own = [], own or {}
         for session in sessions:
-            descriptor = self._descriptors.get(session.node)
-            if descriptor is None:
-                continue
+            descriptor = session.descriptor.message
             expired = descriptor.header.expires_at_ms + CLOCK_SKEW_MS < now.wall_ms
             standing = self._ledger.standing(session.node)
             held, held_ms = self.reservations.at(session.node, now)
@@ -220,7 +248,7 @@ class Registry:
                 NodeState(
                     descriptor=descriptor,
                     node=session.node,
-                    free_slots=self._free(session, descriptor),
+                    free_slots=self._free(session),
                     reserved=held - own.get(session.node, 0),
                     reserved_ms=held_ms,
                     accepting=session.accepting and not expired,
@@ -233,12 +261,12 @@ class Registry:
         return states
 
     def _view(self, node: NodeId, ban_reason: str) -> NodeView:
-        advert, descriptor = self._adverts[node], self._descriptors[node]
         session, standing = self.sessions.get(node), self._ledger.standing(node)
+        advert, descriptor = self._adverts[node], self.descriptor(node) or self._descriptors[node]
         note = f"banned: {ban_reason}" if ban_reason else ""
         free = 0
         if session is not None and session.accepting:
-            free = self._free(session, descriptor)
+            free = self._free(session)
         elif session is not None:
             note = note or session.refusal or "takes no work"
         return NodeView(
@@ -254,3 +282,9 @@ class Registry:
             seen_at_ms=session.seen_ms if session else advert.at_ms,
             note=note[:500],
         )
+
+
+def _substance(said: NodeDescriptor) -> NodeDescriptor:
+    """What of a descriptor is not renewed with every one."""
+    fixed = replace(said.header, nonce=bytes(16), issued_at_ms=0, expires_at_ms=0)
+    return replace(said, header=fixed, sequence=1, hpke_key=bytes(32), free_slots=0)

@@ -9,9 +9,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from novamesh_coordinator.events import Moment
+from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.matching import Cause, Ranking
-from novamesh_proto.messages import IdleReason, IdleReport, JobId, NodeId, NodeLoad
+from novamesh_proto.messages import (
+    IdleReason,
+    IdleReport,
+    JobId,
+    NodeDescriptor,
+    NodeId,
+    NodeLoad,
+)
 
 STOPS_KEPT: Final = 256  # attempts a session remembers having been told to stop
 
@@ -22,6 +30,7 @@ class Session:
 
     node: NodeId
     session: bytes
+    descriptor: Verified[NodeDescriptor]  # the newest; of these only what differs is logged
     attached_ms: int
     seen_ms: int
     rtt_us: int
@@ -80,9 +89,17 @@ class Sessions:
         found.seen_ms = now.wall_ms
         return found
 
-    def open(self, node: NodeId, session: bytes, slots: int, rtt_us: int, now: Moment) -> None:
+    def open(
+        self,
+        descriptor: Verified[NodeDescriptor],
+        session: bytes,
+        slots: int,
+        rtt_us: int,
+        now: Moment,
+    ) -> None:
         """A node attached; its older session counts no more."""
-        self._sessions[node] = Session(node, session, now.wall_ms, now.wall_ms, rtt_us, slots)
+        node, at_ms = descriptor.issuer, now.wall_ms
+        self._sessions[node] = Session(node, session, descriptor, at_ms, at_ms, rtt_us, slots)
 
     def close(self, node: NodeId, session: bytes) -> bool:
         """A stream ended; False if it was not the newest."""

@@ -30,6 +30,7 @@ from novamesh_proto.messages import (
     RelayReceipt,
     SealedJob,
 )
+from novamesh_proto.node_table import open_descriptor
 
 T = TypeVar("T", bound=Signable)
 SECOND_US: Final = 1_000_000
@@ -101,8 +102,9 @@ class Verifier:
 
         Raises:
             PeerError: FORBIDDEN if it is not the node's own.
+            NovaMeshError: as `node_table.open_descriptor`.
         """
-        found = envelope.open(sealed, NodeDescriptor, network=self._network, now_ms=now_ms)
+        found = open_descriptor(sealed, self._network, now_ms)
         if found.issuer != node:
             raise PeerError(
                 Code.FORBIDDEN,

@@ -40,6 +40,7 @@ from novamesh_node.keeper import Hands, Keeper
 from novamesh_node.link import Link
 from novamesh_node.loading import LoadedDevice
 from novamesh_node.notices import Notice, farewell, notice
+from novamesh_node.notify import ServiceManager
 from novamesh_node.orders import Nameplate, Orders
 from novamesh_node.replays import ReplayJournal
 from novamesh_node.request import Shape
@@ -92,6 +93,7 @@ class _Daemon:
         self._voice = voice
         self._state = state
         self._clock = Clock()
+        self._manager = ServiceManager()
         paused, until_ms = state.pause()
         self._keeper = Keeper(
             config.slots,
@@ -135,7 +137,8 @@ class _Daemon:
                 worker.start()
             async with asyncio.TaskGroup() as tasks:
                 advertiser = Advertiser(
-                    key, self._config.pool.network, crew.facts(), self._state.next_sequence
+                    key, self._config.pool.network, crew.facts(), self._state.next_sequence,
+                    lambda: self._keeper.load().free_slots,
                 )
                 session = self._assemble(tasks, key, crew, advertiser, journal)
                 orders.complete(session, crew.inventory)
@@ -193,7 +196,8 @@ class _Daemon:
             task.cancel()
 
     def _notice(self, before: lifecycle.State, after: lifecycle.State) -> None:
-        """Tell whoever sits at the terminal of a turn that was taken."""
+        """Tell whoever sits at the terminal, or started this process, of a turn that was taken."""
+        self._manager.hear(before, after)
         found = notice(before, after, self._clock.wall_ms())
         if found is not None:
             self._tell(found)
@@ -249,6 +253,7 @@ class _Daemon:
         waits = 0
         while True:
             await asyncio.sleep(TICK_S)
+            self._manager.beat()
             was_paused = self._keeper.state.paused
             self._keeper.apply(lifecycle.Tick())
             waits = max(0, waits - 1)

@@ -1,5 +1,8 @@
 """The node's signed advertisement, renewed before it expires, and the HPKE keys it carries.
 
+It lives for two minutes and says how many slots are free, so a node that falls silent is absent
+soon, whoever passes its descriptor on.
+
 Rules: each descriptor has an HPKE key of its own, which lives in memory only: after a restart
 nobody, the owner included, can open what was sealed before. A new descriptor overlaps the old one,
 whose key stays until no job sealed with it can come any more. Sequences only grow, across restarts
@@ -16,7 +19,12 @@ from novamesh_proto import envelope
 from novamesh_proto.envelope import message_id
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey
-from novamesh_proto.limits import CLOCK_SKEW_MS, CONTROL_LIFE_MS, DESCRIPTOR_LIFE_MS
+from novamesh_proto.limits import (
+    CLOCK_SKEW_MS,
+    CONTROL_LIFE_MS,
+    DESCRIPTOR_BYTES_MAX,
+    DESCRIPTOR_LIFE_MS,
+)
 from novamesh_proto.messages import (
     Envelope,
     Hardware,
@@ -27,8 +35,9 @@ from novamesh_proto.messages import (
 )
 from novamesh_proto.sealing import HpkeKey
 
-RENEW_MS: Final = DESCRIPTOR_LIFE_MS * 3 // 4
-KEYS_MAX: Final = 16
+RENEW_MS: Final = DESCRIPTOR_LIFE_MS // 3  # two may get lost on their way
+FULL_RENEW_MS: Final = 5_000  # sooner, where the node became full or free again
+KEYS_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,8 @@ class Facts:
     hardware: Hardware
     engine_build: str
     slots: int
+    endpoints: tuple[str, ...] = ()
+    policy_digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +57,14 @@ class _Issued:
     key: HpkeKey
     envelope: Envelope
     issued_at_ms: int
+    free_slots: int
 
 
 class Advertiser:
     """Issues descriptors and keeps their keys.
 
     `next_sequence` gives a number that was never given before, at least the one it is asked with,
-    and has stored it when it returns.
+    and has stored it when it returns; `free_slots` tells how many more jobs would be taken now.
     """
 
     def __init__(
@@ -61,24 +73,34 @@ class Advertiser:
         network: str,
         facts: Facts,
         next_sequence: Callable[[int], int],
+        free_slots: Callable[[], int],
     ) -> None:
         self._key = key
         self._network = network
         self._facts = facts
         self._next_sequence = next_sequence
+        self._free_slots = free_slots
         self._issued: dict[MessageId, _Issued] = {}
         self._changed = False
 
+    @property
+    def facts(self) -> Facts:
+        """What the next descriptor will say."""
+        return self._facts
+
     def change(self, facts: Facts) -> None:
         """The node is no longer what its newest descriptor says: a new one is due."""
-        self._facts, self._changed = facts, True
+        self._changed = self._changed or facts != self._facts
+        self._facts = facts
 
     def due(self, now_ms: int) -> bool:
         """Whether a new descriptor should be issued; also when the wall clock was set back."""
         if not self._issued or self._changed:
             return True
-        age_ms = now_ms - self._newest.issued_at_ms
-        return age_ms >= RENEW_MS or age_ms < -CLOCK_SKEW_MS
+        newest = self._newest
+        age_ms = now_ms - newest.issued_at_ms
+        turned = (self._free_slots() > 0) != (newest.free_slots > 0)
+        return age_ms >= (FULL_RENEW_MS if turned else RENEW_MS) or age_ms < -CLOCK_SKEW_MS
 
     def current(self, now_ms: int) -> Envelope:
         """The newest descriptor; a new one if it is due.
@@ -92,9 +114,10 @@ class Advertiser:
         """Issue a new descriptor with a new key.
 
         Raises:
-            NovaMeshError: STORAGE if its sequence cannot be stored.
+            NovaMeshError: STORAGE if its sequence cannot be stored, TOO_LARGE if it names too many
+                models.
         """
-        hpke_key = HpkeKey.generate()
+        hpke_key, free = HpkeKey.generate(), self._free_slots()
         descriptor = NodeDescriptor(
             header=envelope.header(self._key, self._network, (), now_ms, DESCRIPTOR_LIFE_MS),
             sequence=self._next_sequence(now_ms),
@@ -103,10 +126,13 @@ class Advertiser:
             hardware=self._facts.hardware,
             engine_build=self._facts.engine_build,
             slots=self._facts.slots,
+            endpoints=self._facts.endpoints,
+            free_slots=free,
+            policy_digest=self._facts.policy_digest,
         )
-        sealed = envelope.seal(descriptor, self._key)
+        sealed = envelope.seal(descriptor, self._key, DESCRIPTOR_BYTES_MAX)
         self._forget(now_ms)
-        self._issued[message_id(sealed)] = _Issued(hpke_key, sealed, now_ms)
+        self._issued[message_id(sealed)] = _Issued(hpke_key, sealed, now_ms, free)
         self._changed = False
         return sealed
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from novamesh_coordinator import registry
+from novamesh_coordinator.events import DescriptorTaken
 from novamesh_coordinator.inputs import DescriptorRenewed, IdleAsked, LoadChanged, ModelsAsked
+from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import ModelsQuery, NodeDescriptor, NodeLoad, ProfileDigest
 from support.actors import NodeActor
@@ -205,9 +207,9 @@ def test_the_advert_not_renewed_for_longest_makes_room(
     two, three = table.node("two"), table.node("three")
     known = {view.node for view in table.nodes()}
     assert known == {two.id, three.id}
-    assert table.core.registry.descriptor(one.id) is None
-    assert len(table.match(client)) == 2
-    assert table.core.registry.counts() == (4, 4)
+    assert table.core.registry.descriptor(one.id) is not None, "it is attached"
+    assert len(table.match(client)) == 3
+    assert table.core.registry.counts() == (6, 6)
     assert table.replayed().state() == table.core.state()
 
 
@@ -319,10 +321,25 @@ def test_a_full_registry_forgets_whom_it_heard_of_longest_ago(
     table.clock.advance(1)
     others.append(table.node("c"))
     known = table.core.registry
-    assert known.descriptor(first.id) is None
     assert {view.node for view in table.nodes()} == {node.id for node in others}
     assert known.sessions.get(first.id) is not None
     (model,) = models(table, client)
-    assert (model.nodes, model.free_slots) == (2, 4), "one is attached and not known any more"
-    assert known.counts() == (4, 4)
-    assert len(table.match(client)) == 2
+    assert (model.nodes, model.free_slots) == (3, 6), "who is attached says itself what it is"
+    assert known.counts() == (6, 6)
+    assert len(table.match(client)) == 3
+
+
+def test_a_renewal_that_says_nothing_new_is_presence_and_not_logged(table: Table) -> None:
+    client, node = table.client(), table.node("a")
+    logged = len(table.log)
+    node.sequence += 1
+    table.clock.advance(40)
+    renew(table, node, free_slots=1)
+    assert len(table.log) == logged
+    (candidate,) = table.match(client)
+    assert wire.decode(NodeDescriptor, candidate.descriptor.payload).free_slots == 1
+    node.sequence += 1
+    renew(table, node, slots=5)
+    assert [type(record) for record in table.log[logged:]] == [DescriptorTaken]
+    assert len(table.core.registry.envelopes(None)) == 1
+    assert table.core.registry.envelopes(SMALL.model_profile) == ()

@@ -10,17 +10,18 @@ from novamesh_coordinator.sessions import Session, Sessions
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.matching import Cause, Ranked, Ranking, Refused
 from novamesh_proto.messages import JobId, NodeLoad
-from support.parties import NODE, party
+from support.parties import NODE, descriptor, party, sign
 
 NOW, LATER = Moment(1_000, 0), Moment(9_000, 8_000_000)
 ONE, TWO = NODE.node_id, party("two").node_id
 JOB = JobId(bytes(32))
+ADVERT = sign(descriptor(NODE), NODE)
 
 
 @pytest.fixture
 def made() -> Sessions:
     opened = Sessions()
-    opened.open(ONE, b"first", 4, 500, NOW)
+    opened.open(ADVERT, b"first", 4, 500, NOW)
     return opened
 
 
@@ -31,7 +32,7 @@ def session(made: Sessions) -> Session:
 
 
 def test_the_newest_stream_speaks_for_its_node(made: Sessions) -> None:
-    made.open(ONE, b"second", 4, 500, NOW)
+    made.open(ADVERT, b"second", 4, 500, NOW)
     with pytest.raises(NovaMeshError) as refused:
         made.require(ONE, b"first", LATER)
     assert refused.value.code is Code.STALE
@@ -75,7 +76,7 @@ def test_reasons_are_counted_by_cause_and_the_last_words_are_kept(made: Sessions
 
 
 def test_every_open_stream_can_be_listed(made: Sessions) -> None:
-    made.open(TWO, b"other", 1, 700, LATER)
+    made.open(sign(descriptor(party("two")), party("two")), b"other", 1, 700, LATER)
     listed = [(one.node, one.session, one.free, one.rtt_us, one.attached_ms) for one in made.all()]
     assert listed == [(ONE, b"first", 4, 500, 1_000), (TWO, b"other", 1, 700, 9_000)]
     assert len(made) == 2

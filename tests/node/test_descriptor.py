@@ -63,7 +63,7 @@ def test_a_change_that_could_not_be_stored_stays_due() -> None:
             raise NovaMeshError(Code.STORAGE, "the disk is full")
         return least
 
-    source = Advertiser(NODE, NETWORK, FACTS, next_sequence)
+    source = Advertiser(NODE, NETWORK, FACTS, next_sequence, lambda: 1)
     source.renew(START_MS)
     source.change(replace(FACTS, slots=2))
     full[0] = True
@@ -111,7 +111,7 @@ def test_sequences_only_grow_whatever_the_clock_does(times: list[int]) -> None:
         given_out.append(max(least, given_out[-1] + 1))
         return given_out[-1]
 
-    source = Advertiser(NODE, NETWORK, FACTS, next_sequence)
+    source = Advertiser(NODE, NETWORK, FACTS, next_sequence, lambda: 1)
     seen = [
         envelope.open(source.renew(now_ms), NodeDescriptor, network=NETWORK).message.sequence
         for now_ms in times

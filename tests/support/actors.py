@@ -15,7 +15,7 @@ from typing import Any
 from novamesh_proto import envelope, sealing
 from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.identity import PrivateKey
-from novamesh_proto.limits import RECORD_LIFE_MS
+from novamesh_proto.limits import DESCRIPTOR_LIFE_MS, RECORD_LIFE_MS
 from novamesh_proto.messages import (
     AttachHello,
     AttemptChunk,
@@ -107,7 +107,7 @@ class NodeActor(Actor):
             self.network,
             (),
             now_ms,
-            3_600_000,
+            DESCRIPTOR_LIFE_MS,
             nonce=hashlib.md5(b"%d" % now_ms).digest(),
         )
         made = NodeDescriptor(

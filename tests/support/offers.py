@@ -40,7 +40,7 @@ FACTS = Facts((OFFER,), HARDWARE, "0.1.0 fake", 4)
 
 def advertiser(now_ms: int = START_MS) -> Advertiser:
     """A node's advertiser with one descriptor issued."""
-    made = Advertiser(NODE, NETWORK, FACTS, lambda least: least)
+    made = Advertiser(NODE, NETWORK, FACTS, lambda least: least, lambda: 1)
     made.renew(now_ms)
     return made
 

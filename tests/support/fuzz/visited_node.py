@@ -204,7 +204,7 @@ async def _quietly(session: Session) -> NovaMeshError | None:
 
 def advertiser() -> Advertiser:
     """With the same HPKE key in every process: what was sealed to it once opens again."""
-    made = Advertiser(NODE, NETWORK, FACTS, lambda least: least)
+    made = Advertiser(NODE, NETWORK, FACTS, lambda least: least, lambda: 1)
     with repeatable("advertiser"):
         made.renew(START_MS)
     return made

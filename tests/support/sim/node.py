@@ -140,8 +140,11 @@ class Node(Party):
         journal: ReplayJournal,
     ) -> Session:
         signer = Signer(self.key, NETWORK, COORDINATOR.node_id)
+        self.keeper = keeper = Keeper(self.slots, clock, lifecycle.State())
         facts = Facts((OFFER,), HARDWARE, "0.1.0 sim", self.slots)
-        advertiser = Advertiser(self.key, NETWORK, facts, state.next_sequence)
+        advertiser = Advertiser(
+            self.key, NETWORK, facts, state.next_sequence, lambda: keeper.load().free_slots
+        )
         house = House(self.key.node_id, signer.coordinator, NETWORK, {PROFILE: CONTEXT})
         worker: Any = SimEngine(process, self.pace)
         served = Served(OFFER, worker, FakeTokenizer(), Shape(CONTEXT, VOCAB))
@@ -151,7 +154,6 @@ class Node(Party):
             Admission(house, journal.window), advertiser, signer, Crew([station], SLOTS_MAX),
             journal.remember, clock,
         )  # fmt: skip
-        self.keeper = keeper = Keeper(self.slots, clock, lifecycle.State())
         desk = Desk(fixtures, keeper, tasks)
         link = Link(self._world.pool.address, signer, b"")
         rng = random.Random(self._world.rng.getrandbits(32))
