@@ -28,6 +28,12 @@ Home = Annotated[
 ]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 
+for _name, _text in (
+    ("install", "Let systemd run the node as config.toml says: as you, without root."),
+    ("uninstall", "Stop that service and take its unit away; keys and models stay."),
+):
+    app.command(f"novamesh_node.service_cli:{_name}", name=_name, help=_text)
+
 STOP_S: Final = 75.0
 _POLL_S: Final = 0.1
 
