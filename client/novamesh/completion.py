@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from novamesh_proto.attestation import Finding
+from novamesh_proto.evidence import VerifiedReceipt
 from novamesh_proto.messages import (
     FinishReason,
     JobId,
@@ -30,9 +31,32 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerPart:
+    """What one job brought of an answer: positions `start` up to, without it, `end`.
+
+    The node signed for those before `signed`; what follows was witnessed by the client alone.
+    `path` says how it came: "relay" is through the coordinator.
+    """
+
+    job: JobId
+    node: NodeId
+    start: int
+    signed: int
+    end: int
+    path: str = "relay"
+
+    @property
+    def unattested(self) -> int:
+        """Tokens that only the client vouches for."""
+        return self.end - self.signed
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A whole answer and its proof; `str(completion)` is its text. Times are the client's own.
 
+    An answer whose node was lost went on at another: `parts` tells them in order, and `job`, `node`
+    and the speed are of the last one, while the times and counts are of the whole answer.
     `tokens_per_s` is the witnessed speed, 0 where it cannot be told: of a short answer, of a burst,
     and where `resumed` says that the answer was read afterwards, not as it arrived. `findings` are
     witness rules that the node's timing does not keep; `receipt_path` is the file that verifies
@@ -55,6 +79,7 @@ class Completion:
     receipt: Receipt = field(repr=False)
     receipt_path: Path
     resumed: bool = False
+    parts: tuple[AnswerPart, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -63,3 +88,9 @@ class Completion:
     def completion_tokens(self) -> int:
         """Tokens of the answer."""
         return len(self.token_ids)
+
+
+def parts_of(proof: VerifiedReceipt) -> tuple[AnswerPart, ...]:
+    """The parts of an answer, as its receipt proves them."""
+    pairs = zip(proof.parts, proof.spans, strict=True)
+    return tuple(AnswerPart(v.job, v.node, span.start, span.signed, span.end) for v, span in pairs)

@@ -2,7 +2,8 @@
 
 Rules: a record is written before its job is submitted, mode 0600, since it holds the key of the
 answer; it is removed when the job has ended, and forgotten when the pool keeps nothing of it any
-more. Prompts are in no record.
+more. Of a job that goes on with an answer it holds the parts before: what was received, and what
+proves it. Prompts are in no record. Version 1 knew no parts and is read as well.
 """
 
 from __future__ import annotations
@@ -14,22 +15,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from novamesh.completion import Piece
 from novamesh.private_file import read_private, write_private
 from novamesh_proto import wire
 from novamesh_proto.envelope import Verified
 from novamesh_proto.envelope import open as open_envelope
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import JOB_TIMEOUT_MS_MAX, TAIL_KEPT_MS
-from novamesh_proto.messages import Envelope, JobId, JobTerms, NodeDescriptor, NodeId
+from novamesh_proto.messages import (
+    ChunkBody,
+    Envelope,
+    JobId,
+    JobTerms,
+    NodeDescriptor,
+    NodeId,
+)
+from novamesh_proto.receipt import Receipt, decode_receipt, encode_receipt
 
-VERSION: Final = 1
-_BYTES_MAX: Final = 4 << 20
+VERSION: Final = 2
+_READABLE: Final = (1, 2)
+_BYTES_MAX: Final = 64 << 20  # a long answer with all its log probabilities
 _KEPT_MS: Final = JOB_TIMEOUT_MS_MAX + TAIL_KEPT_MS
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One job under way. `submitted_at_ms` is the wall clock when it was handed in."""
+    """One job under way. `submitted_at_ms` is the wall clock when it was handed in.
+
+    `earlier` are the proofs of the parts that its answer has already, and `received` what they
+    brought, which is the job's forced prefix.
+    """
 
     model: str
     terms: Verified[JobTerms]
@@ -37,6 +52,8 @@ class JobRecord:
     client_seed: bytes = field(repr=False)
     candidates: tuple[Verified[NodeDescriptor], ...]
     submitted_at_ms: int
+    earlier: tuple[Receipt, ...] = field(default=(), repr=False)
+    received: tuple[Piece, ...] = field(default=(), repr=False)
 
     @property
     def job(self) -> JobId:
@@ -66,6 +83,8 @@ class JobRecords:
             "client_seed": record.client_seed.hex(),
             "terms": _to_text(record.terms.envelope),
             "candidates": [_to_text(one.envelope) for one in record.candidates],
+            "earlier": [encode_receipt(part).decode() for part in record.earlier],
+            "received": [_piece_to_text(piece) for piece in record.received],
         }
         write_private(self._path(record.job), json.dumps(document, indent=1).encode() + b"\n")
 
@@ -116,7 +135,7 @@ class JobRecords:
 
 
 def _read(document: dict[str, Any]) -> JobRecord:
-    if document["version"] != VERSION:
+    if document["version"] not in _READABLE:
         raise ValueError("it was written by another version")
     network = document["network"]
     terms = open_envelope(_from_text(document["terms"]), JobTerms, network=network)
@@ -131,11 +150,26 @@ def _read(document: dict[str, Any]) -> JobRecord:
         client_seed=bytes.fromhex(document["client_seed"]),
         candidates=candidates,
         submitted_at_ms=int(document["submitted_at_ms"]),
+        earlier=tuple(decode_receipt(text.encode()) for text in document.get("earlier", ())),
+        received=tuple(_piece_from_text(text) for text in document.get("received", ())),
     )
 
 
 def _to_text(envelope: Envelope) -> str:
     return base64.b64encode(wire.encode(envelope)).decode()
+
+
+def _piece_to_text(piece: Piece) -> str:
+    body = ChunkBody(piece.token_ids, piece.text, piece.logprobs, piece.finish)
+    return base64.b64encode(wire.encode(body)).decode()
+
+
+def _piece_from_text(text: str) -> Piece:
+    try:
+        body = wire.decode(ChunkBody, base64.b64decode(text, validate=True))
+    except binascii.Error:
+        raise ValueError("a piece is not base64") from None
+    return Piece(body.text, body.token_ids, body.logprobs, body.finish)
 
 
 def _from_text(text: str) -> Envelope:

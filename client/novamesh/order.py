@@ -77,6 +77,16 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a job that goes on with an answer takes over; `token_ids` are the forced prefix."""
+
+    client_seed: bytes = field(repr=False)
+    sampling: Sampling
+    parent_job: JobId
+    token_ids: tuple[int, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A signed and sealed job before it is wrapped for anybody, and what only we know of it."""
 
@@ -151,7 +161,14 @@ def order_of(model: str, prompt: str | None, asked: Asked, deadline_s: float) ->
     )
 
 
-def draft(order: Order, model: PoolModel, header: Header, key: PrivateKey, limit: int) -> Draft:
+def draft(
+    order: Order,
+    model: PoolModel,
+    header: Header,
+    key: PrivateKey,
+    limit: int,
+    after: Continuation | None = None,
+) -> Draft:
     """Seal the body and sign the terms.
 
     Args:
@@ -160,30 +177,37 @@ def draft(order: Order, model: PoolModel, header: Header, key: PrivateKey, limit
         header: Ours, to the coordinator; its life bounds how long the job may be handed in.
         key: The client's.
         limit: Completion tokens where the order does not say.
+        after: The parts of the answer that this job goes on from; None begins it.
 
     Raises:
         NovaMeshError: BAD_REQUEST or TOO_LARGE, naming the field.
     """
     options = order.options
     body = JobBody(
-        client_seed=client_seed(options.seed),
+        client_seed=after.client_seed if after else client_seed(options.seed),
         response_key=secrets.token_bytes(SECRET_BYTES),
         chat=order.prompt.chat,
         text=order.prompt.text,
         tokens=order.prompt.tokens,
         stop=options.stop,
+        prefix_token_ids=after.token_ids if after else (),
     )
+    parent = after.parent_job if after and after.token_ids else b""
     sealed = sealing.seal_body(body)
     terms = JobTerms(
         header=header,
         model_profile=model.model_profile,
-        sampling=_sampling(options, body, max_tokens(order, model, limit)),
+        sampling=after.sampling
+        if after
+        else _sampling(options, body, max_tokens(order, model, limit)),
         timeout_ms=min(max(1, round(order.deadline_s * 1000)), JOB_TIMEOUT_MS_MAX),
         body_digest=sealed.digest,
         body_bytes=len(sealed.ciphertext),
         key_commitment=sealed.commitment,
         idempotency_key=secrets.token_hex(16),
-        start_position=0,
+        parent_job=parent,
+        start_position=len(body.prefix_token_ids),
+        prefix_digest=sealing.forced_prefix_digest(body, JobId(parent)),
     )
     signed = open_envelope(seal(terms, key), JobTerms, network=header.network)
     return Draft(signed, sealed, body)

@@ -4,7 +4,8 @@ Rules: an assignment must be the coordinator's and name a candidate the client w
 chunks open in order, each once; a checkpoint must commit to the chain as it was received, and each
 one is acknowledged with a fresh challenge; the attestation must fit terms, assignment and every
 byte received. A new attempt begins a new chain and is taken only while nothing of an older one was
-delivered. What breaks a rule raises; nothing is guessed. Sending acks is the caller's business.
+delivered. What breaks a rule raises; nothing is guessed. Sending acks is the caller's business. Of
+a job that ended badly what it brought, and what proves that, is told too: an answer may go on.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from novamesh_proto.messages import (
     JobState,
     JobView,
     NodeId,
-    PositionLogprobs,
     ReceiptVerdict,
     RelayReceipt,
     Settlement,
@@ -47,6 +47,7 @@ T = TypeVar("T", bound=Signable)
 
 CHALLENGE_BYTES: Final = 16
 _SECOND_US: Final = 1_000_000
+_ANOTHER: Final = "attests another answer than the one it sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class AnswerReader:
         self._relay_receipt: Verified[RelayReceipt] | None = None
         self._settlement: Verified[Settlement] | None = None
         self.view: JobView | None = None
+        self.began_again = False  # after something was delivered, which ends what can be read here
 
     @property
     def attempt(self) -> int:
@@ -98,6 +100,21 @@ class AnswerReader:
     def delivered(self) -> bool:
         """Whether any part of the answer has reached the caller."""
         return self._attempt is not None and bool(self._attempt.token_ids)
+
+    @property
+    def node(self) -> NodeId | None:
+        """Who worked on it, as far as this is known."""
+        return self._attempt.node if self._attempt else None
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What was delivered."""
+        return tuple(self._attempt.pieces) if self._attempt else ()
+
+    @property
+    def ttft_us(self) -> int:
+        """From the request to the first tokens, µs."""
+        return self._attempt.times_us()[0] if self._attempt else 0
 
     @property
     def ended(self) -> bool:
@@ -146,8 +163,9 @@ class AnswerReader:
         if given.job != self._record.job or given.attempt <= self.attempt:
             raise NovaMeshError(Code.CORRUPT, "the coordinator assigned another job or attempt")
         if self.delivered:
+            self.began_again = True
             raise NovaMeshError(
-                Code.CORRUPT,
+                Code.NODE_LOST,
                 "the coordinator began the answer again after its first token",
                 "run the job again; the tokens so far are from the first attempt",
             )
@@ -230,17 +248,38 @@ class AnswerReader:
         if verdict is ReceiptVerdict.INCOMPLETE:
             raise _lost()
         if verdict is not ReceiptVerdict.OK:
-            raise attempt.accuse(Code.CORRUPT, "attests another answer than the one it sent")
+            raise attempt.accuse(Code.CORRUPT, _ANOTHER)
         return Conclusion(
-            assignment=attempt.assignment,
             attestation=self._attestation,
             client_receipt=self._client_receipt,
-            text="".join(attempt.text),
-            token_ids=tuple(attempt.token_ids),
-            logprobs=tuple(attempt.logprobs),
+            pieces=tuple(attempt.pieces),
             findings=attestation.findings(self._attestation.message, self._witness(attempt)),
+            proof=self._prove(attempt),
             receipt=self._receipt(attempt),
         )
+
+    def section(self) -> Receipt:
+        """What proves the part of an answer that a job brought which ended badly.
+
+        Where the node signed nothing, only that it was asked.
+
+        Raises:
+            PeerError: CORRUPT if the node attests another part than it sent.
+            NovaMeshError: CORRUPT if the proof does not hold together.
+        """
+        attempt = self._require_attempt("a part")
+        said = self._client_receipt
+        if said is not None and said.message.verdict is ReceiptVerdict.MISMATCH:
+            raise attempt.accuse(Code.CORRUPT, _ANOTHER)
+        if said is None or said.message.verdict is not ReceiptVerdict.OK:
+            # It attests more than came here, or nothing: what came is proved by the checkpoint.
+            self._attestation = self._client_receipt = None
+        claim = self._attestation or attempt.checkpoint
+        settled = self._settlement
+        if settled is None or claim is None or claim.id not in settled.message.evidence:
+            self._settlement = self._relay_receipt = None
+        self._prove(attempt)
+        return self._receipt(attempt)
 
     def _witness(self, attempt: ReceivedAttempt) -> Witness:
         profile = self._record.terms.message.model_profile
@@ -257,7 +296,7 @@ class AnswerReader:
             checkpoints=tuple(attempt.checkpoints),
         )
 
-    def _receipt(self, attempt: ReceivedAttempt) -> Receipt:
+    def _prove(self, attempt: ReceivedAttempt) -> VerifiedReceipt:
         """What is kept; it is never something that would not verify later."""
         parts = VerifiedReceipt(
             descriptor=attempt.descriptor,
@@ -277,6 +316,9 @@ class AnswerReader:
                 f"the proof of this answer does not hold together: {error.message}",
                 "do not trust this answer; run the job again, and tell the pool's owner",
             ) from error
+        return parts
+
+    def _receipt(self, attempt: ReceivedAttempt) -> Receipt:
         return Receipt(
             descriptor=attempt.descriptor.envelope,
             terms=self._record.terms.envelope,
@@ -286,6 +328,7 @@ class AnswerReader:
             relay_receipt=_envelope(self._relay_receipt),
             client_receipt=_envelope(self._client_receipt),
             settlement=_envelope(self._settlement),
+            earlier=self._record.earlier,
         )
 
     def _open(self, sealed: Envelope, cls: type[T], issuer: NodeId) -> Verified[T]:
@@ -315,15 +358,13 @@ class AnswerReader:
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """A whole answer, and what proves it."""
+    """What a job brought that ended well, and what proves it."""
 
-    assignment: Verified[JobAssignment]
     attestation: Verified[InferenceAttestation]
     client_receipt: Verified[ClientReceipt]
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[PositionLogprobs, ...]
+    pieces: tuple[Piece, ...]
     findings: tuple[Finding, ...]
+    proof: VerifiedReceipt
     receipt: Receipt
 
 

@@ -24,7 +24,6 @@ from novamesh_proto.messages import (
     JobAssignment,
     NodeDescriptor,
     NodeId,
-    PositionLogprobs,
     ReceiptVerdict,
     StreamAck,
     StreamChunk,
@@ -43,8 +42,7 @@ class ReceivedAttempt:
     descriptor: Verified[NodeDescriptor]
     opener: sealing.ChunkOpener = field(init=False)
     token_ids: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     arrivals: list[tuple[int, int]] = field(default_factory=list)  # µs since the request, tokens
     finish: FinishReason = FinishReason.UNSPECIFIED
     checkpoint: Verified[ChunkCheckpoint] | None = None
@@ -80,12 +78,12 @@ class ReceivedAttempt:
         if self.position > self.record.terms.message.sampling.max_tokens:
             raise self.accuse(Code.CORRUPT, "sent more tokens than the terms allow")
         self._heads.append((self.opener.chunks, self.opener.head))
+        piece = Piece(body.text, body.token_ids, body.logprobs, body.finish)
         self.token_ids += body.token_ids
-        self.text.append(body.text)
-        self.logprobs += body.logprobs
+        self.pieces.append(piece)
         self.arrivals.append((at_us, chunk.tokens))
         self.finish = body.finish
-        return Piece(body.text, body.token_ids, body.logprobs, body.finish)
+        return piece
 
     def take_checkpoint(self, opened: Verified[ChunkCheckpoint]) -> bool:
         """Hold a checkpoint against the chain; whether it is new.

@@ -1,26 +1,32 @@
-"""Carry one job through a pool: match, seal, submit, follow, acknowledge, keep the proof.
+"""Carry one answer through a pool: match, seal, submit, follow, go on elsewhere, keep the proof.
 
 The order of things is the safety of things: keys are on disk before a job is handed in; the same
 terms are handed in again however often the answer to that gets lost; an answer is followed from
-where it broke off; a job that nobody waits for any more is cancelled. What events mean is decided
-by `reader`; this module moves them. A session runs in one task and is used once.
+where it broke off; a job that nobody waits for any more is cancelled. An answer whose node is lost
+goes on with another job, within the one deadline; when and how is `failover`'s to say. What events
+mean is decided by `reader`; this module moves them. A session runs in one task and is used once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from novamesh import retries
 from novamesh.clock import Clock
-from novamesh.completion import Completion, Piece
+from novamesh.completion import Completion, Piece, parts_of
 from novamesh.config import ClientSettings
+from novamesh.failover import Course, continue_from
+from novamesh.following import Emit, Following
 from novamesh.job_records import JobRecord, JobRecords
+from novamesh.job_transport import JobTransport
 from novamesh.model_choice import choose_model
-from novamesh.order import Draft, Order, draft, max_tokens, prompt_bytes
+from novamesh.order import Draft, Order, draft, prompt_bytes
 from novamesh.pool import PoolConnection, Wanted
 from novamesh.reader import AnswerReader, Conclusion
 from novamesh.receipts import Receipts
@@ -29,18 +35,27 @@ from novamesh_proto import envelope
 from novamesh_proto.attestation import BURST_RULE, witnessed_speed
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import CONTROL_LIFE_MS, JOB_TIMEOUT_MS_MAX, TAIL_KEPT_MS
-from novamesh_proto.messages import Candidate, Envelope, JobId, NodeDescriptor, PoolModel
-
-Emit = Callable[[Piece], Awaitable[None]]
+from novamesh_proto.limits import CONTROL_LIFE_MS
+from novamesh_proto.messages import (
+    Candidate,
+    ClientReceipt,
+    FinishReason,
+    JobId,
+    NodeDescriptor,
+    NodeId,
+    PoolModel,
+)
+from novamesh_proto.receipt import encode_receipt, verify_receipt
 
 GRACE_S: Final = 2.0  # the pool's own word about a deadline comes this much later at most
 STOP_S: Final = 2.0  # a cancel order may take this long
-ACKS_WAITING_MAX: Final = 16  # then reading waits for them
-REWATCHES: Final = 12  # tries at the stream of one job
-WATCH_S_MAX: Final = (JOB_TIMEOUT_MS_MAX + TAIL_KEPT_MS) / 1000
 # What cannot be reached now: the job may go on, and `Client.resume` takes it up.
 _RESUMABLE: Final = frozenset({Code.UNAVAILABLE, Code.BUSY, Code.STORAGE})
+# Nobody else offers the model, or none of them ever takes such a job.
+_NOBODY_ELSE: Final = frozenset({Code.MODEL_NOT_FOUND, Code.NO_CAPACITY})
+_ENDS: Final = frozenset({FinishReason.STOP, FinishReason.LENGTH})
+
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +79,8 @@ class JobSession:
         self._record: JobRecord | None = None
         self._running: JobId | None = None  # handed in, and not known to have ended
         self._handed_in_s: float | None = None
-        self._acks = asyncio.Semaphore(ACKS_WAITING_MAX)
+        self._first: tuple[float, int] | None = None  # of several parts: handed in, ttft in µs
+        self._finished = False  # the caller was told why the answer ended
 
     async def run(self, order: Order) -> Completion:
         """Deliver an answer piece by piece; then the whole of it, proved.
@@ -72,20 +88,19 @@ class JobSession:
         Raises:
             NovaMeshError: why there is none; EXPIRED after the order's deadline.
         """
-        return await self._guard(order.deadline_s, lambda: self._run_once(order))
+        return await self._guard(order.deadline_s, lambda: self._answer(order))
 
     async def resume(self, record: JobRecord, deadline_s: float) -> Completion:
         """Deliver the answer of a job that was submitted before, from its first piece."""
-        return await self._guard(deadline_s, lambda: self._follow(record))
+        return await self._guard(deadline_s, lambda: self._take_up(record))
 
     async def _guard(
         self, deadline_s: float, work: Callable[[], Awaitable[Completion]]
     ) -> Completion:
-        """Bound the work in time, try it again where that is safe, stop the job if it is left."""
-        settings = self._desk.settings
+        """Bound the work in time, and stop the job if it is left."""
         try:
             async with asyncio.timeout(deadline_s + GRACE_S):
-                return await ask(work, settings.retries, deadline_s, self._may_run_again)
+                return await work()
         except TimeoutError:
             await self._stop()
             raise NovaMeshError(
@@ -101,32 +116,97 @@ class JobSession:
             await self._stop()
             raise
 
+    async def _answer(self, order: Order) -> Completion:
+        """One part where all goes well; when a node is lost another one, as `failover` says."""
+        clock, settings = self._desk.clock, self._desk.settings
+        ends_s, course = clock.monotonic() + order.deadline_s, Course()
+        models = await ask(self._desk.pool.list_models, settings.retries, order.deadline_s)
+        model = choose_model(order.model, models)
+        try:
+            return await ask(
+                lambda: self._part(order, model),
+                settings.retries,
+                order.deadline_s,
+                self._may_run_again,
+            )
+        except NovaMeshError as error:
+            failure = error
+        before: JobRecord | None = None
+        while True:
+            left_s = ends_s - clock.monotonic()
+            course, before = await self._go_on(failure, course, before, left_s)
+            part = replace(order, deadline_s=ends_s - clock.monotonic())
+            try:
+                return await self._part(part, model, before, course.lost)
+            except NovaMeshError as error:
+                failure = error
+
     def _may_run_again(self, error: NovaMeshError) -> bool | float:
-        """A new job is safe once the old one has ended without delivering anything."""
+        """A new answer is safe once the old job has ended without delivering anything."""
         reader = self._reader
         if reader is None or reader.delivered or not reader.ended:
             return False
         return pause(error)
 
-    async def _run_once(self, order: Order) -> Completion:
+    async def _go_on(
+        self, failure: NovaMeshError, course: Course, before: JobRecord | None, left_s: float
+    ) -> tuple[Course, JobRecord]:
+        """Where the answer is after a part that failed, once it is time for the next one.
+
+        Raises:
+            NovaMeshError: the failure, where the answer ends with it.
+        """
+        reader = self._reader
+        if reader is not None and not (reader.ended or reader.began_again):
+            raise failure  # the job may go on without us
+        pieces = reader.pieces if reader is not None else ()
+        tokens = sum(len(piece.token_ids) for piece in pieces)
+        node = reader.node if reader is not None else None
+        course = course.after(failure, node, tokens)
+        pause_s = course.pause_s(failure, left_s)
+        if pause_s is None:
+            raise failure
+        if reader is not None and tokens:
+            record = self._require_record()
+            if self._first is None and self._handed_in_s is not None:
+                self._first = (self._handed_in_s, reader.ttft_us)
+            earlier, received = (*record.earlier, reader.section()), (*record.received, *pieces)
+            before = replace(record, earlier=earlier, received=received)
+        assert before is not None, "an answer goes on only after something was delivered"
+        await self._stop()  # an answer that began again, or a job whose receipt got lost
+        _log.info("%s; the answer goes on in %.2f s", failure, pause_s)
+        await retries.sleep(pause_s)
+        return course, before
+
+    async def _part(
+        self,
+        order: Order,
+        model: PoolModel,
+        before: JobRecord | None = None,
+        lost: tuple[NodeId, ...] = (),
+    ) -> Completion:
+        """One job: the whole answer, or what is left of it after the parts that `before` holds."""
         pool, settings = self._desk.pool, self._desk.settings
         self._reader = self._running = None
-        models = await ask(pool.list_models, settings.retries, order.deadline_s)
-        model = choose_model(order.model, models)
         life_ms = min(CONTROL_LIFE_MS, round((order.deadline_s + GRACE_S) * 1000))
-        made = draft(order, model, pool.header(life_ms=life_ms), pool.key, settings.max_tokens)
-        self._record = record = JobRecord(
+        header = pool.header(life_ms=life_ms)
+        after = continue_from(before) if before is not None else None
+        made = draft(order, model, header, pool.key, settings.max_tokens, after)
+        self._record = JobRecord(
             model=model.name,
             terms=made.terms,
             response_key=made.body.response_key,
             client_seed=made.body.client_seed,
             candidates=(),
             submitted_at_ms=self._desk.clock.now_ms(),
+            earlier=before.earlier if before is not None else (),
+            received=before.received if before is not None else (),
         )
         wanted = Wanted(
             model.model_profile,
             prompt_bytes(order.prompt),
-            max_tokens(order, model, settings.max_tokens),
+            made.terms.message.sampling.max_tokens,
+            lost,
         )
         # The same terms are handed in again: a job that did arrive is not asked for twice.
         record = await ask(
@@ -134,11 +214,15 @@ class JobSession:
         )
         return await self._follow(record)
 
+    def _transport(self) -> JobTransport:
+        """Who carries the job at hand."""
+        return self._desk.pool
+
     async def _hand_in(self, made: Draft, model: PoolModel, wanted: Wanted) -> JobRecord:
         """Match, wrap, write the keys down, submit. What was matched before stays on record."""
         desk, first = self._desk, self._running is None
         try:
-            chosen = self._verify(await desk.pool.match(wanted), model)
+            chosen = self._verify(await self._match(wanted), model)
         except NovaMeshError:
             # The job whose receipt by the pool got lost may hold the very slot that is missing.
             if first or not await self._is_known(made.job):
@@ -154,7 +238,7 @@ class JobSession:
         self._running, self._handed_in_s = made.job, desk.clock.monotonic()
         job = made.wrap([one for one, _ in chosen])
         try:
-            await desk.pool.submit(job, [reservation for _, reservation in chosen])
+            await self._transport().submit(job, [reservation for _, reservation in chosen])
         except NovaMeshError as error:
             if (
                 error.code is Code.BUSY and first
@@ -166,7 +250,7 @@ class JobSession:
 
     async def _is_known(self, job: JobId) -> bool:
         try:
-            await self._desk.pool.get_job(job)
+            await self._transport().get_job(job)
         except NovaMeshError:
             return False
         return True
@@ -174,6 +258,15 @@ class JobSession:
     def _require_record(self) -> JobRecord:
         assert self._record is not None, "a job is drafted before it is handed in"
         return self._record
+
+    async def _match(self, wanted: Wanted) -> tuple[Candidate, ...]:
+        """Candidates; nodes that lost the answer before only if nobody else offers the model."""
+        try:
+            return await self._desk.pool.match(wanted)
+        except NovaMeshError as error:
+            if error.code not in _NOBODY_ELSE or not wanted.excluded:
+                raise
+        return await self._desk.pool.match(replace(wanted, excluded=()))
 
     def _verify(
         self, candidates: Sequence[Candidate], model: PoolModel
@@ -203,36 +296,44 @@ class JobSession:
             raise refusal
         return verified
 
+    async def _take_up(self, record: JobRecord) -> Completion:
+        """What was received before, then what the job brings."""
+        self._record = record
+        for piece in record.received:
+            await self._deliver(piece)
+        return await self._follow(record)
+
     async def _follow(self, record: JobRecord) -> Completion:
         """Read a submitted job to its end and keep its receipt."""
-        reader = AnswerReader(
-            record,
-            self._desk.pool.key,
-            self._desk.pool.coordinator,
-            self._request_s(record),
-            os.urandom,
-        )
+        desk = self._desk
+        started_s = self._request_s(record)
+        reader = AnswerReader(record, desk.pool.key, desk.pool.coordinator, started_s, os.urandom)
         self._reader, self._running = reader, record.job
-        failure: NovaMeshError | None = None
-        async with asyncio.TaskGroup() as sends:
-            # A group would wrap what its body raises; callers want the error itself.
-            try:
-                await ask(
-                    lambda: self._read_events(reader, record.job, sends), REWATCHES, WATCH_S_MAX
-                )
-                conclusion = reader.conclude()
-            except NovaMeshError as error:
-                failure = error
-        if reader.ended:
-            self._running = None
-        if failure is not None:
+        following = Following(
+            record.job, self._transport(), reader, self._deliver, desk.clock, desk.settings
+        )
+        try:
+            await following.to_its_end()
+            conclusion = reader.conclude()
+        except NovaMeshError as failure:
             if reader.ended or failure.code not in _RESUMABLE:
-                self._desk.records.remove(record.job)
-                raise failure
+                desk.records.remove(record.job)
+                raise
             # The job may go on without us, and its record stays.
             hint = f"within ten minutes:  novamesh jobs resume {record.job.hex()[:12]}"
             raise NovaMeshError(failure.code, failure.message, hint) from failure
+        finally:
+            if reader.ended:
+                self._running = None
         return self._complete(record, conclusion)
+
+    async def _deliver(self, piece: Piece) -> None:
+        """Pass a piece on; that a part ended is told once, and only where the answer did."""
+        ends = piece.finish in _ENDS and not self._finished
+        finish = piece.finish if ends else FinishReason.UNSPECIFIED
+        if ends or piece.text or piece.token_ids:
+            self._finished |= ends
+            await self._emit(replace(piece, finish=finish))
 
     def _request_s(self, record: JobRecord) -> float:
         """Monotonic time of the request; of another process's request the wall clock knows."""
@@ -241,44 +342,6 @@ class JobSession:
         clock = self._desk.clock
         return clock.monotonic() - max(0, clock.now_ms() - record.submitted_at_ms) / 1000
 
-    async def _read_events(
-        self, reader: AnswerReader, job: JobId, sends: asyncio.TaskGroup
-    ) -> None:
-        """Follow the stream to the job's end, from where the last one broke off."""
-        clock, pool = self._desk.clock, self._desk.pool
-        watch = pool.watch(job, reader.attempt, reader.chunks)
-        async with contextlib.aclosing(watch) as events:
-            async for event in events:
-                step = reader.take(event, clock.now_ms(), clock.monotonic())
-                if step.piece is not None:
-                    await self._emit(step.piece)
-                if step.ack is not None:
-                    await self._acks.acquire()
-                    sends.create_task(self._acknowledge(step.ack), name="acknowledge")
-                if step.receipt is not None:
-                    sends.create_task(self._countersign(step.receipt), name="hand in receipt")
-                if reader.ended:
-                    return
-        raise NovaMeshError(Code.UNAVAILABLE, "the job's stream broke off")
-
-    async def _acknowledge(self, ack: Envelope) -> None:
-        # One ack that gets lost is made up for by the next one, or by the receipt.
-        try:
-            with contextlib.suppress(NovaMeshError):
-                await self._desk.pool.acknowledge(ack)
-        finally:
-            self._acks.release()
-
-    async def _countersign(self, receipt: Envelope) -> None:
-        """The pool gets our countersignature; where it does not want it, ours is on file."""
-        settings = self._desk.settings
-        with contextlib.suppress(NovaMeshError):
-            await ask(
-                lambda: self._desk.pool.submit_receipt(receipt),
-                settings.retries,
-                settings.connect_timeout_s,
-            )
-
     async def _stop(self) -> None:
         """Cancel what was handed in and has not ended, if the pool can be told in time."""
         job, self._running = self._running, None
@@ -286,31 +349,42 @@ class JobSession:
             return
         with contextlib.suppress(NovaMeshError, TimeoutError):
             async with asyncio.timeout(STOP_S):
-                await self._desk.pool.cancel(job)
+                await self._transport().cancel(job)
         self._desk.records.remove(job)
 
     def _complete(self, record: JobRecord, conclusion: Conclusion) -> Completion:
-        path = self._desk.receipts.save(record.job, conclusion.receipt)
+        receipt, claim = conclusion.receipt, conclusion.attestation.message
+        proof = verify_receipt(encode_receipt(receipt)) if record.earlier else conclusion.proof
+        found = [*(one for part in proof.earlier for one in part.findings), *conclusion.findings]
+        path = self._desk.receipts.save(record.job, receipt)
         self._desk.records.remove(record.job)
-        claim, seen = conclusion.attestation.message, conclusion.client_receipt.message
+        seen, pieces = conclusion.client_receipt.message, (*record.received, *conclusion.pieces)
         # What another process asked for came when we read it: that tells nothing of its speed.
         resumed = self._handed_in_s is None
-        found = conclusion.findings
+        ttft_s, total_s = self._times_s(seen)
         return Completion(
             job=record.job,
             model=record.model,
             model_profile=claim.model_profile,
             node=conclusion.attestation.issuer,
-            text=conclusion.text,
-            token_ids=conclusion.token_ids,
-            logprobs=conclusion.logprobs,
+            text="".join(piece.text for piece in pieces),
+            token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+            logprobs=tuple(one for piece in pieces for one in piece.logprobs),
             finish=claim.finish,
             prompt_tokens=claim.prompt_tokens,
-            ttft_s=seen.ttft_us / 1e6,
-            total_s=seen.total_us / 1e6,
+            ttft_s=ttft_s,
+            total_s=total_s,
             tokens_per_s=0.0 if resumed else witnessed_speed(seen),
             findings=tuple(one for one in found if not resumed or one.rule != BURST_RULE),
-            receipt=conclusion.receipt,
+            receipt=receipt,
             receipt_path=path,
             resumed=resumed,
+            parts=parts_of(proof),
         )
+
+    def _times_s(self, seen: ClientReceipt) -> tuple[float, float]:
+        """From the first request to the first token and to the last one, whoever sent it."""
+        if self._first is None or self._handed_in_s is None:
+            return seen.ttft_us / 1e6, seen.total_us / 1e6
+        first_s, ttft_us = self._first
+        return ttft_us / 1e6, self._handed_in_s - first_s + seen.total_us / 1e6

@@ -57,11 +57,29 @@ V = TypeVar("V", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Completion positions of a part: `start` up to, without it, `end`; signed for up to `signed`.
+
+    What was witnessed without being attested lies between the last two.
+    """
+
+    start: int
+    signed: int
+    end: int
+
+    @property
+    def unattested(self) -> int:
+        """Tokens that were witnessed by the client and attested by nobody."""
+        return self.end - self.signed
+
+
+@dataclass(frozen=True, slots=True)
 class VerifiedReceipt:
     """What a receipt proves: parts signed by the right parties that belong together.
 
     There is always an attestation, or the checkpoint at which the node died; what else is absent is
-    not vouched for.
+    not vouched for. `earlier` are the parts of the answer that this one goes on with, in order:
+    of those the node may have died before it signed anything.
     """
 
     descriptor: Verified[NodeDescriptor]
@@ -72,6 +90,7 @@ class VerifiedReceipt:
     relay_receipt: Verified[RelayReceipt] | None
     client_receipt: Verified[ClientReceipt] | None
     settlement: Verified[Settlement] | None
+    earlier: tuple[VerifiedReceipt, ...] = ()
 
     @property
     def job(self) -> JobId:
@@ -116,6 +135,30 @@ class VerifiedReceipt:
             return self.attestation.message.completion_tokens
         position = 0 if self.checkpoint is None else self.checkpoint.message.position
         return max(0, position - self.terms.message.start_position)
+
+    @property
+    def start_position(self) -> int:
+        """Completion position at which this part begins."""
+        return self.terms.message.start_position
+
+    @property
+    def signed_position(self) -> int:
+        """Completion position up to which its node signed; `start_position` if for nothing."""
+        return self.start_position + self.completion_tokens
+
+    @property
+    def parts(self) -> tuple[VerifiedReceipt, ...]:
+        """Every part of the answer, this one last."""
+        return (*self.earlier, self)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """How far each part of the answer went, and how much of that was signed for."""
+        ends = [*(part.start_position for part in self.parts[1:]), self.signed_position]
+        return tuple(
+            Span(part.start_position, part.signed_position, end)
+            for part, end in zip(self.parts, ends, strict=True)
+        )
 
     @property
     def ttft_us(self) -> int | None:

@@ -200,7 +200,6 @@ async def test_failed_job_says_why(tmp_path: Path) -> None:
         ("checkpoint", "checkpoint of an answer it did not send"),
         ("attestation", "attests another answer"),
         ("assignment", "JobAssignment is signed by"),
-        ("restart", "began the answer again"),
         ("settlement", "Settlement is signed by"),
     ],
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from novamesh.completion import Piece
 from novamesh.job_records import JobRecord, JobRecords
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.messages import JobId
+from novamesh_proto.messages import JobId, PositionLogprobs, TokenLogprob
 from support.clock import START_MS
 from support.parties import digest, party
 from support.story import tell
@@ -77,6 +80,26 @@ def test_record_that_others_can_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NovaMeshError) as caught:
         records.load(RECORD.job)
     assert caught.value.code is Code.BAD_KEY
+
+
+def test_record_of_a_later_part_holds_the_parts_before(tmp_path: Path) -> None:
+    logprobs = (PositionLogprobs(TokenLogprob(9, -0.5), (TokenLogprob(8, -2.0),)),)
+    received = (Piece("a \u20ac", (9,), logprobs), Piece("", (1, 2)))
+    later = replace(RECORD, earlier=(STORY.receipt, STORY.receipt), received=received)
+    records = JobRecords(tmp_path)
+    records.save(later)
+    assert records.load(RECORD.job) == later
+    assert "\u20ac" not in repr(later)
+
+
+def test_record_of_version_1_is_read(tmp_path: Path) -> None:
+    records = JobRecords(tmp_path)
+    records.save(RECORD)
+    (file,) = tmp_path.iterdir()
+    document = json.loads(file.read_text())
+    del document["earlier"], document["received"]
+    file.write_text(json.dumps(document | {"version": 1}))
+    assert records.load(RECORD.job) == RECORD
 
 
 def test_old_records_are_forgotten(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from novamesh.order import (
     Asked,
+    Continuation,
     client_seed,
     draft,
     max_tokens,
@@ -103,6 +105,22 @@ def test_draft_opens_at_every_candidate_and_nowhere_else(text: str, seed: int | 
     assert (said.timeout_ms, said.sampling.max_tokens) == (30_000, 64)
     assert (said.start_position, said.parent_job, said.prefix_digest) == (0, b"", b"")
     assert text.encode() not in job.body or len(text) < 4
+
+
+def test_what_goes_on_takes_over_seed_sampling_and_prefix() -> None:
+    order = order_of("m", "hi", {"temperature": 0.7, "stop": ["x"]}, 30.0)
+    first = draft(order, MODEL, _header(), CLIENT, 64)
+    sampling = first.terms.message.sampling
+    after = Continuation(first.body.client_seed, sampling, first.job, (4, 5, 6))
+    made = draft(order, MODEL, _header(), CLIENT, 99, after)
+    said = made.terms.message
+    assert (said.parent_job, said.start_position) == (first.job, 3)
+    assert said.sampling == sampling
+    assert said.prefix_digest == sealing.forced_prefix_digest(made.body, first.job) != b""
+    assert replace(made.body, response_key=first.body.response_key, prefix_token_ids=()) == (
+        first.body
+    )
+    assert made.body.response_key != first.body.response_key
 
 
 def test_other_candidates_are_the_same_job() -> None:

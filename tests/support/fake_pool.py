@@ -44,6 +44,7 @@ from novamesh_proto.messages import (
     ModelOffer,
     ModelsQuery,
     NodeDescriptor,
+    NodeId,
     PoolCard,
     PoolModel,
     SealedJob,
@@ -89,6 +90,7 @@ class FakePool(rpc.PoolServiceServicer):
         self.acks: deque[StreamAck] = deque(maxlen=1000)
         self.receipts: deque[ClientReceipt] = deque(maxlen=1000)
         self.bodies: deque[JobBody] = deque(maxlen=1000)
+        self.excluded: deque[tuple[NodeId, ...]] = deque(maxlen=1000)
         self._fence = 0
         self._server: grpc.Server | None = None
 
@@ -167,6 +169,9 @@ class FakePool(rpc.PoolServiceServicer):
             for node in self.nodes
             if node.node_id not in query.message.excluded
         ]
+        self.excluded.append(query.message.excluded)
+        if not found:
+            self._refuse(context, NovaMeshError(Code.NO_CAPACITY, "excluded by the client"))
         return pb.MatchResponse(candidates=found)
 
     def Submit(self, request: Any, context: Any) -> pb.SubmitResponse:
@@ -175,6 +180,9 @@ class FakePool(rpc.PoolServiceServicer):
         terms = self._open(request.job.terms, JobTerms, context)
         self._member(terms, context)
         job = JobId(terms.id)
+        parent = terms.message.parent_job
+        if parent and not self._find(JobId(parent), context).view.state.terminal:
+            self._refuse(context, NovaMeshError(Code.CONFLICT, "cancel it first"))
         if job not in self.jobs:
             self.jobs[job] = self._perform(sealed, terms)
         return pb.SubmitResponse(job=wire.to_pb(replace(self.jobs[job].view)))
@@ -276,9 +284,15 @@ class FakePool(rpc.PoolServiceServicer):
             error = self.script.failures.pop(0)
             failed = replace(view, state=JobState.FAILED, code=error.code, message=error.message)
             return _Job(terms, body, failed, events)
-        play = Play(self.script, self.key, node, terms, given, body)
+        death = self.script.deaths.pop(0) if self.script.deaths else None
+        play = Play(self.script, self.key, node, terms, given, body, death)
         events += [WatchResponse(assignment=given.envelope), *play.events()]
+        if death is not None:
+            message = f"its node was {death.how}"
+            failed = replace(view, state=JobState.FAILED, code=death.code, message=message)
+            return _Job(terms, body, failed, events)
         if self.script.tampered == "restart":
+            self.script.tampered = ""
             again = self._assign(sealed, terms, attempt + 1)
             events.insert(5, WatchResponse(assignment=again.envelope))
         tokens = len(self.script.answer)
