@@ -6,6 +6,8 @@ PY   := $(BIN)/python
 PROTOS := $(wildcard proto/novamesh_proto/v1/*.proto)
 PARTS  := node,coordinator
 EXTRAS := $(PARTS),test
+# By uv, which needs no compiler for it; pip is the other way (docs/mesh.md).
+P2P := libp2p==0.8.1
 SERVERS := mosquitto
 SEEDS ?= 10000
 ROUNDS ?= 25
@@ -83,7 +85,9 @@ $(VENV)/.demo: $(SETUP) | $(PY)
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(PARTS)]'
 	@touch $@
 $(VENV)/.run: $(SETUP) | $(PY)
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]' uv
+	$(PY) -m uv pip install --quiet --python $(PY) -c constraints.txt '$(P2P)' || \
+	  $(PY) -m pip install --quiet -c constraints.txt '$(P2P)'
 	@touch $(VENV)/.demo $@
 # Programs of Debian's that tests run against, unpacked below build/; a test that misses one says so.
 $(VENV)/.servers: tests/support/debian_packages.py $(VENV)/.run

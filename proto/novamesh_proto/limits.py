@@ -34,6 +34,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 CONTROL_BYTES_MAX: Final = 64 * KIB  # one signed control message, envelope included
+GOSSIP_BYTES_MAX: Final = 8 * KIB  # one descriptor as it travels between peers
 MESSAGE_BYTES_MAX: Final = 1 * MIB  # one gRPC message, a sealed job included
 BODY_BYTES_MAX: Final = 896 * KIB  # sealed body of a job; the rest of a message is terms and wraps
 CHUNK_BYTES_MAX: Final = 16 * KIB  # ciphertext of one chunk
@@ -48,7 +49,7 @@ ENDPOINT_BYTES_MAX: Final = 160
 DESCRIPTORS_LISTED_MAX: Final = 256
 POOL_MODELS_MAX: Final = 256
 POOL_NODES_MAX: Final = 4096
-RUNNING_MAX: Final = 64  # attempts listed in a hello
+RUNNING_MAX: Final = 256  # attempts listed in a hello
 AUDIENCE_MAX: Final = 8
 EVIDENCE_MAX: Final = 8
 EXCLUDED_MAX: Final = 64

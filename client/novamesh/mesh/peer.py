@@ -1,0 +1,255 @@
+"""One libp2p peer of a pool: host, gossip, hints, tunnels and upkeep, from start to orderly stop.
+
+Rules: everything here lives in the trio thread and ends with it; it starts hardened or not at all;
+it keeps six connections as long as it knows so many peers, looks for more now and then, and drops
+those that no longer answer. What outlives a crash (the peer list, what we say) is owned by whoever
+makes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+from libp2p.abc import IHost, INetStream
+from libp2p.host.ping import PingService
+from libp2p.peer.id import ID
+
+from novamesh.mesh import hardening, lan, tunnel
+from novamesh.mesh.config import MeshConfig
+from novamesh.mesh.dht import Hints
+from novamesh.mesh.gossip import Check, Gossip
+from novamesh.mesh.host import HostConfig, announced, dial, node_of, open_host, peer_in, peer_of
+from novamesh.mesh.peers import PeerList
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import short
+from novamesh_proto.messages import NodeId
+
+TARGET: Final = 6  # connections that are kept
+WIDER: Final = 12  # up to so many, one more is tried now and then: it mends a split mesh
+TUNNELS_MAX: Final = 64
+ROUND_S: Final = 1.0
+STOP_S: Final = 8.0  # for an orderly end of everything
+_LOOK_ROUNDS: Final = 10
+_SAVE_ROUNDS: Final = 20
+_WIDEN_ROUNDS: Final = 60
+_PINGS_A_ROUND: Final = 3
+_PING_S: Final = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class Peer:
+    """The trio side of a Mesh; `run` is the main of its bridge."""
+
+    def __init__(
+        self,
+        config: MeshConfig,
+        peers: PeerList,
+        check: Check,
+        deliver: Callable[[bytes], None],
+        said: tuple[bytes, tuple[bytes, ...]] | None,
+    ) -> None:
+        self._config = config
+        self._peers = peers
+        self._check = check
+        self._deliver = deliver
+        self._said = said
+        self._rng = random.Random()
+        self._tunnels: dict[Path, trio.CancelScope] = {}
+        self._pinged: list[ID] = []
+        self._looking = False
+        self.addresses: tuple[str, ...] = ()  # read by other threads
+        self.connections = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[Peer]) -> None:
+        """Live until cancelled, then say goodbye: libp2p cancelled in its midst leaves sockets."""
+        leave = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell_cancelled, leave)
+            with trio.CancelScope(shield=True) as shelter:
+                await self._live(leave, shelter, task_status)
+            nursery.cancel_scope.cancel()
+
+    async def _live(
+        self, leave: trio.Event, shelter: trio.CancelScope, task_status: trio.TaskStatus[Peer]
+    ) -> None:
+        config = self._config
+        self._learn_bootstrap()
+        async with open_host(HostConfig(config.key, config.listen, config.psk)) as host:
+            self._host = host
+            self._ping = PingService(host)
+            self._gossip = Gossip(
+                host, config.network, self._check, self._deliver, self._peers.__len__
+            )
+            self._hints = Hints(host, config.network, serve=bool(config.listen))
+            hardening.assert_hardened(host, self._gossip.pubsub)
+            if config.serve_socket is not None:
+                tunnel.Entrance(host, config.serve_socket)
+            self.addresses = announced(host)
+            async with (
+                self._gossip.running(),
+                self._hints.running(),
+                trio.open_nursery() as nursery,
+            ):
+                self._nursery = nursery
+                if self._said is not None:
+                    self.say(*self._said)
+                nursery.start_soon(self._maintain)
+                if config.mdns:
+                    nursery.start_soon(self._be_found)
+                task_status.started(self)
+                await leave.wait()
+                shelter.deadline = trio.current_time() + STOP_S
+                nursery.cancel_scope.cancel()
+
+    def say(self, descriptor: bytes, profiles: tuple[bytes, ...]) -> None:
+        """Publish our descriptor and the models it offers."""
+        self._gossip.say(descriptor)
+        self._hints.provide(profiles)
+
+    async def find(self, profile: bytes) -> tuple[NodeId, ...]:
+        """Who says it serves a model."""
+        return await self._hints.find(profile)
+
+    async def open_tunnel(self, node: NodeId, addresses: tuple[str, ...], socket: Path) -> None:
+        """Lead connections to `socket` to a node, until `close_tunnel`.
+
+        Raises:
+            NovaMeshError: UNAVAILABLE if the node cannot be reached or takes no tunnels,
+                BUSY if we have too many.
+        """
+        if len(self._tunnels) >= TUNNELS_MAX:
+            raise NovaMeshError(Code.BUSY, f"{TUNNELS_MAX} tunnels are open already")
+
+        async def open_stream() -> INetStream:
+            await dial(self._host, node, addresses or self._peers.addresses(node))
+            return await self._host.new_stream(peer_of(node), [tunnel.PROTOCOL])
+
+        try:
+            with trio.fail_after(tunnel.OPEN_S):
+                await tunnel.end(await open_stream())
+        except NovaMeshError:
+            raise
+        except Exception as error:  # the library has many ways to say no
+            raise NovaMeshError(
+                Code.UNAVAILABLE,
+                f"{short(node)} takes no tunnel ({type(error).__name__})",
+                "is it a node, and does it run with --mesh?",
+            ) from error
+        scope = self._tunnels[socket] = trio.CancelScope()
+
+        async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await tunnel.serve_socket(socket, open_stream, task_status=task_status)
+
+        await self._nursery.start(serve)
+
+    async def close_tunnel(self, socket: Path) -> None:
+        """End a tunnel and whatever goes through it; one that is gone stays so."""
+        scope = self._tunnels.pop(socket, None)
+        if scope is not None:
+            scope.cancel()
+
+    def _learn_bootstrap(self) -> None:
+        """Our own bootstrap list, again and again: no crowd may push it out."""
+        found: dict[NodeId, list[str]] = {}
+        for text in self._config.bootstrap:
+            node, address = peer_in(text)
+            found.setdefault(node, []).append(address)
+        for node, addresses in found.items():
+            if not self._peers.addresses(node):
+                self._peers.learn(node, addresses)
+
+    async def _maintain(self) -> None:
+        """Keep enough peers, find out who is gone, write down who is known."""
+        rounds = 0
+        while True:
+            peers = self._host.get_connected_peers()
+            nodes = {node for node in map(node_of, peers) if node is not None}
+            for node in nodes:
+                self._peers.connected(node)
+            missing = TARGET - len(nodes)
+            if rounds % _WIDEN_ROUNDS == _WIDEN_ROUNDS - 1 and len(nodes) < WIDER:
+                missing = max(missing, 1)
+            if missing > 0:
+                await self._dial(missing, nodes)
+            due = rounds % _LOOK_ROUNDS == 0 or rounds in (1, 3)  # the first ones find the pool
+            if due and peers and not self._looking:
+                self._nursery.start_soon(self._look_around, peers)
+            if rounds % _SAVE_ROUNDS == 2:
+                self._learn_bootstrap()
+                self._hints.tidy()
+                await trio.to_thread.run_sync(self._peers.save)
+            self.addresses = announced(self._host)
+            self.connections = len(self._host.get_connected_peers())
+            await self._drop_silent()
+            await trio.sleep(ROUND_S * self._rng.uniform(0.8, 1.2))
+            rounds += 1
+
+    async def _dial(self, number: int, connected: set[NodeId]) -> None:
+        async with trio.open_nursery() as nursery:
+            for node in self._peers.choose(number, connected, self._rng):
+                nursery.start_soon(self._dial_one, node)
+
+    async def _dial_one(self, node: NodeId) -> None:
+        try:
+            await dial(self._host, node, self._peers.addresses(node))
+            self._peers.connected(node)
+        except NovaMeshError as error:
+            _log.debug("%s", error.message)
+            self._peers.failed(node)
+
+    async def _look_around(self, peers: list[ID]) -> None:
+        self._looking = True
+        try:
+            await self._hints.look_around(peers)
+        except Exception as error:  # a search is a comfort: the next round tries again
+            _log.debug("search failed: %s", type(error).__name__)
+        finally:
+            self._looking = False
+
+    async def _drop_silent(self) -> None:
+        """Ask a few peers a round whether they live; libp2p has no keepalive of its own."""
+        present = self._host.get_connected_peers()
+        self._pinged = [peer for peer in self._pinged if peer in present]
+        turn = [peer for peer in present if peer not in self._pinged][:_PINGS_A_ROUND]
+        if not turn:
+            self._pinged.clear()
+        for peer in turn:
+            self._pinged.append(peer)
+            self._nursery.start_soon(self._ping_one, peer)
+
+    async def _ping_one(self, peer: ID) -> None:
+        try:
+            with trio.fail_after(_PING_S):
+                await self._ping.ping(peer, ping_amt=1)
+        except Exception as error:  # no answer, however it is told
+            _log.debug("%s is silent (%s)", peer, type(error).__name__)
+            await _disconnect(self._host, peer)
+
+    async def _be_found(self) -> None:
+        config = self._config
+        async with lan.announced_on_lan(
+            config.key.node_id, config.network, self.addresses, self._peers.hint
+        ):
+            await trio.sleep_forever()
+
+
+async def _tell_cancelled(leave: trio.Event) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        leave.set()
+
+
+async def _disconnect(host: IHost, peer: ID) -> None:
+    with trio.move_on_after(_PING_S):
+        try:
+            await host.disconnect(peer)
+        except Exception as error:  # it was gone already
+            _log.debug("disconnect: %s", type(error).__name__)
