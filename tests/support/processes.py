@@ -140,7 +140,7 @@ class RealPool:
     ) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
         done = subprocess.run(
-            [*_novamesh(), *arguments],
+            [*self.command(home), *arguments],
             env=self.environment(home),
             capture_output=True,
             text=True,
@@ -157,6 +157,10 @@ class RealPool:
         path.mkdir(exist_ok=True)
         return path
 
+    def command(self, home: str) -> list[str]:
+        """How a party starts the command line."""
+        return _novamesh()
+
     def environment(self, home: str) -> dict[str, str]:
         """What a party's processes see: their own home, one thread, no colour."""
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
@@ -172,7 +176,7 @@ class RealPool:
         log = self.home(home) / "daemon.log"
         with log.open("ab") as errors:
             process = subprocess.Popen(
-                [*_novamesh(), *arguments],
+                [*self.command(home), *arguments],
                 env=self.environment(home),
                 stdout=subprocess.PIPE,
                 stderr=errors,
