@@ -40,6 +40,7 @@ _COMMANDS: Final = (
     ("engine", "novamesh_engine.cli:app", "The inference engine on this machine."),
     ("recipe", "novamesh_engine.recipe.cli:app", "Make the built-in model again."),
     ("key", "novamesh.cli.key:app", "This machine's identities."),
+    ("net", "novamesh.cli.net:app", "The network between this machine and the pool."),
     ("config", "novamesh.cli.config:app", "What this machine is set to."),
     ("doctor", "novamesh.cli.doctor:doctor", "Check everything novamesh needs here."),
 )

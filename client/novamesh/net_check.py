@@ -1,0 +1,202 @@
+"""Which paths to and from this machine work, and why not: from what was seen, a finding each.
+
+Rules: pure, nothing is dialled here; what nobody can know from inside, such as whether strangers
+reach a port, is said as that; what is not set up is off, which is no failure; what is set up and
+does not work fails, and every failure says what to do.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Final
+
+from novamesh.transport import split_address
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.limits import CLOCK_SKEW_MS
+
+OK, FAIL, OFF = "ok", "fail", "off"
+# Addresses that nobody outside can dial: of homes, of carriers' NAT, of one link, of one machine.
+_INSIDE: Final = tuple(
+    ipaddress.ip_network(net)
+    for net in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
+        "172.16.0.0/12", "192.168.0.0/16", "::/128", "::1/128", "fc00::/7", "fe80::/10",
+    )
+)  # fmt: skip
+_NTP: Final = "timedatectl set-ntp true"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: a path, ok, fail or off, why, and what to do where there is something to do."""
+
+    path: str
+    status: str
+    reason: str
+    todo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSeen:
+    """An answer of the coordinator, whose certificate fits the pin: times in ms."""
+
+    network: str
+    round_trip_ms: float
+    offset_ms: int  # of this machine's clock before the pool's
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    """What a node that runs here says of itself."""
+
+    attached: bool
+    trouble: str
+    endpoints: tuple[str, ...] = ()  # where it listens, as its descriptor says
+    peers: int | None = None  # libp2p peers it is connected with; None where it takes no part
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySeen:
+    """A router that maps ports: by UPnP or NAT-PMP, and the address it has outside."""
+
+    protocol: str
+    public_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Everything that was looked at. An error stands where an answer could have been."""
+
+    address: str  # the pool's, as this machine is told
+    pool: PoolSeen | NovaMeshError
+    local_address: str = ""  # from which this machine dials the pool; empty if it cannot
+    node: NodeSeen | None = None
+    libp2p: str | None = None  # its version
+    broker: str = ""  # empty: none is set
+    broker_error: str = ""
+    gateways: tuple[GatewaySeen, ...] | NovaMeshError | None = None  # None: nobody looked
+
+
+def is_inside(host: str) -> bool:
+    """Whether an IP address means something in its own network only; a name does not."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return any((mapped or address) in net for net in _INSIDE)
+
+
+def judge(seen: Seen) -> list[Finding]:
+    """A finding for each path, always the same ones in the same order."""
+    return [
+        *_pool(seen), _reverse(seen), _nat(seen), _direct(seen.node), _libp2p(seen),
+        _broker(seen), _gateway(seen.gateways),
+    ]  # fmt: skip
+
+
+def failed(findings: list[Finding]) -> bool:
+    """Whether anything is broken."""
+    return any(finding.status == FAIL for finding in findings)
+
+
+def _pool(seen: Seen) -> list[Finding]:
+    """TCP, TLS, pin and clock: what every member needs."""
+    pool = seen.pool
+    if isinstance(pool, NovaMeshError):
+        away = pool.code is Code.UNAVAILABLE
+        todo = "is the coordinator up, is its address right, may this machine dial out to its port?"
+        clock = Finding("clock", OFF, "nobody to compare it with")
+        return [Finding("pool", FAIL, pool.message, todo if away else pool.hint), clock]
+    way = f"{pool.network} at {seen.address} over TLS, its key is the pinned one"
+    reached = Finding("pool", OK, f"{way}, {pool.round_trip_ms:.0f} ms there and back")
+    if abs(pool.offset_ms) > CLOCK_SKEW_MS:
+        side = "ahead of" if pool.offset_ms > 0 else "behind"
+        off_s = abs(pool.offset_ms) / 1000
+        reason = f"{off_s:.0f} s {side} the pool's, which refuses what we sign"
+        return [reached, Finding("clock", FAIL, reason, _NTP)]
+    return [reached, Finding("clock", OK, f"offset {pool.offset_ms} ms")]
+
+
+def _reverse(seen: Seen) -> Finding:
+    """The stream that a node opens to its coordinator."""
+    name, node = "reverse", seen.node
+    if isinstance(seen.pool, NovaMeshError):
+        return Finding(name, FAIL, "a node here could not open its stream to the pool", "see pool")
+    if node is None:
+        reason = "a node here would be given work through its own connection; no port need be open"
+        return Finding(name, OK, reason)
+    if not node.attached:
+        trouble = node.trouble or "it is dialling"
+        return Finding(name, FAIL, f"the node is not attached: {trouble}", "novamesh node status")
+    return Finding(name, OK, "the node is attached and is given work through its own connection")
+
+
+def _nat(seen: Seen) -> Finding:
+    """What the address tells that this machine dials from."""
+    name, local = "nat", seen.local_address
+    if not local:
+        return Finding(name, OFF, "this machine has no address from which it could dial the pool")
+    if not is_inside(local):
+        reason = f"none seen: {local} is a public address; a firewall may still be in front"
+        return Finding(name, OK, reason)
+    if is_inside(split_address(seen.address)[0]):
+        return Finding(name, OFF, f"{local} and the pool are in one private network")
+    reason = f"{local} is private: a router stands between, and others cannot dial this machine"
+    return Finding(name, OFF, reason, "the reverse stream and libp2p work all the same")
+
+
+def _direct(node: NodeSeen | None) -> Finding:
+    """Whether clients could dial the node themselves."""
+    name = "direct"
+    if node is None:
+        return Finding(name, OFF, "no node runs here")
+    if not node.endpoints:
+        return Finding(name, OFF, "the node does not listen; its jobs come by the reverse stream")
+    hosts = [split_address(one)[0] for one in node.endpoints if not one.startswith("/")]
+    told = ", ".join(node.endpoints)
+    if hosts and not all(map(is_inside, hosts)):
+        reason = f"the node tells clients to dial {told}; from here nobody can say if they reach it"
+        return Finding(name, OK, reason)
+    reason = f"the node listens at {told}, which only its own network reaches"
+    todo = "forward a port of the router to it, or let it ask:  novamesh node start --map-port"
+    return Finding(name, OFF, reason, todo)
+
+
+def _libp2p(seen: Seen) -> Finding:
+    name, node = "libp2p", seen.node
+    if seen.libp2p is None:
+        return Finding(name, OFF, "not installed", "pip install 'novamesh[p2p]'")
+    if node is None or node.peers is None:
+        return Finding(name, OFF, f"{seen.libp2p} is installed; no node here takes part")
+    if not node.peers:
+        todo = "name a peer that is always there, or wait for one"
+        return Finding(name, FAIL, "the node takes part and has met no peer", todo)
+    return Finding(name, OK, f"the node is connected with {node.peers} peers")
+
+
+def _broker(seen: Seen) -> Finding:
+    if not seen.broker:
+        return Finding("broker", OFF, "no MQTT broker is set; the coordinator's list is used")
+    if seen.broker_error:
+        todo = "the node works on without it; check mqtt under [node] of config.toml"
+        return Finding("broker", FAIL, f"{seen.broker}: {seen.broker_error}", todo)
+    return Finding("broker", OK, f"{seen.broker} takes connections")
+
+
+def _gateway(gateways: tuple[GatewaySeen, ...] | NovaMeshError | None) -> Finding:
+    """Whether the router would map a port."""
+    name = "upnp"
+    if gateways is None:
+        return Finding(name, OFF, "nobody asked the router", "novamesh net check --upnp")
+    if isinstance(gateways, NovaMeshError):
+        return Finding(name, OFF, gateways.message, gateways.hint)
+    if not gateways:
+        todo = "switch UPnP or NAT-PMP on in the router, or forward a port by hand"
+        return Finding(name, OFF, "no router here maps ports when asked", todo)
+    told = ", ".join(f"{one.protocol} ({one.public_address or 'unknown'})" for one in gateways)
+    if all(is_inside(one.public_address) for one in gateways if one.public_address):
+        reason = f"a router maps ports by {told}, but stands behind another NAT itself"
+        return Finding(name, OFF, reason, "a mapped port would not help; libp2p may")
+    return Finding(name, OK, f"a router maps ports by {told}")
