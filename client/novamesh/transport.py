@@ -106,8 +106,8 @@ async def open_channel(address: str, coordinator: NodeId, deadline_s: float) -> 
         raise
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of "host:port" or "[v6]:port".
+def split_address(address: str, port_least: int = 1) -> tuple[str, int]:
+    """Host and port of "host:port" or "[v6]:port"; port 0, where it is allowed, is any free one.
 
     Raises:
         NovaMeshError: BAD_REQUEST if it is neither.
@@ -116,7 +116,8 @@ def split_address(address: str) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:
         host = host[1:-1]
-    if not host or (":" in host) != bracketed or not port.isdecimal() or not 0 < int(port) < 65536:
+    good = port.isdecimal() and port_least <= int(port) < 65536
+    if not host or (":" in host) != bracketed or not good:
         raise NovaMeshError(
             Code.BAD_REQUEST,
             f"{address!r} is no address",

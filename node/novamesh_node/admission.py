@@ -1,4 +1,4 @@
-"""Whether an assignment that came down the stream is taken: the checks, in their order.
+"""Whether a job is taken, assigned by the pool or asked of this node alone: the checks in order.
 
 size, signature, audience, freshness, replay, terms, governor, policy, capacity: from cheap to dear,
 and each refusal has its own code. Rules: whoever asks is asked the same; an attempt is admitted
@@ -8,6 +8,7 @@ What is admitted is opened by the desk. No I/O and no clock: `now_ms` is the wal
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,16 +29,25 @@ from novamesh_proto.messages import (
     ProfileDigest,
     SealedJob,
 )
+from novamesh_proto.names import LABEL_POLICY
 
 RETRY_MS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the owner refuses: answers longer than that many tokens (0: none), and clients."""
+    """What the owner refuses: answers longer than that many tokens (0: none), and clients;
+    `donates` whether the node also works where there is no coordinator to count it."""
 
     tokens_max: int = 0
     refused_clients: frozenset[NodeId] = frozenset()
+    donates: bool = False
+
+    @property
+    def digest(self) -> bytes:
+        """What a descriptor says of it, 32 bytes; whom the owner refuses is nobody's business."""
+        rules = f"tokens_max={self.tokens_max};donates={int(self.donates)}"
+        return hashlib.sha256(LABEL_POLICY + rules.encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +96,7 @@ class Admission:
             PeerError: FORBIDDEN if another than the coordinator signed it.
         """
         if len(offer.job.body) > BODY_BYTES_MAX:
-            raise NovaMeshError(
-                Code.TOO_LARGE, f"the sealed body has {len(offer.job.body)} bytes",
-                f"at most {BODY_BYTES_MAX} are taken",
-            )  # fmt: skip
+            raise _too_large(offer.job)
         house = self._house
         assignment = envelope.open(
             offer.assignment, JobAssignment, network=house.network, audience=house.node
@@ -121,7 +128,54 @@ class Admission:
         last_ms = _last_ms(terms.message)
         _check_time(terms.message, last_ms, now_ms)
         self._replays.admit(key_of(assignment.message).digest, last_ms, now_ms)
-        self._check_terms(terms, assignment.message, offer.job)
+        self._check_wanted(terms, assignment.message, offer.job, ruling)
+        return Admitted(assignment, terms, offer.job)
+
+    def verify_alone(self, job: SealedJob, now_ms: int) -> Verified[JobTerms]:
+        """Fresh terms that name this node and nobody else: work without a coordinator.
+
+        Raises:
+            NovaMeshError: TOO_LARGE; POLICY if the owner donates nothing; WRONG_AUDIENCE if anybody
+                else is named; and as `envelope.open`.
+        """
+        house = self._house
+        if not house.policy.donates:
+            raise NovaMeshError(
+                Code.POLICY,
+                "this node works for its pool only",
+                "ask through the pool, or ask a node that donates work",
+            )
+        if len(job.body) > BODY_BYTES_MAX:
+            raise _too_large(job)
+        terms = envelope.open(
+            job.terms, JobTerms, network=house.network, audience=house.node, now_ms=now_ms
+        )
+        if terms.message.header.audience != (house.node,):
+            raise NovaMeshError(
+                Code.WRONG_AUDIENCE,
+                "these terms name others beside this node",
+                "name exactly one node in the terms, so that the work is done once",
+            )
+        return terms
+
+    def admit_alone(
+        self, job: SealedJob, terms: Verified[JobTerms], assignment: Verified[JobAssignment],
+        ruling: Ruling, now_ms: int,
+    ) -> Admitted:  # fmt: skip
+        """The admitted job of terms that name this node alone; from now on it counts as run.
+
+        Raises:
+            NovaMeshError: as `admit`.
+        """
+        last_ms = _last_ms(terms.message)
+        self._replays.admit(key_of(assignment.message).digest, last_ms, now_ms)
+        self._check_wanted(terms, assignment.message, job, ruling)
+        return Admitted(assignment, terms, job)
+
+    def _check_wanted(
+        self, terms: Verified[JobTerms], given: JobAssignment, job: SealedJob, ruling: Ruling
+    ) -> None:
+        self._check_terms(terms, given, job)
         if not ruling.accepting:
             raise NovaMeshError(Code.UNAVAILABLE, ruling.reason)
         self._check_policy(terms)
@@ -129,7 +183,6 @@ class Admission:
             raise NovaMeshError(
                 Code.BUSY, "every slot of this node is at work", retry_after_ms=RETRY_MS
             )
-        return Admitted(assignment, terms, offer.job)
 
     def _check_terms(self, terms: Verified[JobTerms], given: JobAssignment, job: SealedJob) -> None:
         wanted, house = terms.message, self._house
@@ -158,6 +211,13 @@ class Admission:
                 Code.POLICY,
                 f"the owner of this node takes answers up to {policy.tokens_max} tokens",
             )
+
+
+def _too_large(job: SealedJob) -> NovaMeshError:
+    return NovaMeshError(
+        Code.TOO_LARGE, f"the sealed body has {len(job.body)} bytes",
+        f"at most {BODY_BYTES_MAX} are taken",
+    )  # fmt: skip
 
 
 def _check_time(terms: JobTerms, last_ms: int, now_ms: int) -> None:

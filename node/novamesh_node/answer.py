@@ -125,6 +125,11 @@ class Answer:
         self._checkpoint_tokens = 0
 
     @property
+    def admitted(self) -> Admitted:
+        """What it answers."""
+        return self._work.admitted
+
+    @property
     def chunks(self) -> int:
         """Chunks sealed so far."""
         return self._sealer.chunks

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
+from novamesh_node.broker_flags import NOT_GIVEN, BrokerFlags
 from novamesh_proto.errors import Code, NovaMeshError
 
 app = App(name="node", help="Lend this machine to a pool.")
@@ -56,6 +57,16 @@ def start(
         Parameter(help="cpu, cuda, cuda:N, a GPU's id; several with commas; or all, every GPU."),
     ] = None,
     log_format: Annotated[str | None, Parameter(help="text or json.")] = None,
+    broker: BrokerFlags = NOT_GIVEN,
+    listen: Annotated[
+        str | None, Parameter(help="HOST:PORT at which clients reach this node themselves.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, Parameter(help="HOST:PORT that clients are told, where it is another one.")
+    ] = None,
+    donate: Annotated[
+        bool | None, Parameter(negative=(), help="Work unpaid while the coordinator is away.")
+    ] = None,
 ) -> None:
     """Work for the pool until stopped. Ctrl-C ends the work at hand first; twice stops at once."""
     from novamesh_node import daemon, logs
@@ -67,6 +78,10 @@ def start(
         "threads": threads,
         "device": device,
         "log_format": log_format,
+        **broker.flags(),
+        "listen": listen,
+        "endpoint": endpoint,
+        "donate": donate,
     }
     config = load_node_config(home, flags=flags, join=join)
     logs.configure(config.log_format)

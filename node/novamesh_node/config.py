@@ -17,8 +17,10 @@ from typing import Final
 from novamesh import settings
 from novamesh.config import Places, Pool, find_places, load_pool, read_tables
 from novamesh.settings import option
+from novamesh.transport import split_address
 from novamesh_node.admission import Policy
 from novamesh_node.desk import SLOTS_MAX
+from novamesh_proto.broker import Broker, read_broker
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import parse_node_id
 from novamesh_proto.join_code import parse_join_code
@@ -51,6 +53,21 @@ class NodeSettings:
     refused_clients: str = option(
         "", "PeerIds of clients this node does not work for, separated by commas", greatest=65536
     )
+    mqtt: str = option(
+        "", "mqtts://USER@HOST:PORT of the broker to be found by; empty = none", greatest=512
+    )
+    mqtt_password_file: str = option("", "file with the broker's password", greatest=4096)
+    mqtt_ca: str = option(
+        "", "PEM file of authorities to trust instead of the system's", greatest=4096
+    )
+    listen: str = option(
+        "", "HOST:PORT at which clients reach this node themselves; empty = it only dials out",
+        greatest=255,
+    )  # fmt: skip
+    endpoint: str = option(
+        "", "HOST:PORT that clients are told; empty = this machine's own address", greatest=160
+    )
+    donate: bool = option(False, "work for clients while the coordinator is away, unpaid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +83,9 @@ class NodeConfig:
     device: str
     log_format: str
     policy: Policy
+    broker: Broker | None
+    listen: str
+    endpoint: str
 
 
 def load_node_config(
@@ -108,10 +128,14 @@ def load_node_config(
         threads=chosen.threads or max(1, _processors() // 2),
         device=chosen.device,
         log_format=chosen.log_format,
+        broker=read_broker(chosen.mqtt, chosen.mqtt_password_file, chosen.mqtt_ca),
         policy=Policy(
             chosen.tokens_max,
             frozenset(parse_node_id(text) for text in _split(chosen.refused_clients)),
+            chosen.donate,
         ),
+        listen=_address("listen", chosen.listen, port_least=0),
+        endpoint=_address("endpoint", chosen.endpoint),
     )
 
 
@@ -134,6 +158,16 @@ def _processors() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _address(name: str, text: str, port_least: int = 1) -> str:
+    """HOST:PORT, or nothing."""
+    try:
+        if text:
+            split_address(text, port_least)
+    except NovaMeshError as error:
+        raise NovaMeshError(Code.BAD_CONFIG, f"node.{name}: {error.message}", error.hint) from None
+    return text
 
 
 def _split(text: str) -> list[str]:

@@ -26,7 +26,7 @@ import torch
 
 from novamesh.config import save_pool
 from novamesh.keys import create_key, load_key
-from novamesh_node import control, devices, lifecycle, loading
+from novamesh_node import control, devices, direct_service, lifecycle, loading
 from novamesh_node.admission import Admission, House
 from novamesh_node.attestor import Machine
 from novamesh_node.clock import Clock
@@ -34,7 +34,10 @@ from novamesh_node.config import NodeConfig
 from novamesh_node.crew import Crew, Served, Station
 from novamesh_node.descriptor import Advertiser
 from novamesh_node.desk import SLOTS_MAX, Desk, Fixtures
+from novamesh_node.donations import Donations
+from novamesh_node.endpoint import endpoint_of
 from novamesh_node.failures import first_error
+from novamesh_node.front import Front, Means
 from novamesh_node.hardware import mark
 from novamesh_node.keeper import Hands, Keeper
 from novamesh_node.link import Link
@@ -137,15 +140,21 @@ class _Daemon:
                 worker.start()
             async with asyncio.TaskGroup() as tasks:
                 advertiser = Advertiser(
-                    key, self._config.pool.network, crew.facts(), self._state.next_sequence,
+                    key,
+                    self._config.pool.network,
+                    crew.facts(),
+                    self._state.next_sequence,
                     lambda: self._keeper.load().free_slots,
+                    self._config.policy.digest,
                 )
-                session = self._assemble(tasks, key, crew, advertiser, journal)
+                session, front = self._assemble(tasks, key, crew, advertiser, journal)
                 orders.complete(session, crew.inventory)
                 self._keeper.lend(crew.slots)
-                self._keeper.apply(lifecycle.Loaded())
-                watchman = Watchman(crew, self._keeper, advertiser, self._tell)
-                await self._work(tasks, session, key, watchman)
+                async with direct_service.listen(front, key, self._config.listen) as listener:
+                    self._advertise(advertiser, listener)
+                    self._keeper.apply(lifecycle.Loaded())
+                    watchman = Watchman(crew, self._keeper, advertiser, self._tell)
+                    await self._work(tasks, session, key, watchman)
         finally:
             await asyncio.gather(*(worker.stop() for worker in workers))
             journal.close()
@@ -157,7 +166,7 @@ class _Daemon:
         crew: Crew,
         advertiser: Advertiser,
         journal: ReplayJournal,
-    ) -> Session:
+    ) -> tuple[Session, Front]:
         config, pool = self._config, self._config.pool
         signer = Signer(key, pool.network, pool.coordinator_id)
         contexts = {offer.model_profile: offer.context_max for offer in crew.facts().models}
@@ -171,9 +180,23 @@ class _Daemon:
         line = Line(
             link.dial, lambda: link.join(self._clock.wall_ms()), self._clock, random.Random()
         )
-        session = Session(line, signer, advertiser, desk, self._keeper.load)
+        donations = Donations(self._state.folder / "donations")
+        session = Session(line, signer, advertiser, desk, self._keeper.load, donations)
         self._keeper.hands = Hands(session.announce, lambda: desk.abandon(_stopped()))
-        return session
+        means = Means(
+            desk, signer, advertiser, donations, session.donate, lambda: crew.slots, self._clock,
+            version("novamesh"),
+        )  # fmt: skip
+        return session, Front(means, tasks)
+
+    def _advertise(self, advertiser: Advertiser, listener: direct_service.Listener) -> None:
+        """Tell clients where this node listens, if it does."""
+        if not listener.port:
+            return
+        host, _, _ = self._config.listen.rpartition(":")
+        told = self._config.endpoint or endpoint_of(host, listener.port, self._config.pool.address)
+        advertiser.listen_at((told,))
+        self._voice.say("listens", f"at {self._config.listen}, clients are told {told}")
 
     async def _work(
         self, tasks: asyncio.TaskGroup, session: Session, key: PrivateKey, watchman: Watchman

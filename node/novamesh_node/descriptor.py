@@ -48,8 +48,6 @@ class Facts:
     hardware: Hardware
     engine_build: str
     slots: int
-    endpoints: tuple[str, ...] = ()
-    policy_digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +72,27 @@ class Advertiser:
         facts: Facts,
         next_sequence: Callable[[int], int],
         free_slots: Callable[[], int],
+        policy_digest: bytes = b"",
     ) -> None:
         self._key = key
         self._network = network
         self._facts = facts
         self._next_sequence = next_sequence
         self._free_slots = free_slots
+        self._policy_digest = policy_digest
+        self._endpoints: tuple[str, ...] = ()
         self._issued: dict[MessageId, _Issued] = {}
         self._changed = False
-
-    @property
-    def facts(self) -> Facts:
-        """What the next descriptor will say."""
-        return self._facts
 
     def change(self, facts: Facts) -> None:
         """The node is no longer what its newest descriptor says: a new one is due."""
         self._changed = self._changed or facts != self._facts
         self._facts = facts
+
+    def listen_at(self, endpoints: tuple[str, ...]) -> None:
+        """Clients reach the node there from now on."""
+        self._changed = self._changed or endpoints != self._endpoints
+        self._endpoints = endpoints
 
     def due(self, now_ms: int) -> bool:
         """Whether a new descriptor should be issued; also when the wall clock was set back."""
@@ -126,9 +127,9 @@ class Advertiser:
             hardware=self._facts.hardware,
             engine_build=self._facts.engine_build,
             slots=self._facts.slots,
-            endpoints=self._facts.endpoints,
+            endpoints=self._endpoints,
             free_slots=free,
-            policy_digest=self._facts.policy_digest,
+            policy_digest=self._policy_digest,
         )
         sealed = envelope.seal(descriptor, self._key, DESCRIPTOR_BYTES_MAX)
         self._forget(now_ms)

@@ -3,15 +3,14 @@
 One task an attempt. Rules: what cannot be verified is dropped and logged, what can is always
 decided; once taken, an attempt ends in its final chunk and attestation, in a signed failure, or in
 silence where the pool has said that nobody wants it; no job ends the node. Attempts outlive the
-session: answers go to whichever outbox is current and are sent again from their tails to the next
-one. Nothing here knows gRPC.
+session; which way their messages go is their delivery's business. Nothing here knows gRPC.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
@@ -21,12 +20,21 @@ from novamesh_node.admission import Admission, Admitted
 from novamesh_node.answer import Answer, Work
 from novamesh_node.attempt import AttemptKey
 from novamesh_node.clock import Clock
-from novamesh_node.crew import Crew, Served, Station
+from novamesh_node.crew import Crew, Served
+from novamesh_node.delivery import Delivery
 from novamesh_node.descriptor import Advertiser
+from novamesh_node.finished import FINISHED_MAX, Finished
 from novamesh_node.governor import Ruling
 from novamesh_node.outbox import Outbox
 from novamesh_node.request import build_request, render_prompt
-from novamesh_node.statements import Signer, key_of, sign_decision, sign_failure
+from novamesh_node.run import Attempt, Run
+from novamesh_node.statements import (
+    Signer,
+    key_of,
+    sign_decision,
+    sign_failure,
+    sign_own_assignment,
+)
 from novamesh_node.worker import Ticket
 from novamesh_proto import envelope
 from novamesh_proto.envelope import Verified
@@ -39,16 +47,16 @@ from novamesh_proto.messages import (
     Envelope,
     JobAssignment,
     JobBody,
+    JobId,
     JobProgress,
     MessageId,
     RunningAttempt,
+    SealedJob,
     StreamAck,
 )
 from novamesh_proto.sealing import open_body
 
 PROGRESS_S: Final = 3.0  # a lease is 15 s
-FINISHED_MAX: Final = 16  # ended answers whose attestation may have been lost on the way
-FINISHED_MS: Final = 120_000
 SLOTS_MAX: Final = RUNNING_MAX - FINISHED_MAX
 
 GRACE_S: Final = 2.0  # so that the pool says first that a job's time is over
@@ -86,38 +94,6 @@ class Fixtures:
     clock: Clock
 
 
-@dataclass(slots=True)
-class _Run:
-    """An attempt at work."""
-
-    admitted: Admitted
-    station: Station
-    task: asyncio.Task[None] | None = None
-    served: Served | None = None
-    ticket: Ticket | None = None
-    answer: Answer | None = None
-
-
-@dataclass(slots=True)
-class _Finished:
-    """Answers that ended lately, oldest first."""
-
-    answers: dict[AttemptKey, tuple[Answer, int]] = field(default_factory=dict)
-
-    def add(self, answer: Answer, now_ms: int) -> None:
-        """Keep one more."""
-        self.answers[answer.key] = (answer, now_ms)
-        while len(self.answers) > FINISHED_MAX:
-            del self.answers[next(iter(self.answers))]
-
-    def fresh(self, now_ms: int) -> list[Answer]:
-        """Those that still count."""
-        old = [key for key, (_, at) in self.answers.items() if now_ms - at > FINISHED_MS]
-        for key in old:
-            del self.answers[key]
-        return [answer for answer, _ in self.answers.values()]
-
-
 class Desk:
     """Owns every attempt of this node; `tasks` outlives it."""
 
@@ -125,8 +101,8 @@ class Desk:
         self._fixtures = fixtures
         self._owner = owner
         self._tasks = tasks
-        self._runs: dict[AttemptKey, _Run] = {}
-        self._finished = _Finished()
+        self._runs: dict[AttemptKey, Run] = {}
+        self._finished = Finished()
         self._outbox = Outbox()
         self._outbox.closed = True  # until the first session
 
@@ -134,6 +110,11 @@ class Desk:
     def running(self) -> int:
         """Attempts at work."""
         return len(self._runs)
+
+    @property
+    def alone(self) -> int:
+        """Of these, what was asked of this node alone."""
+        return sum(run.delivery.alone for run in self._runs.values())
 
     def take(self, offer: AttachAssignment) -> None:
         """Decide about an assignment; if it is taken, its task starts."""
@@ -151,7 +132,46 @@ class Desk:
         except NovaMeshError as refusal:
             self._decide(assignment, refusal)
             return
-        run = _Run(admitted, station)
+        self._begin(Run(admitted, station, Delivery(lambda: self._outbox)))
+
+    def take_alone(self, job: SealedJob) -> Attempt:
+        """Take a job that a client asked of this node and of nobody else; its task starts.
+
+        Raises:
+            NovaMeshError: why it is not taken.
+        """
+        tools = self._fixtures
+        now_ms = tools.clock.wall_ms()
+        terms = tools.admission.verify_alone(job, now_ms)
+        known = self.find(JobId(terms.id))
+        if known is not None:
+            return known
+        assignment = sign_own_assignment(tools.signer, terms, now_ms)
+        admitted = tools.admission.admit_alone(job, terms, assignment, self._owner.ruling(), now_ms)
+        tools.remember(admitted.key.digest, admitted.remembered_until_ms)
+        run = Run(admitted, tools.crew.assign(terms.message.model_profile), Delivery(None))
+        self._begin(run)
+        return run.seen
+
+    def find(self, job: JobId) -> Attempt | None:
+        """The newest attempt of a job that is here, at work or ended lately."""
+        for run in reversed(self._runs.values()):
+            if run.admitted.key.job == job:
+                return run.seen
+        for ended in reversed(self._finished.fresh(self._fixtures.clock.monotonic_ms()).values()):
+            if ended.answer.key.job == job:
+                work = ended.answer.admitted
+                return Attempt(work.terms, work.assignment, ended.delivery, ended.answer, False)
+        return None
+
+    def abort(self, job: JobId) -> None:
+        """The client of an attempt wants no more: last chunk and claim follow."""
+        for run in self._runs.values():
+            if run.admitted.key.job == job:
+                run.end(counts=True)
+
+    def _begin(self, run: Run) -> None:
+        admitted = run.admitted
         self._runs[admitted.key] = run
         self._owner.took()
         run.task = self._tasks.create_task(self._serve(run), name=f"attempt-{admitted.key.name}")
@@ -161,15 +181,12 @@ class Desk:
     def cancel(self, order: AttachCancel) -> None:
         """End an attempt: with last chunk and claim if what it sent counts, else silently."""
         key = key_of(order)
-        self._finished.answers.pop(key, None)
+        self._finished.kept.pop(key, None)
         run = self._runs.get(key)
         if run is None:
             return
         _log.info("cancelled", attempt=key.name, code=order.code)
-        if order.code in _COUNTS and run.ticket is not None and run.served is not None:
-            run.served.worker.abort(run.ticket)
-        else:
-            _stop(run)
+        run.end(counts=order.code in _COUNTS)
 
     def acknowledge(self, ack: Envelope) -> None:
         """Pass a client's ack to its attempt; one that does not fit is dropped."""
@@ -180,15 +197,18 @@ class Desk:
             run = self._runs.get(key_of(said.message))
             if run is not None and run.answer is not None:
                 run.answer.acknowledge(said)
+                run.delivery.ack = ack
         except NovaMeshError as error:
             _log.warning("ack dropped", code=error.code.value, message=error.message)
 
     def listing(self) -> tuple[RunningAttempt, ...]:
         """What a hello says is still here: at work, or ended and perhaps not received."""
         now_ms = self._fixtures.clock.monotonic_ms()
-        chunks = {answer.key: answer.chunks for answer in self._finished.fresh(now_ms)}
+        fresh = self._finished.fresh(now_ms)
+        chunks = {k: e.answer.chunks for k, e in fresh.items() if not e.delivery.alone}
         for key, run in self._runs.items():
-            chunks[key] = 0 if run.answer is None else run.answer.chunks
+            if not run.delivery.alone:
+                chunks[key] = 0 if run.answer is None else run.answer.chunks
         listed = list(chunks.items())[-RUNNING_MAX:]
         return tuple(RunningAttempt(k.job, k.attempt, k.fence, count) for k, count in listed)
 
@@ -198,60 +218,60 @@ class Desk:
         """Go on in a new session: what it lacks, in order; what it does not want is dropped."""
         self._outbox = outbox
         chunks = {key_of(attempt): attempt.chunks for attempt in wanted}
-        finished = {a.key: a for a in self._finished.fresh(self._fixtures.clock.monotonic_ms())}
-        self._finished.answers = {
-            key: kept for key, kept in self._finished.answers.items() if key in chunks
+        finished = self._finished.fresh(self._fixtures.clock.monotonic_ms())
+        self._finished.kept = {
+            key: kept for key, kept in finished.items() if key in chunks or kept.delivery.alone
         }
-        for key in [key for key in self._runs if key not in chunks]:
-            _log.info("abandoned", attempt=key.name)
-            _stop(self._runs[key])
+        for key, run in list(self._runs.items()):
+            if key not in chunks and not run.delivery.alone:
+                _log.info("abandoned", attempt=key.name)
+                run.stop()
         backlog: list[AttachRequest] = []
         for key, chunk in chunks.items():
-            run = self._runs.get(key)
-            answer = finished.get(key) if run is None else run.answer
-            if answer is not None:
-                backlog += self._since(answer, chunk)
+            here = self._runs.get(key) or finished.get(key)
+            if here is not None and here.answer is not None:
+                backlog += self._since(here.answer, here.delivery, chunk)
         return tuple(backlog)
 
     def abandon(self, error: NovaMeshError) -> None:
         """Give up everything at work, telling the pool why."""
         for run in list(self._runs.values()):
-            self._fail(run.admitted.assignment, error)
-            _stop(run)
+            self._fail(run, error)
+            run.stop()
 
-    def _since(self, answer: Answer, chunk: int) -> tuple[AttachRequest, ...]:
+    def _since(self, answer: Answer, delivery: Delivery, chunk: int) -> tuple[AttachRequest, ...]:
         try:
-            return answer.tail.since(chunk)
+            return delivery.resume(answer.tail, chunk)
         except NovaMeshError as error:
             run = self._runs.get(answer.key)
             if run is not None:
-                self._fail(run.admitted.assignment, error)
-                _stop(run)
+                self._fail(run, error)
+                run.stop()
             return ()
 
-    async def _serve(self, run: _Run) -> None:
+    async def _serve(self, run: Run) -> None:
         """One attempt from admitted to its end."""
-        assignment = run.admitted.assignment
         try:
             async with asyncio.timeout(run.admitted.terms.message.timeout_ms / 1000 + GRACE_S):
                 await self._work(run)
         except TimeoutError:
-            self._fail(assignment, NovaMeshError(Code.EXPIRED, "the job's time is over"))
+            self._fail(run, NovaMeshError(Code.EXPIRED, "the job's time is over"))
         except NovaMeshError as error:
-            self._fail(assignment, error)
+            self._fail(run, error)
         except Exception as error:  # task boundary: one job must never end the node
             kind = type(error).__name__
             _log.error("attempt failed", attempt=run.admitted.key.name, kind=kind)
-            self._fail(assignment, NovaMeshError(Code.INTERNAL, f"the node failed: {kind}"))
+            self._fail(run, NovaMeshError(Code.INTERNAL, f"the node failed: {kind}"))
 
-    def _close(self, run: _Run) -> None:
+    def _close(self, run: Run) -> None:
         if run.ticket is not None and run.served is not None:
             run.served.worker.forget(run.ticket)
+        run.delivery.end()
         self._fixtures.crew.release(run.station)
         del self._runs[run.admitted.key]
         self._owner.ended()
 
-    async def _work(self, run: _Run) -> None:
+    async def _work(self, run: Run) -> None:
         tools, admitted = self._fixtures, run.admitted
         try:
             body = open_body(
@@ -264,9 +284,9 @@ class Desk:
             served = run.station.served[admitted.terms.message.model_profile]
             request = await asyncio.to_thread(self._prepare, admitted, body, served)
         except NovaMeshError as refusal:
-            self._decide(admitted.assignment, refusal)
+            self._decide(admitted.assignment, refusal, run.delivery)
             return
-        self._decide(admitted.assignment, None)
+        self._decide(admitted.assignment, None, run.delivery)
         before_us = (tools.clock.monotonic_ns() - opened_ns) // 1000
         work = Work(admitted, body, request.prompt, before_us)
         run.answer = Answer(work, tools.signer, run.station.machine, tools.clock.monotonic_ms())
@@ -274,9 +294,11 @@ class Desk:
         prefilled = served.worker.prefilled
         run.ticket = served.worker.submit(request)
         while not run.answer.ended:
-            if not await self._advance(run.answer, run.ticket):
+            if not await self._advance(run.answer, run.ticket, run.delivery):
                 await self._show_progress(run, served, len(request.prompt), prefilled)
-        self._finished.add(run.answer, tools.clock.monotonic_ms())
+        self._finished.add(run.answer, run.delivery, tools.clock.monotonic_ms())
+        claim = run.delivery.conclude(run.answer.tail)
+        self._tasks.create_task(claim, name="conclude")  # the slot is free meanwhile
         _log.info(
             "answered", attempt=admitted.key.name, tokens=run.answer.tokens,
             device=run.station.device.id,
@@ -287,7 +309,7 @@ class Desk:
         prompt = render_prompt(body, served.encoder)
         return build_request(admitted.key.name, admitted.terms.message, body, prompt, served.shape)
 
-    async def _advance(self, answer: Answer, ticket: Ticket) -> bool:
+    async def _advance(self, answer: Answer, ticket: Ticket, delivery: Delivery) -> bool:
         """Wait for the next output or for what is due; False if there was neither."""
         clock, due_ms = self._fixtures.clock, answer.due_ms
         now_ms = clock.monotonic_ms()
@@ -296,46 +318,39 @@ class Desk:
             async with asyncio.timeout(wait_s):
                 output = await ticket.next()
         except TimeoutError:
-            await self._send(self._outbox, answer.tick(clock.monotonic_ms(), clock.wall_ms()))
+            await delivery.send(answer.tick(clock.monotonic_ms(), clock.wall_ms()))
             return due_ms is not None
         if output.step.error is not None:
             raise output.step.error
-        # The outbox of this moment: should a new session begin while we wait for room, its
-        # backlog holds these messages, and the old outbox drops them.
-        outbox = self._outbox
         now = clock.monotonic_ms(), clock.wall_ms()
-        await self._send(outbox, answer.push(output.step, output.usage, *now))
+        await delivery.send(answer.push(output.step, output.usage, *now))
         return True
 
     async def _show_progress(
-        self, run: _Run, served: Served, prompt_tokens: int, prefilled: int
+        self, run: Run, served: Served, prompt_tokens: int, prefilled: int
     ) -> None:
         """A sign of work that renews the lease, as long as the engine is known to live."""
         if served.worker.alive:
             key = run.admitted.key
             done = min(prompt_tokens, max(0, served.worker.prefilled - prefilled))
             progress = JobProgress(key.job, key.attempt, key.fence, done)
-            await self._send(self._outbox, (AttachRequest(progress=progress),))
+            await run.delivery.send((AttachRequest(progress=progress),))
 
-    async def _send(self, outbox: Outbox, messages: tuple[AttachRequest, ...]) -> None:
-        for message in messages:
-            await outbox.put(message)
-
-    def _decide(self, assignment: Verified[JobAssignment], refusal: NovaMeshError | None) -> None:
+    def _decide(
+        self,
+        assignment: Verified[JobAssignment],
+        refusal: NovaMeshError | None,
+        delivery: Delivery | None = None,
+    ) -> None:
+        """Take an assignment or decline it; one that was never begun has no delivery."""
         tools = self._fixtures
         if refusal is not None:
             _log.info("declined", code=refusal.code.value, message=refusal.message)
         signed = sign_decision(tools.signer, assignment, refusal, tools.clock.wall_ms())
-        self._outbox.post(AttachRequest(decision=signed))
+        (delivery or self._outbox).post(AttachRequest(decision=signed))
 
-    def _fail(self, assignment: Verified[JobAssignment], error: NovaMeshError) -> None:
-        tools = self._fixtures
+    def _fail(self, run: Run, error: NovaMeshError) -> None:
+        tools, assignment = self._fixtures, run.admitted.assignment
         _log.warning("gave up", code=error.code.value, message=error.message)
         signed = sign_failure(tools.signer, assignment, error, tools.clock.wall_ms())
-        self._outbox.post(AttachRequest(failure=signed))
-
-
-def _stop(run: _Run) -> None:
-    """End an attempt's task without another word."""
-    if run.task is not None:
-        run.task.cancel()
+        run.delivery.post(AttachRequest(failure=signed))

@@ -22,6 +22,7 @@ import structlog
 from novamesh_node.clock import Clock
 from novamesh_node.descriptor import Advertiser
 from novamesh_node.desk import Desk
+from novamesh_node.donations import Donations
 from novamesh_node.failures import first_error
 from novamesh_node.outbox import Outbox
 from novamesh_node.statements import Signer
@@ -35,6 +36,7 @@ from novamesh_proto.messages import (
     AttachRequest,
     AttachResponse,
     AttachWelcome,
+    Donation,
     IdleQuery,
     IdleReport,
     NodeLoad,
@@ -139,12 +141,14 @@ class Session:
         advertiser: Advertiser,
         desk: Desk,
         load: Callable[[], NodeLoad],
+        donations: Donations,
     ) -> None:
         self._line = line
         self._signer = signer
         self._advertiser = advertiser
         self._desk = desk
         self._load = load
+        self._donations = donations
         self._clock = line.clock
         self._outbox: Outbox | None = None
         self._idle: asyncio.Future[IdleReport] | None = None
@@ -195,6 +199,11 @@ class Session:
         """Tell the pool how much more this node takes."""
         if self._outbox is not None:
             self._outbox.post(AttachRequest(load=self._load()))
+
+    def donate(self, donation: Donation) -> None:
+        """Tell the pool of work that it did not ask for; if it is away, the next session does."""
+        if self._outbox is not None:
+            self._outbox.post(AttachRequest(donation=donation))
 
     def advertise(self) -> None:
         """Send a new descriptor if one is due. Raises STORAGE."""
@@ -300,12 +309,17 @@ class Session:
                 self._idle.set_result(message.idle_report)
         elif message.goodbye is not None:
             raise _farewell(message.goodbye)
+        elif message.probe is not None and self._outbox is not None:
+            self._outbox.post(AttachRequest(echo=message.probe))
+        elif message.donation_taken is not None:
+            self._donations.drop(message.donation_taken.job)
 
     async def _speak(
         self, stream: Stream, outbox: Outbox, backlog: tuple[AttachRequest, ...]
     ) -> None:
         await stream.write(AttachRequest(load=self._load()))
-        for message in backlog:
+        donated = (AttachRequest(donation=each) for each in self._donations.pending())
+        for message in (*backlog, *donated):
             await stream.write(message)
         while (next_message := await outbox.next()) is not None:
             await stream.write(next_message)

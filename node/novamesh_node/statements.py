@@ -14,15 +14,18 @@ from novamesh_proto import envelope
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import NovaMeshError
 from novamesh_proto.identity import PrivateKey
-from novamesh_proto.limits import RECORD_LIFE_MS
+from novamesh_proto.limits import LEASE_MS, RECORD_LIFE_MS
 from novamesh_proto.messages import (
     AttachCancel,
     ChunkCheckpoint,
+    ClientReceipt,
     Envelope,
     Header,
     JobAssignment,
     JobDecision,
     JobFailure,
+    JobId,
+    JobTerms,
     NodeId,
     RunningAttempt,
     StreamAck,
@@ -53,9 +56,27 @@ class Signer:
         )
 
 
-def key_of(message: JobAssignment | StreamAck | AttachCancel | RunningAttempt) -> AttemptKey:
+def key_of(
+    message: JobAssignment | StreamAck | ClientReceipt | AttachCancel | RunningAttempt,
+) -> AttemptKey:
     """The attempt that a message speaks of."""
     return AttemptKey(message.job, message.attempt, message.fence)
+
+
+def sign_own_assignment(
+    signer: Signer, terms: Verified[JobTerms], now_ms: int
+) -> Verified[JobAssignment]:
+    """The assignment that a node gives itself for work that was asked of it alone.
+
+    There is one attempt at such a job, so that no keystream is used twice.
+    """
+    node = signer.key.node_id
+    header = envelope.header(
+        signer.key, signer.network, (node, terms.issuer), now_ms, in_reply_to=terms.id
+    )
+    given = JobAssignment(header, JobId(terms.id), node, attempt=1, fence=1, lease_ms=LEASE_MS)
+    sealed = envelope.seal(given, signer.key)
+    return envelope.open(sealed, JobAssignment, network=signer.network)
 
 
 def sign_decision(

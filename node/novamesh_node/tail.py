@@ -47,6 +47,11 @@ class Tail:
         """Bytes kept."""
         return self._bytes
 
+    @property
+    def chunks(self) -> int:
+        """Chunks on the chain with everything that is here."""
+        return self._entries[-1].chunks if self._entries else 0
+
     def append(self, message: AttachRequest, chunks: int) -> None:
         """Keep a message; `chunks` counts the chain with it."""
         entry = _Entry(message, chunks, _size(message))
@@ -66,6 +71,12 @@ class Tail:
                 Code.STALE, f"chunk {chunk} is gone, the oldest here is {self._first_chunk}"
             )
         return tuple(entry.message for entry in self._entries if entry.follows(chunk))
+
+    def statements(self) -> tuple[AttachRequest, ...]:
+        """What was said of the whole chain so far, without its chunks."""
+        last = self.chunks
+        kept = (entry for entry in self._entries if entry.chunks == last)
+        return tuple(entry.message for entry in kept if entry.message.chunk is None)
 
     def _drop(self) -> None:
         entry = self._entries.popleft()

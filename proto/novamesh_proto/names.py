@@ -20,6 +20,7 @@ LABEL_SALT: Final = b"novamesh/v1/salt\0"  # HKDF info of a job's digest salt
 LABEL_PROMPT: Final = b"novamesh/v1/prompt\0"  # digest of prompt token ids
 LABEL_OUTPUT: Final = b"novamesh/v1/output\0"  # digest of completion token ids
 LABEL_PREFIX: Final = b"novamesh/v1/prefix\0"  # digest of a forced prefix's token ids
+LABEL_POLICY: Final = b"novamesh/v1/policy\0"  # digest of a node's published rules
 LABEL_SAMPLING: Final = b"novamesh/sampling/v1"  # key of the sampling noise
 
 LABEL_PROVIDER: Final = b"novamesh/v1/provider\0"  # DHT key of a pool's model: this, then both

@@ -37,7 +37,7 @@ class Node:
         self.pauses: list[tuple[bool, int]] = []
         unused: Any = None
         line = Line(unused, unused, clock, random.Random(0))
-        session = _Session(line, SIGNER, advertiser(), unused, self.keeper.load)
+        session = _Session(line, SIGNER, advertiser(), unused, self.keeper.load, unused)
         self.orders = Orders(
             self.keeper, PLATE, lambda on, until: self.pauses.append((on, until)), clock
         )

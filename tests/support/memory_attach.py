@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from novamesh_node.clock import Clock
+from novamesh_node.donations import Donations
 from novamesh_node.session import Line, Session
 from novamesh_proto import envelope
 from novamesh_proto.errors import Code, NovaMeshError
@@ -122,8 +125,9 @@ class Pool:
             line,
             SIGNER,
             self.advertiser,
-            self.desk,
-            lambda: NodeLoad(4, True),  # type: ignore[arg-type]
+            self.desk,  # type: ignore[arg-type]
+            lambda: NodeLoad(4, True),
+            Donations(Path(os.devnull)),  # no folder: it keeps nothing
         )
 
     @contextlib.asynccontextmanager

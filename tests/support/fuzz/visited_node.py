@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -27,6 +29,7 @@ from novamesh_node.crew import Crew, Served, Station
 from novamesh_node.descriptor import Advertiser
 from novamesh_node.desk import SLOTS_MAX, Desk, Fixtures
 from novamesh_node.devices import PROCESSOR
+from novamesh_node.donations import Donations
 from novamesh_node.keeper import Hands, Keeper
 from novamesh_node.request import Shape as ModelShape
 from novamesh_node.session import Line, Session
@@ -175,7 +178,8 @@ class VisitedNode:
         keeper = Keeper(FACTS.slots, clock, lifecycle.State())
         desk = Desk(fixtures, keeper, tasks)
         line = Line(self._dial, self._join, clock, random.Random(0))
-        session = Session(line, SIGNER, self.advertiser, desk, keeper.load)
+        donations = Donations(Path(os.devnull))  # no folder: it keeps nothing
+        session = Session(line, SIGNER, self.advertiser, desk, keeper.load, donations)
         keeper.hands = Hands(session.announce)
         keeper.apply(lifecycle.Loaded())
         return desk, session

@@ -19,6 +19,7 @@ from novamesh_node.crew import Crew, Served, Station
 from novamesh_node.descriptor import Advertiser, Facts
 from novamesh_node.desk import SLOTS_MAX, Desk, Fixtures
 from novamesh_node.devices import PROCESSOR
+from novamesh_node.donations import Donations
 from novamesh_node.keeper import Hands, Keeper
 from novamesh_node.link import Link
 from novamesh_node.replays import ReplayJournal
@@ -158,7 +159,8 @@ class Node(Party):
         link = Link(self._world.pool.address, signer, b"")
         rng = random.Random(self._world.rng.getrandbits(32))
         line = Line(self._dial(link), lambda: link.join(clock.wall_ms()), clock, rng)
-        session = Session(line, signer, advertiser, desk, keeper.load)
+        donations = Donations(state.folder / "donations")
+        session = Session(line, signer, advertiser, desk, keeper.load, donations)
         keeper.hands = Hands(session.announce)
         keeper.apply(lifecycle.Loaded())
         return session

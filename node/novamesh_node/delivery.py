@@ -1,0 +1,160 @@
+"""Which way one attempt's messages go: up to the coordinator, or straight to its client.
+
+While the client follows the attempt at this node, chunks go to it alone; the coordinator still gets
+signs of work and checkpoints, and at the end the attestation with what the client signed for. When
+the client's stream breaks, the coordinator gets what it lacks from the attempt's tail, so nobody
+misses anything. Work that was asked of this node alone has no coordinator: its messages wait in the
+tail until the client comes. Used on the loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+from novamesh_node.outbox import Outbox
+from novamesh_node.tail import Tail
+from novamesh_proto.messages import AttachRequest, Envelope
+
+WITNESS_S: Final = 2.0  # the client's receipt follows the attestation within this, or not at all
+
+
+class Delivery:
+    """The ways of one attempt. `session` gives the outbox of this moment; None where there is none:
+    nobody but the client waits for this work."""
+
+    def __init__(self, session: Callable[[], Outbox] | None) -> None:
+        self._session = session
+        self._order = asyncio.Lock()
+        self._follower: Outbox | None = None
+        self._relayed = 0  # chunks that the coordinator has, or will have from its outbox
+        self.followed = False  # whether the client ever came
+        self.ack: Envelope | None = None
+        self.receipt: Envelope | None = None
+        self.last_word: AttachRequest | None = None  # a failure, or the refusal of the job
+        self._countersigned = asyncio.Event()
+        self._ended = False
+        self._attested = False  # to the coordinator
+
+    @property
+    def alone(self) -> bool:
+        """Whether the client asked this node and nobody else."""
+        return self._session is None
+
+    @property
+    def direct(self) -> bool:
+        """Whether the client follows the attempt here now."""
+        return self._follower is not None and not self._follower.closed
+
+    async def send(self, messages: tuple[AttachRequest, ...]) -> None:
+        """Pass messages on, in order; waits while the way they go is full."""
+        if not messages:
+            return
+        async with self._order:
+            follower, outbox = self._follower, self._outbox()
+            for message in messages:
+                if follower is not None and message.progress is None:
+                    await follower.put(message)
+                if outbox is not None and (follower is None or not _for_client_alone(message)):
+                    await outbox.put(message)
+                    self._count(message)
+
+    def post(self, message: AttachRequest) -> None:
+        """Pass a decision or a failure on without waiting."""
+        refused = message.failure is not None or message.decision is not None
+        self.last_word = message if refused else self.last_word
+        if self._follower is not None:
+            self._follower.post(message)
+        outbox = self._outbox()
+        if outbox is not None:
+            outbox.post(message)
+
+    def follow(
+        self, tail: Tail | None, from_chunk: int
+    ) -> tuple[tuple[AttachRequest, ...], Outbox]:
+        """The client comes: what it lacks, and where the rest will be. A newer one takes its place.
+
+        Raises:
+            NovaMeshError: STALE if that chunk is no longer here.
+        """
+        backlog = tail.since(from_chunk) if tail is not None else ()
+        if self._follower is not None:
+            self._follower.closed = True
+            self._follower.end()
+        self._follower, self.followed = Outbox(), True
+        return backlog, self._follower
+
+    async def unfollow(self, outbox: Outbox, tail: Tail | None) -> None:
+        """The client's stream ended before the attempt: the coordinator gets what it lacks."""
+        await outbox.close()
+        if outbox is not self._follower:
+            return
+        self._follower = None
+        session = self._outbox()
+        if session is None or tail is None or self._ended:
+            return
+        async with self._order:
+            for message in tail.since(self._relayed):
+                await session.put(message)
+                self._count(message)
+
+    def resume(self, tail: Tail, chunk: int) -> tuple[AttachRequest, ...]:
+        """What a new session lacks that has the chunks before `chunk`.
+
+        Raises:
+            NovaMeshError: STALE if that chunk is no longer here and nobody else receives it.
+        """
+        if self.direct or self.receipt is not None:
+            self._relayed = chunk
+            return (*self.witnesses(), *tail.statements())
+        lacking = tail.since(chunk)
+        self._relayed = tail.chunks
+        return lacking
+
+    def witnesses(self) -> tuple[AttachRequest, ...]:
+        """What the client signed for: it stands in the place of a relay."""
+        signed = (self.ack, self.receipt)
+        return tuple(AttachRequest(witness=each) for each in signed if each is not None)
+
+    def countersign(self, receipt: Envelope) -> None:
+        """The client's receipt is here."""
+        self.receipt = receipt
+        self._countersigned.set()
+
+    def end(self) -> None:
+        """The attempt is over: whoever follows it gets what waits, and then the end."""
+        self._ended = True
+        if self._follower is not None:
+            self._follower.end()
+
+    async def conclude(self, tail: Tail) -> None:
+        """An attempt ended: if its client took it here, the coordinator gets claim and witness."""
+        if self.alone or self._attested:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WITNESS_S):
+                await self._countersigned.wait()
+        async with self._order:
+            outbox = self._outbox()
+            if outbox is None or self._attested:
+                return
+            signed = self.witnesses()
+            told = (*signed, *tail.statements()) if signed else tail.since(self._relayed)
+            for message in told:
+                await outbox.put(message)
+                self._count(message)
+
+    def _outbox(self) -> Outbox | None:
+        return None if self._session is None else self._session()
+
+    def _count(self, message: AttachRequest) -> None:
+        if message.chunk is not None:
+            self._relayed = max(self._relayed, message.chunk.chunk.index + 1)
+        self._attested = self._attested or message.attestation is not None
+
+
+def _for_client_alone(message: AttachRequest) -> bool:
+    """What the coordinator does not get while the client is here itself."""
+    return message.chunk is not None or message.attestation is not None
