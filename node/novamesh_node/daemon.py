@@ -45,6 +45,7 @@ from novamesh_node.loading import LoadedDevice
 from novamesh_node.notices import Notice, farewell, notice
 from novamesh_node.notify import ServiceManager
 from novamesh_node.orders import Nameplate, Orders
+from novamesh_node.presence import Presence, open_entrance
 from novamesh_node.replays import ReplayJournal
 from novamesh_node.request import Shape
 from novamesh_node.session import FAREWELL_S, Line, Session
@@ -97,6 +98,7 @@ class _Daemon:
         self._state = state
         self._clock = Clock()
         self._manager = ServiceManager()
+        self._entrance = open_entrance(config.broker) if config.broker else None
         paused, until_ms = state.pause()
         self._keeper = Keeper(
             config.slots,
@@ -148,13 +150,14 @@ class _Daemon:
                     self._config.policy.digest,
                 )
                 session, front = self._assemble(tasks, key, crew, advertiser, journal)
-                orders.complete(session, crew.inventory)
+                presence = self._present(key, advertiser)
+                orders.complete(session, lambda: crew.inventory() | _broker(presence))
                 self._keeper.lend(crew.slots)
                 async with direct_service.listen(front, key, self._config.listen) as listener:
                     self._advertise(advertiser, listener)
                     self._keeper.apply(lifecycle.Loaded())
                     watchman = Watchman(crew, self._keeper, advertiser, self._tell)
-                    await self._work(tasks, session, key, watchman)
+                    await self._work(tasks, session, presence, key, watchman)
         finally:
             await asyncio.gather(*(worker.stop() for worker in workers))
             journal.close()
@@ -198,11 +201,27 @@ class _Daemon:
         advertiser.listen_at((told,))
         self._voice.say("listens", f"at {self._config.listen}, clients are told {told}")
 
+    def _present(self, key: PrivateKey, advertiser: Advertiser) -> Presence | None:
+        """Being found at a broker, where one is named."""
+        if self._entrance is None:
+            return None
+        return Presence(
+            self._entrance, self._config.pool.network, format_node_id(key.node_id),
+            lambda: advertiser.current(self._clock.wall_ms()), self._clock, random.Random(),
+        )  # fmt: skip
+
     async def _work(
-        self, tasks: asyncio.TaskGroup, session: Session, key: PrivateKey, watchman: Watchman
+        self,
+        tasks: asyncio.TaskGroup,
+        session: Session,
+        presence: Presence | None,
+        key: PrivateKey,
+        watchman: Watchman,
     ) -> None:
         """Everything that runs at the same time, until the keeper halts."""
-        attached = tasks.create_task(session.run(), name="session")
+        attached = {tasks.create_task(session.run(), name="session")}
+        if presence is not None:
+            attached.add(tasks.create_task(presence.run(), name="presence"))
         watchers = [
             tasks.create_task(self._welcome(session, key), name="welcome"),
             tasks.create_task(self._tick(session), name="ticker"),
@@ -214,8 +233,10 @@ class _Daemon:
         ]
         await self._keeper.halted.wait()
         session.leave()
-        await asyncio.wait({attached}, timeout=2 * FAREWELL_S)
-        for task in (attached, *watchers):
+        if presence is not None:
+            presence.leave()
+        await asyncio.wait(attached, timeout=2 * FAREWELL_S)
+        for task in (*attached, *watchers):
             task.cancel()
 
     def _notice(self, before: lifecycle.State, after: lifecycle.State) -> None:
@@ -303,6 +324,10 @@ def _station(loaded: LoadedDevice, config: NodeConfig, clock: Clock, several: bo
         served[model.offer.model_profile] = Served(model.offer, worker, engine.tokenizer, shape)
     machine = Machine(told, loading.engine_build(device.name))
     return Station(device, probe.hardware, machine, served, config.slots, config.threads)
+
+
+def _broker(presence: Presence | None) -> dict[str, str]:
+    return {} if presence is None else {"broker": presence.describe()}
 
 
 def _stopped() -> NovaMeshError:

@@ -30,6 +30,7 @@ def describe_status(reply: Mapping[str, Any]) -> str:
         ("node", reply["node"]),
         ("state", reply["phase"] + reason),
         ("pool", f"{reply['pool']} at {reply['address']}, {link}"),
+        *([("broker", reply["broker"])] if "broker" in reply else ()),
         ("machine", reply["hardware"]),
         ("slots", f"{reply['free_slots']} of {reply['slots']} free, {reply['taken']} jobs taken"),
         ("clock", clock),

@@ -37,6 +37,7 @@ from novamesh_proto.messages import (
     AttachResponse,
     AttachWelcome,
     Donation,
+    Envelope,
     IdleQuery,
     IdleReport,
     NodeLoad,
@@ -151,6 +152,7 @@ class Session:
         self._donations = donations
         self._clock = line.clock
         self._outbox: Outbox | None = None
+        self._shown: Envelope | None = None  # the descriptor that the pool was sent last
         self._idle: asyncio.Future[IdleReport] | None = None
         self._leaving = False
         self._joined = False
@@ -206,10 +208,11 @@ class Session:
             self._outbox.post(AttachRequest(donation=donation))
 
     def advertise(self) -> None:
-        """Send a new descriptor if one is due. Raises STORAGE."""
-        now_ms = self._clock.wall_ms()
-        if self._advertiser.due(now_ms) and self._outbox is not None:
-            self._outbox.post(AttachRequest(descriptor=self._advertiser.renew(now_ms)))
+        """Renew the descriptor if one is due, and send it if it was not. Raises STORAGE."""
+        newest = self._advertiser.current(self._clock.wall_ms())
+        if newest is not self._shown and self._outbox is not None:
+            self._shown = newest
+            self._outbox.post(AttachRequest(descriptor=newest))
 
     async def ask_idle(self) -> IdleReport:
         """Ask the coordinator why there is no work.
@@ -266,11 +269,12 @@ class Session:
         self.offset_ms = now_ms - challenge.now_ms
         check_clock(now_ms, challenge.now_ms)
         signer = self._signer
+        self._shown = self._advertiser.current(now_ms)
         hello = AttachHello(
             header=envelope.header(signer.key, signer.network, (signer.coordinator,), now_ms),
             nonce=challenge.nonce,
             certificate_key_digest=stream.certificate_key_digest,
-            descriptor=self._advertiser.current(now_ms),
+            descriptor=self._shown,
             running=self._desk.listing(),
         )
         await stream.write(AttachRequest(hello=envelope.seal(hello, signer.key)))
