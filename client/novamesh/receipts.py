@@ -1,6 +1,6 @@
-"""The receipts a client keeps: one file a job, mode 0600, that verifies without anybody's help.
+"""The receipts a client keeps: one file an answer, mode 0600, that verifies without anybody's help.
 
-Rules: a file is found by its job's id; what it proves is decided by `novamesh_proto.receipt` alone.
+Rules: a file is found by its job's id, of several parts by the last one's; what it proves is decided by `novamesh_proto.receipt` alone.
 Receipts are the client's own and are never removed by program.
 """
 
@@ -12,20 +12,32 @@ from typing import Final
 
 from novamesh.private_file import write_private
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import RECEIPT_BYTES_MAX
+from novamesh_proto.limits import PARTS_MAX, RECEIPT_BYTES_MAX
 from novamesh_proto.messages import JobId, NodeId
-from novamesh_proto.receipt import Receipt, VerifiedReceipt, encode_receipt, verify_receipt
+from novamesh_proto.receipt import (
+    Receipt,
+    VerifiedReceipt,
+    count_sections,
+    encode_receipt,
+    verify_receipt,
+)
 
 SUFFIX: Final = ".receipt"
+FILE_BYTES_MAX: Final = RECEIPT_BYTES_MAX * PARTS_MAX
+_HEAD_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class KeptReceipt:
-    """A receipt file; `kept_at_ms` is when it was written, wall clock."""
+    """A receipt file; `kept_at_ms` is when it was written, wall clock.
+
+    `parts` is how many parts its answer has by its own word, 0 if that cannot be read.
+    """
 
     job: str
     path: Path
     kept_at_ms: int
+    parts: int = 1
 
 
 class Receipts:
@@ -43,7 +55,7 @@ class Receipts:
     def list(self) -> tuple[KeptReceipt, ...]:
         """Every receipt kept, newest first."""
         files = self._folder.glob(f"*{SUFFIX}")
-        kept = [KeptReceipt(f.stem, f, f.stat().st_mtime_ns // 1_000_000) for f in files]
+        kept = [KeptReceipt(f.stem, f, f.stat().st_mtime_ns // 1_000_000, _parts(f)) for f in files]
         return tuple(sorted(kept, key=lambda one: (-one.kept_at_ms, one.job)))
 
     def find(self, text: str) -> Path:
@@ -67,6 +79,14 @@ class Receipts:
         )
 
 
+def _parts(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            return count_sections(file.read(_HEAD_BYTES))
+    except OSError:
+        return 0
+
+
 def read_receipt(path: Path) -> bytes:
     """The bytes of a receipt file.
 
@@ -75,16 +95,16 @@ def read_receipt(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(RECEIPT_BYTES_MAX + 1)
+            data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         hint = "name a receipt file that you may read:  novamesh receipt ls"
         raise NovaMeshError(
             Code.NOT_FOUND, f"cannot read {path}: {error.strerror}", hint
         ) from error
-    if len(data) > RECEIPT_BYTES_MAX:
+    if len(data) > FILE_BYTES_MAX:
         raise NovaMeshError(
             Code.TOO_LARGE,
-            f"{path} has more than {RECEIPT_BYTES_MAX} bytes",
+            f"{path} has more than {FILE_BYTES_MAX} bytes",
             "this is no receipt file:  novamesh receipt ls",
         )
     return data

@@ -114,12 +114,9 @@ class Desk:
             or (job.attempt, job.fence) != (ack.attempt, ack.fence)
         ):
             return
-        if ack.chunks > stream.chain.chunks:
-            raise NovaMeshError(
-                Code.BAD_REQUEST, f"{ack.chunks} chunks are acknowledged before they were sent"
-            )
         if stream.ack is not None and ack.chunks < stream.ack.message.chunks:
             return
+        # More than came here is what its node sent it by another way.
         stream.ack = asked.ack
         session = self._registry.sessions.get(job.node)
         if session is not None:
@@ -199,7 +196,8 @@ class Desk:
             raise NovaMeshError(
                 Code.BAD_REQUEST, "start, parent and forced prefix do not fit together"
             )
-        if wanted.start_position >= wanted.sampling.max_tokens:
+        # One that has all of them is still to be attested.
+        if wanted.start_position > wanted.sampling.max_tokens:
             raise NovaMeshError(
                 Code.BAD_REQUEST,
                 f"the answer has {wanted.start_position} tokens already, its terms allow "

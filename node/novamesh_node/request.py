@@ -58,15 +58,17 @@ def build_request(
     """The engine's request for an opened job.
 
     Raises:
-        NovaMeshError: TOO_LARGE if prompt and prefix leave no room for a token, BAD_REQUEST for
-            unknown token ids, a start that is not the prefix's length, or a bad sampling value.
+        NovaMeshError: TOO_LARGE if prompt and prefix leave no room for a token, unless the prefix
+            is the whole answer, BAD_REQUEST for unknown token ids, a start that is not the
+            prefix's length, or a bad sampling value.
     """
     if terms.start_position != len(body.prefix_token_ids):
         raise NovaMeshError(Code.BAD_REQUEST, "the start is not the length of the forced prefix")
     if not prompt:
         raise NovaMeshError(Code.BAD_REQUEST, "the prompt is empty", "send at least one token")
     used = len(prompt) + len(body.prefix_token_ids)
-    if used >= shape.context_max:
+    # A prefix that ends where the context does ends the answer: it is still to be attested.
+    if used + (not body.prefix_token_ids) > shape.context_max:
         raise NovaMeshError(
             Code.TOO_LARGE,
             f"prompt and prefix have {used} tokens, this node takes under {shape.context_max}",

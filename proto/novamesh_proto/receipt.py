@@ -52,7 +52,14 @@ from novamesh_proto.messages import (
     Settlement,
 )
 
-__all__ = ["Receipt", "VerifiedReceipt", "decode_receipt", "encode_receipt", "verify_receipt"]
+__all__ = [
+    "Receipt",
+    "VerifiedReceipt",
+    "count_sections",
+    "decode_receipt",
+    "encode_receipt",
+    "verify_receipt",
+]
 
 MAGIC: Final = b"novamesh-receipt/v1"
 MAGIC_V2: Final = b"novamesh-receipt/v2"
@@ -118,6 +125,16 @@ def decode_receipt(data: bytes) -> Receipt:
     receipt, end = _parse(data)
     _check_end(data, end)
     return receipt
+
+
+def count_sections(head: bytes) -> int:
+    """How many sections a file says it has, by its first 64 bytes; 0 if it is no receipt."""
+    lines = head.split(b"\n", 2)
+    if lines[0] == MAGIC:
+        return 1
+    if lines[0] != MAGIC_V2 or len(lines) < 2:
+        return 0
+    return next((n for n in range(2, PARTS_MAX + 1) if lines[1] == _heading(1, n)), 0)
 
 
 def verify_receipt(
@@ -236,8 +253,7 @@ def _parse(data: bytes) -> tuple[Receipt, int]:
 
 def _parse_sections(data: bytes, at: int) -> tuple[Receipt, int]:
     """The envelopes of a file in version 2, whose first heading begins at `at`."""
-    line, _ = _line(data, at, "format")
-    count = next((n for n in range(2, PARTS_MAX + 1) if line == _heading(1, n)), 0)
+    count = count_sections(data[:64])
     if not count:
         raise wrong("format", f"there is no heading of 2 to {PARTS_MAX} sections")
     sections: list[Receipt] = []

@@ -18,7 +18,7 @@ from novamesh.private_file import write_private
 from novamesh.receipts import Receipts
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.join_code import format_join_code
-from support.fake_answer import OTHER_PICO, PICO, Script
+from support.fake_answer import OTHER_PICO, PICO, Death, Script
 from support.fake_pool import FakePool
 from support.parties import CLIENT
 from support.transcripts import SCENE, Exchange, read_transcript, settle
@@ -41,6 +41,7 @@ SCRIPTS = {
         }
     ),
     "failing": Script(failures=[NovaMeshError(Code.POLICY, "the owner does not allow this")]),
+    "broken": Script(deaths=[Death(4, "handed back"), None, Death(3), None]),
     "tampered": Script(tampered="attestation"),
     "closed": Script(
         refusals={"Join": [NovaMeshError(Code.FORBIDDEN, "this invite is used up", "ask for one")]}

@@ -164,7 +164,7 @@ def test_a_continued_answer_pays_each_position_once(table: Table) -> None:
         ({"start_position": 3}, Code.BAD_REQUEST),
         ({"prefix_digest": bytes(32)}, Code.BAD_REQUEST),
         (
-            {"parent_job": bytes(32), "prefix_digest": bytes(32), "start_position": 200},
+            {"parent_job": bytes(32), "prefix_digest": bytes(32), "start_position": 201},
             Code.BAD_REQUEST,
         ),
         (

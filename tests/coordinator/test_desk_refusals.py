@@ -158,8 +158,8 @@ def test_a_job_that_no_candidate_could_ever_take_is_told_so(table: Table) -> Non
         ({"prefix_digest": bytes(32)}, "start, parent and forced prefix do not fit together"),
         ({"parent_job": bytes(32)}, "start, parent and forced prefix do not fit together"),
         (
-            {"start_position": 200, "parent_job": bytes(32), "prefix_digest": bytes(32)},
-            "the answer has 200 tokens already, its terms allow 200",
+            {"start_position": 201, "parent_job": bytes(32), "prefix_digest": bytes(32)},
+            "the answer has 201 tokens already, its terms allow 200",
         ),
     ],
 )

@@ -64,7 +64,7 @@ def test_what_is_computed_for_a_client_is_reused_for_nobody_else() -> None:
         (body(), 1, (1,), Code.BAD_REQUEST),
         (body(), 0, (), Code.BAD_REQUEST),
         (body(), 0, (1,) * 16, Code.TOO_LARGE),
-        (body(prefix_token_ids=(7,) * 8), 8, (1,) * 8, Code.TOO_LARGE),
+        (body(prefix_token_ids=(7,) * 8), 8, (1,) * 9, Code.TOO_LARGE),
         (body(), 0, (1000,), Code.BAD_REQUEST),
         (body(prefix_token_ids=(1000,)), 1, (1,), Code.BAD_REQUEST),
     ],
@@ -78,11 +78,13 @@ def test_what_cannot_run_is_refused_without_its_content(
 
 
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=20), st.integers(0, 10))
-def test_a_request_always_leaves_room_for_a_token(prompt: list[int], prefix: int) -> None:
+def test_a_request_leaves_room_for_a_token_or_is_a_whole_answer(
+    prompt: list[int], prefix: int
+) -> None:
     content = body(prefix_token_ids=(1,) * prefix)
     try:
         request = build_request("r", terms(start_position=prefix), content, tuple(prompt), SHAPE)
     except NovaMeshError:
-        assert len(prompt) + prefix >= SHAPE.context_max
+        assert len(prompt) + prefix + (not prefix) > SHAPE.context_max
         return
-    assert len(request.prompt) + len(request.prefix) < SHAPE.context_max
+    assert len(request.prompt) + len(request.prefix) + (not prefix) <= SHAPE.context_max

@@ -73,7 +73,7 @@ class Script:
     lost_attempts: int = 0  # attempts that end before their first token
     hang_after: int | None = None  # chunks after which nothing comes any more
     failures: list[NovaMeshError] = field(default_factory=list)  # jobs that end FAILED, each once
-    deaths: list[Death] = field(default_factory=list)  # of jobs under way, each once
+    deaths: list[Death | None] = field(default_factory=list)  # of jobs under way, each once
     tampered: str = ""  # what is a lie: chunk, checkpoint, attestation, offer, …
     clock_offset_ms: int = 0
     needs_invite: bool = True

@@ -20,6 +20,7 @@ from novamesh.cli.run import speed_of
 from novamesh.cli.scope import HERE, Json, Scope
 from novamesh.model_choice import SHOWN_CHARS
 from novamesh.receipts import Receipts, verify_file
+from novamesh_proto.evidence import Span
 from novamesh_proto.identity import format_node_id, parse_node_id, short
 from novamesh_proto.messages import NodeId
 from novamesh_proto.receipt import VerifiedReceipt
@@ -37,14 +38,14 @@ def list_receipts(*, json: Json = False, scope: Scope = HERE) -> None:
     """List the receipts on this machine, newest first."""
     kept = Receipts(scope.places.receipts).list()
     if json:
-        write_json([{"job": one.job, "file": str(one.path)} for one in kept])
+        write_json([{"job": one.job, "parts": one.parts, "file": str(one.path)} for one in kept])
         return
     if not kept:
         say("no receipts yet; every answer of novamesh run leaves one")
         return
     write_table(
-        ("JOB", "KEPT (UTC)", "FILE"),
-        [(one.job[:SHOWN_CHARS], moment(one.kept_at_ms), one.path) for one in kept],
+        ("JOB", "KEPT (UTC)", "PARTS", "FILE"),
+        [(one.job[:SHOWN_CHARS], moment(one.kept_at_ms), one.parts, one.path) for one in kept],
     )
 
 
@@ -90,10 +91,20 @@ def verify(
     if json:
         write_json(document(verified))
         return
-    for part, signer in verified.signatures:
-        write_status("ok", f"{part.ljust(14)}  signed by {short(signer)}")
+    count = len(verified.parts)
+    for number, one in enumerate(verified.parts, start=1):
+        for part, signer in one.signatures:
+            label = part if count == 1 else f"{number} {part}"
+            write_status("ok", f"{label.ljust(14 + 2 * (count > 1))}  signed by {short(signer)}")
+    for span in verified.spans:
+        if span.unattested:
+            mark("note", _tail(span))
     _note_findings(verified)
-    say(f"{plural(len(verified.signatures), 'signature')} ok; all parts belong to one job")
+    signed = plural(sum(len(one.signatures) for one in verified.parts), "signature")
+    if count == 1:
+        say(f"{signed} ok; all parts belong to one job")
+    else:
+        say(f"{signed} ok; all belong to one answer of {count} parts")
 
 
 def facts(verified: VerifiedReceipt) -> dict[str, object]:
@@ -108,6 +119,7 @@ def facts(verified: VerifiedReceipt) -> dict[str, object]:
         "model": f"{_model_name(verified)} sha256:{verified.terms.message.model_profile.hex()}",
         "asked": f"{moment(verified.terms.message.header.issued_at_ms)} UTC",
         "tokens": _tokens(verified),
+        **_parts(verified),
         "witnessed": witnessed(verified),
     }
     if claim is not None:
@@ -118,10 +130,28 @@ def facts(verified: VerifiedReceipt) -> dict[str, object]:
         fields["hardware"] = f"{claim.hardware.name} ({claim.hardware.kind}), as claimed"
     if claim is not None and claim.energy_mj:
         fields["energy"] = f"{claim.energy_mj / 1000:.1f} J, as claimed"
-    if verified.settlement is not None:
-        settled = verified.settlement.message
-        fields["settled"] = f"{settled.prompt_tokens} + {settled.completion_tokens} tokens"
+    settled = _settled(verified)
+    if settled is not None:
+        fields["settled"] = f"{settled[0]} + {settled[1]} tokens"
     return fields
+
+
+def _parts(verified: VerifiedReceipt) -> dict[str, object]:
+    """Who answered which tokens; nothing of an answer of one part."""
+    fields: dict[str, object] = {}
+    if verified.earlier:
+        for number, (part, span) in enumerate(zip(verified.parts, verified.spans, strict=True), 1):
+            tail = f", {_tail(span)}" if span.unattested else ""
+            job = part.job.hex()[:SHOWN_CHARS]
+            fields[f"part {number}"] = (
+                f"tokens {span.start} to {span.end} by {short(part.node)}, job {job}{tail}"
+            )
+    return fields
+
+
+def _tail(span: Span) -> str:
+    tokens = plural(span.unattested, "token")
+    return f"{tokens} from position {span.signed} on: witnessed, unattested"
 
 
 def witnessed(verified: VerifiedReceipt) -> str:
@@ -136,7 +166,7 @@ def witnessed(verified: VerifiedReceipt) -> str:
 def document(verified: VerifiedReceipt) -> dict[str, object]:
     """A verified receipt as JSON."""
     claim = verified.attestation.message if verified.attestation is not None else None
-    settled = verified.settlement.message if verified.settlement is not None else None
+    settled = _settled(verified)
     return {
         "job": verified.job.hex(),
         "network": verified.terms.message.header.network,
@@ -146,20 +176,33 @@ def document(verified: VerifiedReceipt) -> dict[str, object]:
         "model": _model_name(verified),
         "model_profile": verified.terms.message.model_profile.hex(),
         "prompt_tokens": claim.prompt_tokens if claim is not None else None,
-        "completion_tokens": verified.completion_tokens,
+        "completion_tokens": _answered(verified),
         "finish": claim.finish.name.lower() if claim is not None else None,
         "witnessed_ttft_us": verified.ttft_us,
         "witnessed_tokens_per_s": verified.tokens_per_s,
         "engine_build": claim.engine_build if claim is not None else None,
         "energy_mj": claim.energy_mj if claim is not None else None,
-        "settled_prompt_tokens": settled.prompt_tokens if settled is not None else None,
-        "settled_completion_tokens": settled.completion_tokens if settled is not None else None,
+        "settled_prompt_tokens": settled[0] if settled is not None else None,
+        "settled_completion_tokens": settled[1] if settled is not None else None,
         "signatures": [
-            {"part": part, "signer": format_node_id(signer)} for part, signer in verified.signatures
+            {"section": number, "part": part, "signer": format_node_id(signer)}
+            for number, one in enumerate(verified.parts, start=1)
+            for part, signer in one.signatures
         ],
         "findings": [
             {"rule": one.rule, "severity": one.severity.name.lower(), "message": one.message}
-            for one in verified.findings
+            for part in verified.parts
+            for one in part.findings
+        ],
+        "parts": [
+            {
+                "job": part.job.hex(),
+                "node": format_node_id(part.node),
+                "start": span.start,
+                "signed": span.signed,
+                "end": span.end,
+            }
+            for part, span in zip(verified.parts, verified.spans, strict=True)
         ],
         "ok": True,
     }
@@ -170,16 +213,29 @@ def _model_name(verified: VerifiedReceipt) -> str:
 
 
 def _tokens(verified: VerifiedReceipt) -> str:
-    answered = f"{plural(verified.completion_tokens, 'token')} answered"
+    answered = f"{plural(_answered(verified), 'token')} answered"
     if verified.attestation is None:
         return f"{answered}, up to the last checkpoint"
     claim = verified.attestation.message
     return f"{claim.prompt_tokens} read, {answered}, ended by {claim.finish.name.lower()}"
 
 
+def _settled(verified: VerifiedReceipt) -> tuple[int, int] | None:
+    """Prompt and completion tokens that were settled, over all parts; None if none was yet."""
+    paid = [part.settlement.message for part in verified.parts if part.settlement is not None]
+    if not paid:
+        return None
+    return sum(one.prompt_tokens for one in paid), sum(one.completion_tokens for one in paid)
+
+
+def _answered(verified: VerifiedReceipt) -> int:
+    return verified.spans[-1].end - verified.spans[0].start
+
+
 def _note_findings(verified: VerifiedReceipt) -> None:
-    for finding in verified.findings:
-        mark("note", finding.message)
+    for one in verified.parts:
+        for finding in one.findings:
+            mark("note", finding.message)
 
 
 def _peer(text: str | None) -> NodeId | None:

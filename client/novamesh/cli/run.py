@@ -111,6 +111,17 @@ def document(done: Completion) -> dict[str, object]:
             {"rule": one.rule, "severity": one.severity.name.lower(), "message": one.message}
             for one in done.findings
         ],
+        "parts": [
+            {
+                "job": part.job.hex(),
+                "node": format_node_id(part.node),
+                "path": part.path,
+                "start": part.start,
+                "signed": part.signed,
+                "end": part.end,
+            }
+            for part in done.parts
+        ],
         "receipt": str(done.receipt_path),
     }
 
@@ -138,10 +149,21 @@ def _summarise(done: Completion, receipt: Path) -> None:
         "witnessed": seen,
         "receipt": receipt,
     }
+    if len(done.parts) > 1:
+        fields["parts"] = _parts(done)
     say()
     sys.stderr.write(format_fields(fields, indent="  "))
     for finding in done.findings:
         mark("note", finding.message)
+
+
+def _parts(done: Completion) -> str:
+    """Who answered which tokens, where nodes were lost on the way."""
+    told = []
+    for part in done.parts:
+        tail = f", {part.unattested} unattested" if part.unattested else ""
+        told.append(f"{part.start} to {part.end} by {short(part.node)}{tail}")
+    return f"{len(done.parts)}: tokens {'; '.join(told)}"
 
 
 def _read_prompt() -> str:
