@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from novamesh_coordinator.audit import Auditor
+from novamesh_coordinator.config import PostgresUrl
 from novamesh_coordinator.core import Core, PoolIdentity
 from novamesh_coordinator.log_chain import (
     Mark,
@@ -93,14 +94,14 @@ class _Reading:
             self.tell(f"there is a snapshot at event {seq}, and no such event")
 
 
-async def check_folder(identity: PoolIdentity, database: Path) -> Report:
-    """Open a database that nobody uses, and check it; its folder stays as it is, byte for byte.
+async def check_database(identity: PoolIdentity, where: Path | PostgresUrl) -> Report:
+    """Open a database that nobody uses, and check it; it stays as it is, a file byte for byte.
 
     Raises:
         NovaMeshError: CONFLICT if a coordinator runs on it, STORAGE, CORRUPT if it cannot be
             opened at all.
     """
-    store = await open_store_to_look(database)
+    store = await open_store_to_look(where)
     try:
         return await check(identity, store)
     finally:

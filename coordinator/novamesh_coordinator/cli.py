@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
+from novamesh_coordinator.broker_flags import NOT_GIVEN, BrokerFlags
 from novamesh_coordinator.config import (
     CoordinatorConfig,
     Folder,
     check_dialled,
+    find_database,
     find_folder,
     is_wildcard,
     load_config,
@@ -55,6 +57,10 @@ DAY_MS: Final = 86_400_000
 DAYS_MAX: Final = 3650
 
 Home = Annotated[Path | None, Parameter(help="Folder of all files, instead of NOVAMESH_HOME.")]
+DatabaseUrl = Annotated[
+    str | None, Parameter(help="URL of a PostgreSQL database, instead of a file in the folder.")
+]
+PasswordFile = Annotated[str | None, Parameter(help="File with the password of the database.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 
 
@@ -63,8 +69,13 @@ def init(
     *,
     name: Annotated[str, Parameter(help="Name of the pool.")] = "pool",
     open: Annotated[bool, Parameter(help="Let anybody join without an invite.")] = False,
-    address: Annotated[str, Parameter(help="HOST:PORT that members dial, if not --listen.")] = "",
+    address: Annotated[
+        str,
+        Parameter(help="HOST:PORT that members dial, if not --listen; up to 4, commas between."),
+    ] = "",
     listen: Annotated[str | None, Parameter(help="HOST:PORT to listen on.")] = None,
+    database: DatabaseUrl = None,
+    database_password_file: PasswordFile = None,
     home: Home = None,
 ) -> None:
     """Make a new pool: its key and its configuration."""
@@ -72,7 +83,7 @@ def init(
     flags = {"network": name, "open": open, "address": address or None, "listen": listen}
     if not name:
         raise NovaMeshError(Code.BAD_REQUEST, "a pool needs a name", "--name NAME")
-    config = load_config(folder, flags)
+    config = load_config(folder, flags | _flags(database, database_password_file))
     key = create_key(folder.key)
     write_text(folder.config, write_config(config))
     _say(f"made pool {name!r} in {folder.path}")
@@ -86,12 +97,23 @@ def serve(
     listen: Annotated[str | None, Parameter(help="HOST:PORT of the gRPC service.")] = None,
     http: Annotated[str | None, Parameter(help="HOST:PORT of /metrics and /healthz.")] = None,
     log_format: Annotated[str | None, Parameter(help="text or json.")] = None,
+    broker: BrokerFlags = NOT_GIVEN,
+    database: DatabaseUrl = None,
+    database_password_file: PasswordFile = None,
+    standby: Annotated[
+        bool, Parameter(negative="", help="Wait until no other coordinator serves the database.")
+    ] = False,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
     """Serve the pool until Ctrl-C or SIGTERM."""
     folder = find_folder(home)
-    config = _config(folder, {"listen": listen, "http": http, "log_format": log_format})
+    flags: dict[str, object] = {"listen": listen, "http": http, "log_format": log_format}
+    flags |= broker.flags() | _flags(database, database_password_file)
+    config = _config(folder, flags)
+    if standby and not config.database:
+        problem = "a coordinator stands by at a database that several reach"
+        raise NovaMeshError(Code.BAD_CONFIG, problem, "--database postgresql+psycopg://…")
     # gRPC's own log has a line for each connection that strangers break, and tells nothing else.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
@@ -102,7 +124,8 @@ def serve(
     except ImportError as error:
         raise _missing(error) from error
     configure_logs(config.log_format)
-    uvloop.run(serve_folder(folder, config, lambda running: _ready(config, running, json)))
+    waiting = (lambda http_port: _standing_by(http_port, json)) if standby else None
+    uvloop.run(serve_folder(folder, config, lambda running: _ready(config, running, json), waiting))
 
 
 @app.command
@@ -110,7 +133,9 @@ def invite(
     *,
     uses: Annotated[int, Parameter(help="How many may join with it.")] = 100,
     days: Annotated[float, Parameter(help="How long it is good.")] = 7.0,
-    address: Annotated[str, Parameter(help="HOST:PORT to put into it.")] = "",
+    address: Annotated[
+        str, Parameter(help="HOST:PORT to put into it; up to 4, commas between.")
+    ] = "",
     home: Home = None,
     json: AsJson = False,
 ) -> None:
@@ -177,23 +202,30 @@ def ban(
 
 
 @app.command
-def check(*, home: Home = None, json: AsJson = False) -> None:
+def check(
+    *,
+    database: DatabaseUrl = None,
+    database_password_file: PasswordFile = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
     """Look the whole database over, while the coordinator does not run. Nothing is mended."""
     folder = find_folder(home)
-    config, key = _config(folder, {}), load_key(folder.key)
-    if not folder.database.exists():
+    config, key = _config(folder, _flags(database, database_password_file)), load_key(folder.key)
+    where = find_database(folder, config)
+    if isinstance(where, Path) and not where.exists():
         raise NovaMeshError(
             Code.NOT_FOUND, f"there is no database in {folder.path}", "novamesh coordinator serve"
         )
     try:
         import asyncio
 
-        from novamesh_coordinator.check import check_folder
+        from novamesh_coordinator.check import check_database
         from novamesh_coordinator.core import PoolIdentity
     except ImportError as error:
         raise _missing(error) from error
     identity = PoolIdentity(key, config.network, config.open)
-    report = asyncio.run(check_folder(identity, folder.database))
+    report = asyncio.run(check_database(identity, where))
     if json:
         _print_json(asdict(report))
     else:
@@ -299,6 +331,17 @@ def _ready(config: CoordinatorConfig, running: Running, as_json: bool) -> None:
         _print_json({"ready": True, "address": address, "http_port": running.http_port})
     else:
         _out(f"coordinator ready on {address}")
+
+
+def _standing_by(http_port: int, as_json: bool) -> None:
+    if as_json:
+        _print_json({"ready": False, "standby": True, "http_port": http_port})
+    else:
+        _out("coordinator stands by")
+
+
+def _flags(database: str | None, password_file: str | None) -> dict[str, object]:
+    return {"database": database, "database_password_file": password_file}
 
 
 def _node_row(view: NodeView) -> dict[str, Any]:

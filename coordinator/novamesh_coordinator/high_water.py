@@ -1,9 +1,14 @@
-"""How far the log had come when it was last acknowledged, in a small file beside the database.
+"""How far the log had come when it was last acknowledged: beside a file, or in memory.
 
 SQLite takes a damaged end of its write-ahead log for one that was never finished, and forgets it
 without a word. Whoever was told that a write is durable was told so after it was, so a log that
 ends before this mark has lost what was promised. Rules: written after each commit, without waiting
 for the disk: the commit was waited for, so the mark is never ahead of it; one line of fixed length.
+
+A PostgreSQL has no such file: coordinators on several machines share it, and what one of them wrote
+beside itself says nothing of what another acknowledged. There the database itself is the truth of
+what was acknowledged, with its own checks and copies; each process remembers what it acknowledged,
+and refuses a database that has lost that, such as a copy that took over and lagged behind.
 """
 
 from __future__ import annotations
@@ -83,3 +88,30 @@ class HighWater:
     def close(self) -> None:
         """Let go of the file."""
         os.close(self._file)
+
+
+class Remembered:
+    """The same of a database on a server: known for as long as this process lives."""
+
+    def __init__(self) -> None:
+        self._mark = Mark()
+
+    def read(self) -> Mark:
+        """The last place that this process acknowledged or read; the beginning before that."""
+        return self._mark
+
+    def write(self, mark: Mark) -> None:
+        """Everything up to here was acknowledged."""
+        self._mark = mark
+
+    def ahead(self, log: Mark) -> NovaMeshError:
+        """The error for a log that ends before this mark."""
+        return NovaMeshError(
+            Code.CORRUPT,
+            f"the log ends at event {log.seq}, and event {self._mark.seq} was acknowledged",
+            "nothing was repaired. Has a copy of the database that lagged behind taken over? Let "
+            "the one that has all events serve; to go on without them start the coordinator again",
+        )
+
+    def close(self) -> None:
+        """There is nothing to let go of."""

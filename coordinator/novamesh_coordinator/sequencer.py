@@ -24,7 +24,8 @@ from novamesh_coordinator.events import Moment
 from novamesh_coordinator.group_commit import GroupCommit
 from novamesh_coordinator.inputs import Input, Ticked
 from novamesh_coordinator.snapshotter import Snapshotter
-from novamesh_coordinator.store import Entry, Loaded, Store
+from novamesh_coordinator.store import Entry, Store
+from novamesh_coordinator.stored_log import Loaded
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId
 
@@ -107,7 +108,7 @@ class Sequencer:
     @property
     def healthy(self) -> bool:
         """Whether the disk takes writes."""
-        return self._healthy.is_set()
+        return self._healthy.is_set() and not self._store.unsure
 
     async def submit(self, event: Input, body: tuple[JobId, bytes] | None = None) -> object:
         """Handle an input and wait until it is durable; returns the reply.
@@ -185,7 +186,7 @@ class Sequencer:
         """While the disk refuses, try it once a second."""
         while True:
             await asyncio.sleep(PROBE_S)
-            if self.healthy or not self._ready.is_set():
+            if self._healthy.is_set() or not self._ready.is_set():
                 continue
             try:
                 await self._store.probe(self._clock.now().wall_ms)
@@ -252,6 +253,8 @@ class Sequencer:
 
     async def _fall_back(self, batch: list[_Waiting], error: NovaMeshError) -> None:
         """Nothing of the batch is durable: go back to what is, and let everybody know."""
+        if error.code is Code.CONFLICT:
+            raise error  # another coordinator writes now: it alone knows what became of the batch
         _log.error("storage refuses writes", error=error.message, hint=error.hint)
         self._healthy.clear()
         self._ready.clear()

@@ -27,9 +27,16 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from novamesh_coordinator.admin_service import AdminService
+from novamesh_coordinator.broker_wiring import presence_loops, small_broker
 from novamesh_coordinator.buckets import Rate
 from novamesh_coordinator.collector import calm_collector
-from novamesh_coordinator.config import CoordinatorConfig, Folder, split_address
+from novamesh_coordinator.config import (
+    CoordinatorConfig,
+    Folder,
+    PostgresUrl,
+    find_database,
+    split_address,
+)
 from novamesh_coordinator.core import Core, PoolIdentity
 from novamesh_coordinator.doorstep import Doorstep
 from novamesh_coordinator.http import Page, serve_pages
@@ -40,9 +47,11 @@ from novamesh_coordinator.node_service import NodeService
 from novamesh_coordinator.pool_service import PoolService
 from novamesh_coordinator.sequencer import Clock, Sequencer
 from novamesh_coordinator.service import SERVER_OPTIONS, Door, Limits
-from novamesh_coordinator.store import Store, open_store
+from novamesh_coordinator.standby import Standby
+from novamesh_coordinator.store import Store, open_store, open_store_to_follow
 from novamesh_coordinator.verifier import Verifier
 from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.node_table import NodeTable
 from novamesh_proto.transport_identity import ServerCertificate, make_certificate
 from novamesh_proto.v1 import coordinator_pb2_grpc, node_pb2_grpc
 
@@ -80,6 +89,7 @@ async def run_coordinator(
     clock: Clock | None = None,
     seed: int | None = None,
     bind: str | None = None,
+    core: Core | None = None,
 ) -> AsyncIterator[Running]:
     """Serve while inside.
 
@@ -90,20 +100,26 @@ async def run_coordinator(
         clock: Other clocks than the machine's.
         seed: Of the rng that draws candidates; the system's randomness where None.
         bind: A gRPC address without TLS (unix:PATH) instead of `config.listen`, for tests.
+        core: The state where it has been read from the store already.
 
     Raises:
         NovaMeshError: CORRUPT, STORAGE, CONFLICT if a port is taken.
     """
     clock = clock or wall_clock()
-    core = await load_core(identity, store, clock)
+    if core is None:
+        core = await load_core(identity, store, clock)
+    else:
+        core.recover(clock.now())
     certificate = None if bind else make_certificate(identity.key, datetime.now(UTC))
     door = make_door(core, store, config, clock, seed, certificate)
     server, health_servicer = _grpc_server(door, config)
     door.bouncer.port = port = _bind(server, bind or config.listen, certificate)
     async with _ungrouped(), contextlib.AsyncExitStack() as stack:
-        http_port = await _serve_http(stack, config, door)
+        http_port = await _serve_http(stack, config, _pages(door))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        running = (*door.sequencer.loops(), door.bouncer.run)
+        await stack.enter_async_context(small_broker(config, identity.network))
+        found = presence_loops(door, config, NodeTable(identity.network))
+        running = (*door.sequencer.loops(), door.bouncer.run, store.guard, *found)
         loops = [tasks.create_task(loop(), name=loop.__qualname__) for loop in running]
         await server.start()
         for service in SERVICES:
@@ -243,13 +259,13 @@ def _deaf(address: str, flag: str, error: OSError) -> NovaMeshError:
 
 
 async def _serve_http(
-    stack: contextlib.AsyncExitStack, config: CoordinatorConfig, door: Door
+    stack: contextlib.AsyncExitStack, config: CoordinatorConfig, pages: dict[str, Page]
 ) -> int:
     if not config.http:
         return 0
     host, port = split_address(config.http, "http")
     try:
-        return await stack.enter_async_context(serve_pages(host, port, _pages(door)))
+        return await stack.enter_async_context(serve_pages(host, port, pages))
     except OSError as error:
         raise _deaf(config.http, "--http", error) from error
 
@@ -281,23 +297,38 @@ async def _stop(
 
 
 async def serve(
-    folder: Folder, config: CoordinatorConfig, ready: Callable[[Running], None]
+    folder: Folder,
+    config: CoordinatorConfig,
+    ready: Callable[[Running], None],
+    standing_by: Callable[[int], None] | None = None,
 ) -> None:
     """Serve the coordinator of a folder until SIGTERM or SIGINT; `ready` is called once.
+
+    Where `standing_by` is given, another coordinator may be the one that writes: it is called with
+    the port of /healthz, and serving begins when that one has ended.
 
     Raises:
         NovaMeshError: NOT_FOUND if there is none, and as `run_coordinator`.
     """
     identity = PoolIdentity(load_key(folder.key), config.network, config.open)
+    where = find_database(folder, config)
     _allow_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with calm_collector() as loaded:
-        store = await open_store(folder.database)
+        if standing_by is not None and isinstance(where, PostgresUrl):
+            store = open_store_to_follow(where)
+        else:
+            store = await open_store(where)
         try:
-            async with run_coordinator(identity, store, config) as running:
+            core = None
+            if standing_by is not None:
+                core = await _await_turn(Standby(identity, store), config, standing_by, stop)
+            if stop.is_set():
+                return
+            async with run_coordinator(identity, store, config, core=core) as running:
                 host, _ = split_address(config.listen, "listen")
                 write_text(folder.address, f"{host}:{running.grpc_port}\n")
                 loaded()
@@ -306,6 +337,24 @@ async def serve(
                 _log.info("stopping")
         finally:
             await store.close()
+
+
+async def _await_turn(
+    standby: Standby, config: CoordinatorConfig, told: Callable[[int], None], stop: asyncio.Event
+) -> Core | None:
+    """What `Standby.wait` gives; None too if it is told to stop before."""
+    async with contextlib.AsyncExitStack() as stack:
+        pages: dict[str, Page] = {"/healthz": lambda: (200, "text/plain", b"standby\n")}
+        told(await _serve_http(stack, config, pages))
+        turn = asyncio.create_task(standby.wait())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait((turn, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not turn.done():
+            turn.cancel()
+            await asyncio.wait((turn,))
+            return None
+        return turn.result()
 
 
 def _allow_files() -> None:

@@ -1,4 +1,4 @@
-"""The event log on disk: the only SQL of the coordinator (SQLAlchemy Core).
+"""The event log in a database: what the coordinator writes, and what it asks for again.
 
 Rules: what `commit` returned from is durable; a batch is one transaction; every event carries the
 digest of the log up to it, so a flipped bit or a missing row is found when the log is read, and
@@ -10,7 +10,7 @@ jobs are kept beside the log and go when their job ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,44 +19,47 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from novamesh_coordinator.body_cache import BodyCache
+from novamesh_coordinator.config import PostgresUrl
 from novamesh_coordinator.core import CoreState
-from novamesh_coordinator.database import Database, open_database, open_to_look
+from novamesh_coordinator.database import Database, OutcomeUnknown
 from novamesh_coordinator.events import AttemptSettled, JobEnded, Record
-from novamesh_coordinator.high_water import HighWater
+from novamesh_coordinator.high_water import HighWater, Remembered
 from novamesh_coordinator.log_chain import (
     Mark,
     Row,
     SnapshotLike,
     body_digest,
-    check_rows,
-    check_snapshot,
-    corrupt,
-    follow_links,
     make_rows,
     read_row,
     snapshot_digest,
 )
-from novamesh_coordinator.schema import BODIES, EVENTS, PARTS, PROBES, SNAPSHOTS
-from novamesh_coordinator.snapshot_parts import names_of, read_parts
+from novamesh_coordinator.postgres import Postgres, look_at_postgres, open_postgres
+from novamesh_coordinator.schema import BODIES, EVENTS, PARTS, PROBES, SNAPSHOTS, require_schema
+from novamesh_coordinator.sqlite_file import look_at_sqlite, open_sqlite
+from novamesh_coordinator.stored_log import (
+    ROWS_AT_ONCE,
+    Found,
+    Loaded,
+    bodies_of,
+    check_older,
+    read_after,
+    read_end,
+    read_newest,
+    state_of,
+    unnamed_parts,
+)
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId, JobState
 
 SNAPSHOTS_KEPT: Final = 2
-PART_ROWS: Final = 20_000  # events read at a time
-PARTS_READ: Final = 256  # parts of a snapshot read at a time
+ASK_S: Final = 0.5  # between two tries to learn what became of a commit
+GUARD_S: Final = 0.25
 
 _ADD_EVENTS: Final = sa.insert(EVENTS)
 _ADD_BODIES: Final = sa.insert(BODIES)
 _ADD_PARTS: Final = sa.insert(PARTS)
-_LINKS: Final = sa.select(EVENTS.c.seq, EVENTS.c.kind, EVENTS.c.body, EVENTS.c.digest).order_by(
-    EVENTS.c.seq
-)
 _DROP_BODIES: Final = sa.delete(BODIES).where(BODIES.c.job == sa.bindparam("ended"))
 _DROP_PARTS: Final = sa.delete(PARTS).where(PARTS.c.digest == sa.bindparam("named"))
-
-
-BodiesOf = Callable[[Sequence[bytes]], Iterable[object]]
-"""What is kept under digests of parts, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +70,21 @@ class Entry:
     body: tuple[JobId, bytes] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What is on disk: a snapshot's state, or none yet, and the records after it."""
-
-    state: CoreState | None
-    records: tuple[Record, ...]
-
-
 class Store:
     """One open log; made by `open_store`."""
 
-    def __init__(self, database: Database, high_water: HighWater) -> None:
+    unsure = False  # whether it is not known yet what became of a commit
+
+    def __init__(self, database: Database, high_water: HighWater | Remembered) -> None:
         self._database = database
         self._high_water = high_water
         self.mark = Mark()  # of the last committed event
         self.snapshot_seq = 0  # of the newest snapshot
         self._checked = Mark()  # of the newest snapshot that this process has read
+        self._ends: tuple[Mark, ...] = ()  # where the log may end; empty until it was read
         self._bodies = BodyCache()
         self._parts: set[bytes] = set()  # digests of parts that are on the disk as they should be
+        database.on_return = self._require_end
 
     async def load(self) -> Loaded:
         """Read snapshot and log, and check every digest on the way.
@@ -94,68 +93,75 @@ class Store:
             NovaMeshError: CORRUPT, saying where; STORAGE.
         """
         # Two threads: whoever checks what is older waits much for the disk and for SHA-256.
+        acknowledged = self._high_water.read()
+        older = partial(check_older, checked=self._checked, acknowledged=acknowledged)
+        newest = partial(read_newest, acknowledged=acknowledged)
         checked, found = await asyncio.gather(
-            self._database.read("read the log", self._check_older),
-            self._database.read("read the log", self._load),
+            self._database.read("read the log", older),
+            self._database.read("read the log", newest),
             return_exceptions=True,
         )
         try:
             for failed in (checked, found):
                 if isinstance(failed, BaseException):
                     raise failed
+            assert isinstance(checked, Mark)
+            assert isinstance(found, Found)
+            if acknowledged.seq > found.mark.seq:
+                raise self._high_water.ahead(found.mark)
         except NovaMeshError as error:
             if error.code is Code.CORRUPT:
                 self._database.keep_evidence()
             raise
-        assert isinstance(checked, Mark)
-        assert not isinstance(found, BaseException)
-        self._checked = checked
-        loaded, self.mark, self.snapshot_seq, self._parts = found
-        return loaded
+        self._checked, self.mark, self.snapshot_seq = checked, found.mark, found.snapshot_seq
+        self._parts, self._ends = set(found.parts), (found.mark,)
+        return found.loaded
 
-    def _load(self, reader: sa.Connection) -> tuple[Loaded, Mark, int, set[bytes]]:
-        acknowledged = self._high_water.read()
-        newest = sa.select(SNAPSHOTS).order_by(SNAPSHOTS.c.seq.desc()).limit(1)
-        snapshot = reader.execute(newest).one_or_none()
-        # With a snapshot the log is read from its own event on, to see that the two agree.
-        log = sa.select(EVENTS).order_by(EVENTS.c.seq)
-        log = log.where(EVENTS.c.seq >= snapshot.seq) if snapshot else log
-        rows = reader.execute(log).all()
-        for body in reader.execute(sa.select(BODIES)):
-            as_written = isinstance(body.job, bytes) and isinstance(body.body, bytes)
-            if not as_written or body_digest(body.job, body.body) != body.digest:
-                raise corrupt("the sealed body of a job was changed")
-        loaded, mark = check_log(snapshot, rows, partial(_bodies_of, reader))
-        _check_same(rows, acknowledged)
-        if acknowledged.seq > mark.seq:
-            raise self._high_water.ahead(mark)
-        if snapshot is None:
-            return loaded, mark, 0, set()
-        return loaded, mark, snapshot.seq, set(names_of(snapshot.body))
+    async def follow(self) -> tuple[Record, ...]:
+        """What another process committed since `load` or the last `follow`; none when it is all.
 
-    def _check_older(self, reader: sa.Connection) -> Mark:
-        """What the newest snapshot stands for was not changed either; nothing of it is replayed.
-
-        What this process has checked before is not read again: a coordinator whose disk failed for
-        a moment must not be away for long.
+        Raises:
+            NovaMeshError: CORRUPT, STORAGE.
         """
-        last = reader.scalar(sa.select(sa.func.max(SNAPSHOTS.c.seq))) or 0
-        older = _LINKS.where(EVENTS.c.seq > self._checked.seq, EVENTS.c.seq <= last)
-        # The driver's own rows: of a long log there are very many, and each is looked at once.
-        driver: Any = reader.execute(older).cursor
-        mark = follow_links(driver, self._checked)
-        if mark.seq < last:
-            raise corrupt(f"event {mark.seq + 1} is missing from the log")
-        acknowledged = self._high_water.read()
-        its = _LINKS.where(EVENTS.c.seq == acknowledged.seq)
-        _check_same(reader.execute(its).all(), acknowledged)
-        return mark
+        after = partial(read_after, mark=self.mark)
+        records, self.mark = await self._database.read("read the log", after)
+        self._ends = (self.mark,)
+        self._high_water.write(self.mark)
+        self._parts.clear()  # the other one may have dropped them
+        return records
+
+    async def require_schema(self) -> None:
+        """Before the log of another process is followed.
+
+        Raises:
+            NovaMeshError: CONFLICT for other tables than this version's, STORAGE.
+        """
+        await self._database.read("read the schema", require_schema)
+
+    async def take_turn(self) -> bool:
+        """Become the one that writes; False while another process is.
+
+        Raises:
+            NovaMeshError: STORAGE; CORRUPT for a schema of a newer version.
+        """
+        return await self._database.take_turn()
+
+    async def guard(self) -> None:
+        """Run for as long as this process is the one that may write.
+
+        Raises:
+            NovaMeshError: CONFLICT when another one is.
+        """
+        while self._database.lost is None:  # noqa: ASYNC110  a thread sets it
+            await asyncio.sleep(GUARD_S)
+        raise self._database.lost
 
     async def commit(self, entries: Sequence[Entry]) -> None:
         """Write what some steps decided, in order, in one transaction, durably.
 
         Raises:
-            NovaMeshError: STORAGE; then nothing of it was written.
+            NovaMeshError: STORAGE; then nothing of it was written. CONFLICT; then another process
+                is the one that writes, and knows what was written.
         """
         rows, mark = make_rows((r for entry in entries for r in entry.records), self.mark)
         bodies = [e.body for e in entries if e.body is not None]
@@ -169,13 +175,46 @@ class Store:
             if ended:
                 writer.execute(_DROP_BODIES, [{"ended": job} for job in ended])
 
-        await self._database.write("write the log", work)
+        self._ends = (self.mark, mark)
+        try:
+            await self._database.write("write the log", work)
+        except OutcomeUnknown:
+            if not await self._is_written(mark):
+                self._ends = (self.mark,)
+                raise
         for job, body in bodies:
             self._bodies.keep(job, body)
         for job in ended:
             self._bodies.drop(job)
-        self.mark = mark
+        self.mark, self._ends = mark, (mark,)
         self._high_water.write(mark)
+
+    async def _is_written(self, mark: Mark) -> bool:
+        """Whether a commit whose answer was lost took place; asked until the database tells.
+
+        Asked as a write, which comes after the lost session has ended: what is not there then will
+        not come either.
+
+        Raises:
+            NovaMeshError: CONFLICT, CORRUPT.
+        """
+        self.unsure = True
+        try:
+            while True:
+                try:
+                    return await self._database.write("look for the end", read_end) == mark
+                except NovaMeshError as error:
+                    if error.code is not Code.STORAGE:
+                        raise
+                await asyncio.sleep(ASK_S)
+        finally:
+            self.unsure = False
+
+    def _require_end(self, writer: sa.Connection) -> None:
+        """After a lost connection: the database still has all that it had."""
+        end = read_end(writer)
+        if self._ends and end not in self._ends:
+            raise self._high_water.ahead(end)
 
     def has_part(self, digest: bytes) -> bool:
         """Whether this process has seen a part on the disk, whole."""
@@ -223,7 +262,7 @@ class Store:
         Raises:
             NovaMeshError: STORAGE.
         """
-        return await self._database.read("read the snapshots", _unnamed)
+        return await self._database.read("read the snapshots", unnamed_parts)
 
     async def drop_parts(self, digests: Sequence[bytes]) -> None:
         """These parts go.
@@ -261,7 +300,7 @@ class Store:
         seq = 0
         while True:
             part = sa.select(EVENTS).where(EVENTS.c.seq > seq).order_by(EVENTS.c.seq)
-            rows = await self._database.read("read the log", _all(part.limit(PART_ROWS)))
+            rows = await self._database.read("read the log", _all(part.limit(ROWS_AT_ONCE)))
             if not rows:
                 return
             for row in rows:
@@ -281,7 +320,7 @@ class Store:
         """
         return await self._database.read(
             "read a snapshot",
-            lambda reader: state_of(snapshot, partial(_bodies_of, reader)),
+            lambda reader: state_of(snapshot, partial(bodies_of, reader)),
         )
 
     async def probe(self, now_ms: int) -> None:
@@ -303,21 +342,6 @@ class Store:
         self._high_water.close()
 
 
-def _bodies_of(reader: sa.Connection, digests: Sequence[bytes]) -> Iterator[object]:
-    """What is kept under each of these digests; None where there is nothing."""
-    for began in range(0, len(digests), PARTS_READ):
-        some = digests[began : began + PARTS_READ]
-        kept = sa.select(PARTS.c.digest, PARTS.c.body).where(PARTS.c.digest.in_(some))
-        found = {row.digest: row.body for row in reader.execute(kept)}
-        yield from map(found.get, some)
-
-
-def _unnamed(reader: sa.Connection) -> list[bytes]:
-    named = {n for body in reader.scalars(sa.select(SNAPSHOTS.c.body)) for n in names_of(body)}
-    kept = reader.scalars(sa.select(PARTS.c.digest))
-    return [digest for digest in kept if type(digest) is bytes and digest not in named]
-
-
 def _all(query: sa.Select[Any]) -> Callable[[sa.Connection], Sequence[Any]]:
     return lambda reader: reader.execute(query).all()
 
@@ -326,53 +350,31 @@ def _kept(job: JobId, body: bytes) -> dict[str, bytes]:
     return {"job": job, "body": body, "digest": body_digest(job, body)}
 
 
-def _check_same(rows: Sequence[Any], acknowledged: Mark) -> None:
-    """The last event that somebody was told of is the one in the log."""
-    at = next((row for row in rows if row.seq == acknowledged.seq), None)
-    if at is not None and at.digest != acknowledged.digest:
-        raise corrupt(f"event {at.seq} of the log is not the one that was acknowledged")
-
-
-def check_log(snapshot: Any, rows: Sequence[Any], bodies_of: BodiesOf) -> tuple[Loaded, Mark]:
-    """What a snapshot and the rows from its own event on say, and the place where they end.
-
-    Raises:
-        NovaMeshError: CORRUPT, saying where.
-    """
-    if snapshot is None:
-        records, mark = check_rows(rows, Mark())
-        return Loaded(None, records), mark
-    place = check_snapshot(snapshot, rows[0] if rows else None)
-    records, mark = check_rows(rows[1:], place)
-    return Loaded(state_of(snapshot, bodies_of), records), mark
-
-
-def state_of(snapshot: SnapshotLike, bodies_of: BodiesOf) -> CoreState:
-    """The state that a snapshot's parts are.
-
-    Raises:
-        NovaMeshError: CORRUPT.
-    """
-    names = names_of(snapshot.body)
-    return read_parts(snapshot.seq, names, bodies_of(names))
-
-
-async def open_store(path: Path) -> Store:
-    """Open the log of a coordinator, made where there is none.
+async def open_store(where: Path | PostgresUrl) -> Store:
+    """Open the log of a coordinator as the one that writes, made where there is none.
 
     Raises:
         NovaMeshError: CONFLICT if another process has it, STORAGE, CORRUPT.
     """
-    return await _with_mark(await open_database(path), path, look_only=False)
+    if isinstance(where, PostgresUrl):
+        return Store(await open_postgres(where), Remembered())
+    return await _with_mark(await open_sqlite(where), where, look_only=False)
 
 
-async def open_store_to_look(path: Path) -> Store:
-    """Open the log of a coordinator that does not run, so that no byte of its folder changes.
+async def open_store_to_look(where: Path | PostgresUrl) -> Store:
+    """Open the log of a coordinator that does not run, so that nothing of it changes.
 
     Raises:
         NovaMeshError: CONFLICT if another process has it, STORAGE, CORRUPT.
     """
-    return await _with_mark(await open_to_look(path), path, look_only=True)
+    if isinstance(where, PostgresUrl):
+        return Store(await look_at_postgres(where), Remembered())
+    return await _with_mark(await look_at_sqlite(where), where, look_only=True)
+
+
+def open_store_to_follow(where: PostgresUrl) -> Store:
+    """Open the log of a coordinator that may run; written to once `take_turn` says so."""
+    return Store(Postgres(where), Remembered())
 
 
 async def _with_mark(database: Database, path: Path, *, look_only: bool) -> Store:

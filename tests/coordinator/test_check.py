@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from novamesh_coordinator.check import Report, check_folder
+from novamesh_coordinator.check import Report, check_database
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.events import AttemptSettled, Record
 from novamesh_coordinator.log_chain import Mark, make_rows
@@ -55,7 +55,7 @@ async def look(path: Path, table: Table) -> Report:
     """What the owner's command finds; it changes nothing."""
     before = folder(path.parent)
     try:
-        return await check_folder(table.identity, path)
+        return await check_database(table.identity, path)
     finally:
         assert folder(path.parent) == before
 

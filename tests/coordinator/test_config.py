@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from novamesh_coordinator.config import (
     CoordinatorConfig,
     Folder,
+    PostgresUrl,
     check_dialled,
+    find_database,
     find_folder,
     is_wildcard,
     load_config,
@@ -63,6 +65,13 @@ def test_the_nearer_source_wins(folder: Folder) -> None:
         ('network = " "', {}, "characters that cannot be seen"),
         ("log_format = 'xml'", {}, "log_format is 'xml'"),
         ("= broken", {}, "is not TOML"),
+        ("address = 'a:1,b:2,c:3,d:4,e:5'", {}, "address names 5 addresses, at most 4"),
+        ("address = 'a:1,b'", {}, "address is 'b', not HOST:PORT"),
+        ("database = 'postgresql+psycopg://me:secret@db/pool'", {}, "has a password in it"),
+        ("database = 'postgresql+psycopg://me@db/pool?password=x'", {}, "has a password in it"),
+        ("database = 'postgresql+psycopg://db'", {}, "no URL of a PostgreSQL database"),
+        ("database = 'postgresql+psycopg://db:x/pool'", {}, "no URL of a PostgreSQL database"),
+        ("", {"NOVAMESH_COORDINATOR_DATABASE": "mysql://db/pool"}, "no URL of a PostgreSQL"),
         ("", {"NOVAMESH_COORDINATOR_PORT": "1"}, "NOVAMESH_COORDINATOR_PORT sets 'port'"),
         ("", {"NOVAMESH_COORDINATOR_RPCS_MAX": "many"}, "rpcs_max is 'many', not a int"),
     ],
@@ -123,6 +132,37 @@ def test_an_address_is_dialled(host: str) -> None:
     check_dialled(f"{host}:7700", "address")
     with pytest.raises(NovaMeshError, match="nobody can dial"):
         check_dialled(f"{host}:0", "address")
+
+
+def test_the_log_is_a_file_unless_a_server_is_named(folder: Folder, tmp_path: Path) -> None:
+    assert find_database(folder, load_config(folder, {}, {})) == folder.database
+    url = "postgresql+psycopg://nova@/pool?host=/run/postgresql"
+    named = {"NOVAMESH_COORDINATOR_DATABASE": url}
+    assert find_database(folder, load_config(folder, {}, named)) == PostgresUrl(url)
+    secret = tmp_path / "secret"
+    secret.write_text("it's secret\n")
+    flags = {"database": url, "database_password_file": str(secret)}
+    found = find_database(folder, load_config(folder, flags, {}))
+    assert found == PostgresUrl(url, "it's secret")
+    assert "secret" not in repr(found)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_password_that_cannot_be_read_is_told(folder: Folder, content: bytes | None) -> None:
+    path = folder.path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    flags = {"database": "postgresql+psycopg://h/d", "database_password_file": str(path)}
+    with pytest.raises(NovaMeshError, match="password in") as refused:
+        find_database(folder, load_config(folder, flags, {}))
+    assert refused.value.code is Code.BAD_CONFIG
+    assert "--database-password-file" in refused.value.hint
+
+
+def test_several_addresses_are_dialled_each() -> None:
+    check_dialled("a.example:7700,b.example:7700", "address")
+    with pytest.raises(NovaMeshError, match="nobody can dial"):
+        check_dialled("a.example:7700,0.0.0.0:7700", "address")
 
 
 def test_the_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

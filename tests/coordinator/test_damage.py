@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from novamesh_coordinator.store import Loaded, open_store
+from novamesh_coordinator.store import open_store
+from novamesh_coordinator.stored_log import Loaded
 from novamesh_proto.errors import Code, NovaMeshError
 
 PLACES = 200

@@ -1,23 +1,29 @@
-"""One process, one writer; a write is all of its work or nothing of it."""
+"""One writer, whatever keeps the data; a write is all of its work or nothing of it."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import shutil
-import sqlite3
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from novamesh_coordinator.database import open_database, open_to_look
+from novamesh_coordinator.config import PostgresUrl
+from novamesh_coordinator.database import Database
+from novamesh_coordinator.postgres import open_postgres
+from novamesh_coordinator.sqlite_file import open_sqlite
 from novamesh_proto.errors import Code, NovaMeshError
+from support.database_places import DatabasePlace
 
 COUNT = sa.text("select count(*) from probes")
+
+
+async def open_database(place: DatabasePlace) -> Database:
+    where = place.where
+    if isinstance(where, PostgresUrl):
+        return await open_postgres(where)
+    return await open_sqlite(where)
 
 
 def add(connection: sa.Connection) -> str:
@@ -25,8 +31,10 @@ def add(connection: sa.Connection) -> str:
     return threading.current_thread().name
 
 
-async def test_writes_run_in_one_thread_in_the_order_they_were_asked_for(tmp_path: Path) -> None:
-    database = await open_database(tmp_path / "c.db")
+async def test_writes_run_in_one_thread_in_the_order_of_asking(
+    place: DatabasePlace,
+) -> None:
+    database = await open_database(place)
     seen: list[int] = []
 
     def numbered(number: int) -> Callable[[sa.Connection], str]:
@@ -43,8 +51,8 @@ async def test_writes_run_in_one_thread_in_the_order_they_were_asked_for(tmp_pat
     await database.close()
 
 
-async def test_work_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
-    database = await open_database(tmp_path / "c.db")
+async def test_work_that_fails_half_way_leaves_nothing(place: DatabasePlace) -> None:
+    database = await open_database(place)
 
     def fail(connection: sa.Connection) -> None:
         add(connection)
@@ -59,8 +67,8 @@ async def test_work_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     await database.close()
 
 
-async def test_close_waits_for_a_write_whose_asker_was_cancelled(tmp_path: Path) -> None:
-    database = await open_database(tmp_path / "c.db")
+async def test_close_waits_for_a_write_whose_asker_was_cancelled(place: DatabasePlace) -> None:
+    database = await open_database(place)
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(connection: sa.Connection) -> None:
@@ -74,60 +82,6 @@ async def test_close_waits_for_a_write_whose_asker_was_cancelled(tmp_path: Path)
     closing = asyncio.create_task(database.close())
     go_on.set()
     await closing
-    database = await open_database(tmp_path / "c.db")
+    database = await open_database(place)
     assert await database.read("count", lambda reader: reader.scalar(COUNT)) == 1
-    await database.close()
-
-
-async def test_a_second_process_is_refused(tmp_path: Path) -> None:
-    database = await open_database(tmp_path / "c.db")
-    with pytest.raises(NovaMeshError, match=f"process {os.getpid()}") as refused:
-        await open_database(tmp_path / "c.db")
-    assert refused.value.code is Code.CONFLICT
-    await database.close()
-    await (await open_database(tmp_path / "c.db")).close()
-
-
-async def test_only_its_owner_reads_it(tmp_path: Path) -> None:
-    await (await open_database(tmp_path / "deep" / "c.db")).close()
-    assert (tmp_path / "deep" / "c.db").stat().st_mode & 0o777 == 0o600
-    assert (tmp_path / "deep").stat().st_mode & 0o777 == 0o700
-
-
-async def test_whoever_looks_reads_what_is_in_the_log_and_writes_nothing(tmp_path: Path) -> None:
-    writing = await open_database(tmp_path / "c.db")
-    await writing.write("add", add)
-    (tmp_path / "copy").mkdir()
-    for name in ("c.db", "c.db-wal"):
-        shutil.copy(tmp_path / name, tmp_path / "copy" / name)
-    await writing.close()
-    looking = await open_to_look(tmp_path / "copy" / "c.db")
-    assert await looking.read("count", lambda reader: reader.scalar(COUNT)) == 1
-    with pytest.raises(NovaMeshError, match="readonly"):
-        await looking.write("add", add)
-    looking.keep_evidence()
-    await looking.close()
-    assert {one.name for one in (tmp_path / "copy").iterdir()} == {"c.db", "c.db-wal"}
-
-
-async def test_what_cannot_be_read_is_no_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    database = await open_database(tmp_path / "c.db")
-
-    def malformed(reader: sa.Connection) -> None:
-        raise sqlite3.DatabaseError("database disk image is malformed")
-
-    with pytest.raises(NovaMeshError, match="malformed") as refused:
-        await database.read("read", malformed)
-    assert refused.value.code is Code.CORRUPT
-
-    def fail(path: Path, mode: str) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", fail)
-        with pytest.raises(NovaMeshError, match="cannot read") as refused:
-            await database.read("read", malformed)
-    assert refused.value.code is Code.STORAGE
     await database.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
+import psycopg
 import pytest
 from sqlalchemy.exc import InvalidRequestError, OperationalError
 
@@ -40,3 +41,20 @@ def test_other_errors_of_the_database_may_heal() -> None:
 def test_bugs_stay_bugs() -> None:
     with pytest.raises(ZeroDivisionError), storage("write"):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (psycopg.errors.DataCorrupted("invalid page in block 7"), Code.CORRUPT),
+        (psycopg.errors.UndefinedTable('relation "events" does not exist'), Code.CORRUPT),
+        (psycopg.errors.UniqueViolation("Key (seq)=(5) already exists."), Code.STORAGE),
+        (psycopg.errors.DiskFull("could not extend file"), Code.STORAGE),
+        (psycopg.OperationalError("the server closed the connection"), Code.STORAGE),
+    ],
+)
+def test_what_postgresql_says_has_a_code(error: psycopg.Error, code: Code) -> None:
+    with pytest.raises(NovaMeshError) as raised, storage("write", server=True):
+        raise OperationalError("insert", {}, error)
+    assert raised.value.code is code
+    assert raised.value.hint

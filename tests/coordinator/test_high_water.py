@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from novamesh_coordinator.high_water import HighWater
+from novamesh_coordinator.high_water import HighWater, Remembered
 from novamesh_coordinator.log_chain import Mark
 from novamesh_proto.errors import Code, NovaMeshError
 
@@ -70,3 +70,15 @@ def test_whoever_only_looks_makes_no_file(tmp_path: Path) -> None:
     assert looking.read() == Mark()
     looking.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_on_a_server_the_process_remembers() -> None:
+    mark = Remembered()
+    assert mark.read() == Mark()
+    mark.write(PLACE)
+    assert mark.read() == PLACE
+    refused = mark.ahead(Mark(814, PLACE.digest))
+    assert refused.code is Code.CORRUPT
+    assert "event 814" in refused.message
+    assert "event 815 was acknowledged" in refused.message
+    mark.close()

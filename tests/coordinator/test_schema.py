@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
-from pathlib import Path
+import sqlalchemy as sa
 
+from novamesh_coordinator.config import PostgresUrl
 from novamesh_coordinator.events import MemberJoined
 from novamesh_coordinator.schema import EVENTS
-from novamesh_coordinator.store import Entry, Loaded, open_store
+from novamesh_coordinator.store import Entry, open_store
+from novamesh_coordinator.stored_log import Loaded
 from novamesh_proto.messages import MessageId
+from support.database_places import DatabasePlace
 from support.parties import digest, party
 
 
@@ -17,14 +19,17 @@ def joined(number: int) -> MemberJoined:
     return MemberJoined(who, number, b"", 0, claim, 0)
 
 
-async def test_migrations_make_these_tables(tmp_path: Path) -> None:
-    await (await open_store(tmp_path / "c.db")).close()
-    with sqlite3.connect(tmp_path / "c.db") as database:
-        made = {
-            name: [column[1] for column in database.execute(f"PRAGMA table_info({name})")]
-            for (name,) in database.execute("select name from sqlite_master where type = 'table'")
-        }
-    database.close()
+async def test_migrations_make_these_tables(place: DatabasePlace) -> None:
+    await (await open_store(place.where)).close()
+    where = place.where
+    url = where.url if isinstance(where, PostgresUrl) else f"sqlite:///{where}"
+    engine = sa.create_engine(url)
+    found = sa.inspect(engine)
+    made = {
+        name: [column["name"] for column in found.get_columns(name)]
+        for name in found.get_table_names()
+    }
+    engine.dispose()
     del made["alembic_version"]
     assert made == {
         name: [column.name for column in table.columns]
@@ -32,17 +37,16 @@ async def test_migrations_make_these_tables(tmp_path: Path) -> None:
     }
 
 
-async def test_snapshots_of_one_piece_are_dropped_and_the_log_stays(tmp_path: Path) -> None:
-    path, events = tmp_path / "c.db", [joined(number) for number in range(9)]
-    store = await open_store(path)
+async def test_snapshots_of_one_piece_are_dropped_and_the_log_stays(place: DatabasePlace) -> None:
+    events = [joined(number) for number in range(9)]
+    store = await open_store(place.where)
     await store.commit([Entry(tuple(events))])
     await store.close()
-    with sqlite3.connect(path) as database:
-        database.execute("drop table snapshot_parts")
-        database.execute("update alembic_version set version_num = '0001'")
-        database.execute("insert into snapshots values (7, x'00', x'7b7d', x'00')")
-    database.close()
-    store = await open_store(path)
+    place.run("drop table snapshot_parts")
+    place.run("drop table writers")
+    place.run("update alembic_version set version_num = '0001'")
+    place.run("insert into snapshots values (7, x'00', x'7b7d', x'00')")
+    store = await open_store(place.where)
     assert await store.load() == Loaded(None, tuple(events))
     assert await store.snapshots() == ()
     await store.close()

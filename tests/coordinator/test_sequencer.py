@@ -14,7 +14,8 @@ from novamesh_coordinator import inputs, sequencer, snapshotter
 from novamesh_coordinator.effects import Assign, Effect, Publish, Wake
 from novamesh_coordinator.inputs import JobAsked, JoinAsked
 from novamesh_coordinator.sequencer import Clock, Sequencer
-from novamesh_coordinator.store import Entry, Loaded, Store, open_store
+from novamesh_coordinator.store import Entry, Store, open_store
+from novamesh_coordinator.stored_log import Loaded
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobQuery, JobState, JoinClaim
 from support.actors import ClientActor

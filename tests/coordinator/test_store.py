@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import signal
-import sqlite3
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from novamesh_coordinator.config import PostgresUrl
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.events import JobAdmitted, MemberJoined
 from novamesh_coordinator.snapshotter import Snapshotter
 from novamesh_coordinator.store import Entry, open_store
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId, MessageId, NodeId
+from support.database_places import DatabasePlace, open_again
 from support.table import Table
 
 
@@ -33,18 +33,18 @@ def story() -> Table:
     return table
 
 
-async def write_story(path: Path) -> Table:
+async def write_story(place: DatabasePlace) -> Table:
     table = story()
-    store = await open_store(path)
+    store = await open_store(place.where)
     await store.load()
     await store.commit([Entry((record,)) for record in table.log])
     await store.close()
     return table
 
 
-async def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
-    table = await write_story(tmp_path / "c.db")
-    store = await open_store(tmp_path / "c.db")
+async def test_what_was_committed_is_read_back(place: DatabasePlace) -> None:
+    table = await write_story(place)
+    store = await open_store(place.where)
     loaded = await store.load()
     assert loaded.state is None
     assert loaded.records == tuple(table.log)
@@ -55,9 +55,9 @@ async def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_a_snapshot_shortens_the_replay(tmp_path: Path) -> None:
-    table = await write_story(tmp_path / "c.db")
-    store = await open_store(tmp_path / "c.db")
+async def test_a_snapshot_shortens_the_replay(place: DatabasePlace) -> None:
+    table = await write_story(place)
+    store = await open_store(place.where)
     await store.load()
     for _ in range(3):
         await Snapshotter(store).save(table.core)
@@ -65,21 +65,19 @@ async def test_a_snapshot_shortens_the_replay(tmp_path: Path) -> None:
     await Snapshotter(store).save(table.core)
     await store.commit([Entry((joined(2), joined(3)))])
     await store.close()
-    store = await open_store(tmp_path / "c.db")
+    store = await open_store(place.where)
     loaded = await store.load()
     assert loaded.state == table.core.state()
     assert loaded.records == (joined(2), joined(3))
     assert store.snapshot_seq == len(table.log) + 1
     await store.close()
-    with sqlite3.connect(tmp_path / "c.db") as database:
-        assert database.execute("select count(*) from snapshots").fetchone() == (2,)
-    database.close()
+    assert place.run("select count(*) from snapshots") == [(2,)]
 
 
-async def test_bodies_live_as_long_as_their_jobs(tmp_path: Path) -> None:
+async def test_bodies_live_as_long_as_their_jobs(place: DatabasePlace) -> None:
     table = story()
     admitted = next(r for r in table.log if isinstance(r, JobAdmitted))
-    store = await open_store(tmp_path / "c.db")
+    store = await open_store(place.where)
     place = table.log.index(admitted) + 1
     await store.commit([Entry(tuple(table.log[:place]), (admitted.job, b"sealed"))])
     assert await store.body(admitted.job) == b"sealed"
@@ -102,18 +100,15 @@ async def test_bodies_live_as_long_as_their_jobs(tmp_path: Path) -> None:
         ("delete from events where seq = (select max(seq) from snapshots)", "is missing from"),
     ],
 )
-async def test_damage_is_found_and_named(tmp_path: Path, damage: str, said: str) -> None:
-    path = tmp_path / "c.db"
-    table = await write_story(path)
+async def test_damage_is_found_and_named(place: DatabasePlace, damage: str, said: str) -> None:
+    table = await write_story(place)
     if "snapshots" in damage:
-        store = await open_store(path)
+        store = await open_store(place.where)
         await store.load()
         await Snapshotter(store).save(table.core)
         await store.close()
-    with sqlite3.connect(path) as database:
-        database.execute(damage)
-    database.close()
-    store = await open_store(path)
+    place.run(damage)
+    store = await open_store(place.where)
     with pytest.raises(NovaMeshError, match=said) as refused:
         await store.load()
     assert refused.value.code is Code.CORRUPT
@@ -121,28 +116,19 @@ async def test_damage_is_found_and_named(tmp_path: Path, damage: str, said: str)
     await store.close()
 
 
-async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "c.db").write_bytes(b"not a database at all, but long enough to be read as one" * 9)
-    with pytest.raises(NovaMeshError) as refused:
-        await open_store(tmp_path / "c.db")
-    assert refused.value.code is Code.CORRUPT
-
-
-async def test_a_record_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    store = await open_store(tmp_path / "c.db")
+async def test_a_record_of_a_newer_version_is_refused(place: DatabasePlace) -> None:
+    store = await open_store(place.where)
     await store.commit([Entry((joined(1),))])
     await store.close()
-    with sqlite3.connect(tmp_path / "c.db") as database:
-        database.execute("update events set kind = 'Unheard'")
-    database.close()
-    store = await open_store(tmp_path / "c.db")
+    place.run("update events set kind = 'Unheard'")
+    store = await open_store(place.where)
     with pytest.raises(NovaMeshError):
         await store.load()
     await store.close()
 
 
-async def test_a_commit_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    store = await open_store(tmp_path / "c.db")
+async def test_a_commit_that_fails_leaves_nothing(place: DatabasePlace) -> None:
+    store = await open_store(place.where)
     await store.commit([Entry((joined(1),), (JobId(bytes(32)), b"x"))])
     with pytest.raises(NovaMeshError) as refused:
         await store.commit([Entry((joined(2),), (JobId(bytes(32)), b"same job again"))])
@@ -155,14 +141,18 @@ async def test_a_commit_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 CHILD = """
-import asyncio, sys
+import asyncio, logging, sys
 from pathlib import Path
+import structlog
+from novamesh_coordinator.config import PostgresUrl
 from novamesh_coordinator.events import MemberJoined
-from novamesh_coordinator.snapshotter import Snapshotter
 from novamesh_coordinator.store import Entry, open_store
 
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+
 async def main():
-    store = await open_store(Path(sys.argv[1]))
+    where = sys.argv[1]
+    store = await open_store(PostgresUrl(where) if "://" in where else Path(where))
     await store.load()
     for number in range(store.mark.seq + 1, 10**9):
         who = number.to_bytes(38, "big")
@@ -174,11 +164,12 @@ asyncio.run(main())
 """
 
 
-async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
-    acknowledged = 0
+async def test_an_acknowledged_write_survives_kill_9(place: DatabasePlace) -> None:
+    acknowledged, where = 0, place.where
+    name = where.url if isinstance(where, PostgresUrl) else str(where)
     for _ in range(3):
         child = subprocess.Popen(  # noqa: ASYNC220  nothing else runs here
-            [sys.executable, "-c", CHILD, str(tmp_path / "c.db")],
+            [sys.executable, "-c", CHILD, name],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -189,18 +180,16 @@ async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
         child.wait(10)
         acknowledged = max([acknowledged, *map(int, child.stdout.read().split())])
         child.stdout.close()
-        store = await open_store(tmp_path / "c.db")
+        store = await open_again(place.where)
         loaded = await store.load()
         assert len(loaded.records) >= acknowledged
         assert loaded.records == tuple(joined(n) for n in range(1, len(loaded.records) + 1))
         await store.close()
 
 
-async def test_a_schema_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    await (await open_store(tmp_path / "c.db")).close()
-    with sqlite3.connect(tmp_path / "c.db") as database:
-        database.execute("update alembic_version set version_num = '9999'")
-    database.close()
+async def test_a_schema_of_a_newer_version_is_refused(place: DatabasePlace) -> None:
+    await (await open_store(place.where)).close()
+    place.run("update alembic_version set version_num = '9999'")
     with pytest.raises(NovaMeshError, match="does not know") as refused:
-        await open_store(tmp_path / "c.db")
+        await open_store(place.where)
     assert refused.value.code is Code.CORRUPT

@@ -26,7 +26,8 @@ from novamesh_coordinator.node_service import NodeService
 from novamesh_coordinator.pool_service import PoolService
 from novamesh_coordinator.sequencer import Clock
 from novamesh_coordinator.server import load_core, make_door
-from novamesh_coordinator.store import Entry, Loaded
+from novamesh_coordinator.store import Entry
+from novamesh_coordinator.stored_log import Loaded
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError, parse_code
 from novamesh_proto.messages import (
@@ -64,6 +65,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.mark = Mark()
         self.snapshot_seq = 0
+        self.unsure = False
         self.rows: list[Row] = []
         self._bodies: dict[JobId, bytes] = {}
 

@@ -26,15 +26,8 @@ from novamesh_coordinator.high_water import HighWater
 from novamesh_coordinator.log_chain import Mark, Row, SnapshotLike, check_links, make_rows, read_row
 from novamesh_coordinator.log_chain import snapshot_digest as bind
 from novamesh_coordinator.snapshot_parts import names_of
-from novamesh_coordinator.store import (
-    SNAPSHOTS_KEPT,
-    Entry,
-    Loaded,
-    Store,
-    _check_same,
-    check_log,
-    state_of,
-)
+from novamesh_coordinator.store import SNAPSHOTS_KEPT, Entry, Store
+from novamesh_coordinator.stored_log import Loaded, check_log, check_same, state_of
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import Envelope, JobId, JobState
 from support.sim.loop import HERE
@@ -147,7 +140,7 @@ class DiskStore(Store):
         loaded, self.mark = check_log(snapshot, rows, disk.bodies_of)
         self.snapshot_seq = since
         self._parts = set(names_of(snapshot.body)) if snapshot else set()
-        _check_same(disk.rows, acknowledged)
+        check_same(disk.rows, acknowledged)
         if acknowledged.seq > self.mark.seq:
             raise self._high_water.ahead(self.mark)
         return loaded
