@@ -51,6 +51,7 @@ TESTED_ELSEWHERE = {
 }  # fmt: skip
 # Imports inside a function are allowed here and nowhere else, with the reason.
 LAZY_IMPORTS = {
+    "broker_wiring": "the small broker's library is in an extra of its own",
     "choice": "Triton is missing where only a CPU computes",
     "cli": "a sub-app must load without its heavy extras",
     "demo": "runs only when asked for",

@@ -61,8 +61,8 @@ class Coordinator:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Coordinator]:
-    """A coordinator of an open pool in a folder that is gone afterwards."""
+def serving(*flags: str) -> Iterator[Coordinator]:
+    """A coordinator of an open pool, with more flags, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="load-") as name:
         folder = Path(name) / "coordinator"
         folder.mkdir()
@@ -71,7 +71,7 @@ def serving() -> Iterator[Coordinator]:
         (folder / "config.toml").write_text(CONFIG)
         command = [str(Path(sys.executable).parent / "novamesh"), "coordinator", "serve"]
         process = subprocess.Popen(
-            [*command, "--home", name, "--json"],
+            [*command, "--home", name, "--json", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -6,6 +6,7 @@ One registry a coordinator, so that two in one process do not mix.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -43,6 +44,12 @@ class Metrics:
             ("code",),
             registry=self.registry,
         )
+        self._unfit = Counter(
+            "novamesh_broker_refusals",
+            "Messages of the MQTT broker that were refused, by error code.",
+            ("code",),
+            registry=self.registry,
+        )
         self._gauges = {
             name: Gauge(f"novamesh_{name}", text, registry=self.registry)
             for name, text in _GAUGES.items()
@@ -58,6 +65,15 @@ class Metrics:
     def count_refusal(self, code: str) -> None:
         """A message on a node's stream was refused."""
         self._refused.labels(code).inc()
+
+    def count_unfit(self, code: str) -> None:
+        """A message that the broker passed on was refused."""
+        self._unfit.labels(code).inc()
+
+    def watch_broker(self, nodes: Callable[[], int], reached: Callable[[], bool]) -> None:
+        """From now on tell how many nodes are known by the broker, and whether it is reached."""
+        self._gauges["broker_nodes"].set_function(nodes)
+        self._gauges["broker_reached"].set_function(reached)
 
     def collect(self, core: Core, healthy: bool, tasks: int) -> bytes:
         """The page that Prometheus reads, with the core's figures as they are now."""
@@ -97,5 +113,7 @@ _GAUGES = {
     "relay_bytes": "Sealed bytes in the relay's buffers.",
     "relay_chunks": "Sealed chunks relayed since the start.",
     "tasks": "Tasks of the event loop.",
+    "broker_nodes": "Nodes whose descriptor came by the MQTT broker.",
+    "broker_reached": "1 while the MQTT broker is reached.",
     "storage_healthy": "1 while the disk takes writes.",
 }
