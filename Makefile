@@ -54,6 +54,8 @@ kernels: $(VENV)/.run
 	cd tests && TRITON_CACHE_DIR=$$(mktemp -d) ../$(PY) -m support.ahead
 lint: $(VENV)/.dev check-proto check-compose
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+	@if [ -x $(BIN)/hadolint ]; then echo hadolint && $(BIN)/hadolint --failure-threshold style Dockerfile; \
+	else echo "the Dockerfile is not linted: hadolint has no build for this machine"; fi
 	$(BIN)/lint-imports && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code
 	$(BIN)/buf breaking --against proto/v1.binpb   # docs/protocol.md, section 8
 fix: $(VENV)/.dev

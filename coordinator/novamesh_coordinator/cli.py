@@ -244,22 +244,26 @@ def check(
 
 
 @app.command
-def health(*, home: Home = None, json: AsJson = False) -> None:
+def health(
+    *,
+    http: Annotated[str, Parameter(help="Ask /healthz at HOST:PORT; one may stand by.")] = "",
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
     """Ask the running coordinator whether it serves."""
+    if http:
+        from novamesh_coordinator.health_page import read_health
+
+        state = read_health(http)
+        _print_json({"serving": state == "serving"}) if json else _out(state)
+        return
     began_s = time.monotonic()
     with _owner_link(home) as link:
         card = link.health()
     took_ms = round((time.monotonic() - began_s) * 1000)
     if json:
-        _print_json(
-            {
-                "serving": True,
-                "network": link.network,
-                "version": card.version,
-                "open": card.open,
-                "took_ms": took_ms,
-            }
-        )
+        shown = {"serving": True, "network": link.network, "version": card.version}
+        _print_json(shown | {"open": card.open, "took_ms": took_ms})
     else:
         _out(f"serving  pool {link.network}  version {card.version}  {took_ms} ms")
 
