@@ -19,12 +19,13 @@ from novamesh.asked import Asked, check_deadline
 from novamesh.clock import Clock
 from novamesh.completion import Completion, Piece
 from novamesh.config import Config, Pool, load_config
+from novamesh.following import Emit
 from novamesh.job_records import JobRecords
 from novamesh.keys import load_or_create_key
 from novamesh.order import order_of
 from novamesh.pool import PoolConnection
 from novamesh.receipts import Receipts
-from novamesh.session import STOP_S, Desk, Emit, JobSession
+from novamesh.session import STOP_S, Desk, JobSession
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.join_code import parse_join_code

@@ -79,7 +79,7 @@ class Completion:
     receipt: Receipt = field(repr=False)
     receipt_path: Path
     resumed: bool = False
-    parts: tuple[AnswerPart, ...] = ()
+    parts: tuple[AnswerPart, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return self.text

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from novamesh.receipts import Receipts, read_receipt, verify_file
+from novamesh.receipts import FILE_BYTES_MAX, Receipts, read_receipt, verify_file
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import RECEIPT_BYTES_MAX
 from novamesh_proto.messages import JobId
 from novamesh_proto.receipt import Receipt
+from support.answer_vectors import two
 from support.parties import CLIENT, COORDINATOR, party
 from support.story import tell
 
@@ -32,9 +32,19 @@ def test_receipt_is_kept_found_and_verified(tmp_path: Path) -> None:
     assert receipts.list() == ()
     path = receipts.save(JOB, RECEIPT)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [one.job for one in receipts.list()] == [JOB.hex()]
+    assert [(one.job, one.parts) for one in receipts.list()] == [(JOB.hex(), 1)]
     assert receipts.find(JOB.hex()[:8]) == receipts.find(str(path)) == path
     assert verify_file(path, COORDINATOR.node_id, CLIENT.node_id).job == JOB
+
+
+def test_receipt_of_several_parts_says_so_in_the_list(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path)
+    path = receipts.save(JOB, two())
+    (tmp_path / "0.receipt").write_text("no receipt")
+    assert {one.path: one.parts for one in receipts.list()} == {
+        path: 2, tmp_path / "0.receipt": 0,
+    }  # fmt: skip
+    assert len(verify_file(path).parts) == 2
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
@@ -71,7 +81,7 @@ def test_flipped_byte_is_refused_with_the_part(tmp_path: Path) -> None:
 
 def test_what_is_no_receipt(tmp_path: Path) -> None:
     large = tmp_path / "large"
-    large.write_bytes(b"x" * (RECEIPT_BYTES_MAX + 1))
+    large.write_bytes(b"x" * (FILE_BYTES_MAX + 1))
     with pytest.raises(NovaMeshError) as caught:
         read_receipt(large)
     assert caught.value.code is Code.TOO_LARGE

@@ -15,6 +15,7 @@ from typing import Any
 from novamesh_proto import wire
 from novamesh_proto.envelope import Verified
 from novamesh_proto.messages import FinishReason
+from support.answer_vectors import answers
 from support.parties import MS, OFFER, digest, nonce
 from support.receipt_vectors import (
     CONTINUED,
@@ -157,6 +158,7 @@ def settlements() -> list[Scenario]:
 
 TABLES: dict[str, Callable[[], list[Scenario]]] = {
     "receipt/receipt": receipts,
+    "receipt/answer": answers,
     "attestation/attestation": attestations,
     "settlement/settlement": settlements,
 }
