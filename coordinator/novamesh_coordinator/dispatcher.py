@@ -235,7 +235,10 @@ class Dispatcher:
         session.free = max(0, session.free - 1)
         self._relay.open(assignment, turn.now.ticks_us, session.rtt_us)
         self._timers.set((LEASE, job.job), turn.now.ticks_ms + LEASE_MS)
-        turn.emit(Assign(node, session.session, job.job, assignment.envelope))
+        size = self._terms[job.job].message.body_bytes
+        turn.emit(
+            Assign(node, session.session, job.job, assignment.envelope, attempt, body_bytes=size)
+        )
         self.publish(turn, job.job)
 
     def _successor(self, turn: Turn, job: Job, *, same_node: bool = False) -> NodeId | None:

@@ -25,6 +25,8 @@ class Assign:
     session: bytes
     job: JobId
     assignment: Envelope
+    attempt: int
+    body_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

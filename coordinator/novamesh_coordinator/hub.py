@@ -1,13 +1,14 @@
 """Where effects go: outboxes of attached nodes, mailboxes of watchers.
 
 Rules: an outbox holds OUTBOX_MAX messages, and a node that does not keep up loses its session, not
-the coordinator's memory; a watcher is shown the newest state, never a queue of old ones. Nothing is
-decided here.
+the coordinator's memory; a job that takes long to send waits for all that is small; a watcher is
+shown the newest state, never a queue of old ones. Nothing is decided here.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +22,7 @@ from novamesh_coordinator.effects import (
     Wake,
 )
 from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.limits import KIB
 from novamesh_proto.messages import (
     AttachCancel,
     AttachGoodbye,
@@ -31,37 +33,61 @@ from novamesh_proto.messages import (
 
 OUTBOX_MAX: Final = 64
 WATCHERS_MAX: Final = 8  # of one job
+LARGE_BYTES: Final = 64 * KIB  # a body above this takes half a second on a slow home line
 
 Outgoing = AttachResponse | Assign
 
 
 class Outbox:
-    """Messages for one session of a node, in order; `closed` says why it ended."""
+    """Messages for one session of a node; `closed` says why it ended.
+
+    In order, but that large jobs come after whatever else waits: an acknowledgement, a cancel, a
+    small job need not wait until several of them are sent.
+    """
 
     def __init__(self, node: NodeId, session: bytes) -> None:
         self.node = node
         self.session = session
         self.closed: AttachGoodbye | None = None
-        self._queue: asyncio.Queue[Outgoing | None] = asyncio.Queue(OUTBOX_MAX + 1)
+        self._waiting: deque[Outgoing] = deque()
+        self._large: deque[Assign] = deque()
+        self._changed = asyncio.Event()
 
     def put(self, message: Outgoing) -> None:
         """Queue a message; a full outbox ends the session."""
         if self.closed is not None:
             return
-        if self._queue.qsize() >= OUTBOX_MAX:
+        if len(self._waiting) + len(self._large) >= OUTBOX_MAX:
             self.close(Code.BUSY, "the node does not read its messages")
             return
-        self._queue.put_nowait(message)
+        if isinstance(message, Assign):
+            large = message.body_bytes > LARGE_BYTES
+            (self._large if large else self._waiting).append(message)
+        else:
+            if message.cancel is not None:
+                self._recall(message.cancel)
+            self._waiting.append(message)
+        self._changed.set()
+
+    def _recall(self, cancel: AttachCancel) -> None:
+        """A cancel that overtakes its large job takes it out."""
+        gone = (cancel.job, cancel.attempt)
+        self._large = deque(one for one in self._large if (one.job, one.attempt) != gone)
 
     def close(self, code: Code, message: str) -> None:
         """Nothing more is queued; what waits is still sent, then the goodbye."""
         if self.closed is None:
             self.closed = AttachGoodbye(code, message[:500])
-            self._queue.put_nowait(None)
+            self._changed.set()
 
     async def next(self) -> Outgoing | None:
         """The next message; None when the session is to end."""
-        return await self._queue.get()
+        while not self._waiting and not self._large:
+            if self.closed is not None:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        return self._waiting.popleft() if self._waiting else self._large.popleft()
 
 
 @dataclass(slots=True)

@@ -46,7 +46,10 @@ CONFIG = CoordinatorConfig(network=NETWORK, http="", open=True)
 
 @contextlib.asynccontextmanager
 async def serve_in_memory(
-    folder: Path, clock: Clock | None = None, config: CoordinatorConfig = CONFIG
+    folder: Path,
+    clock: Clock | None = None,
+    config: CoordinatorConfig = CONFIG,
+    options: tuple[tuple[str, int], ...] = (),
 ) -> AsyncIterator[tuple[Running, grpc.aio.Channel]]:
     """A coordinator with its files in `folder`, and a channel to it; an open pool by default."""
     identity = PoolIdentity(COORDINATOR, config.network, config.open)
@@ -59,7 +62,7 @@ async def serve_in_memory(
                 run_coordinator(
                     identity, store, config, clock=clock, seed=0, bind=address
                 ) as running,
-                grpc.aio.insecure_channel(address) as channel,
+                grpc.aio.insecure_channel(address, options) as channel,
             ):
                 yield running, channel
         finally:
