@@ -119,9 +119,12 @@ class _Plan:
     pb_class: Callable[[], Any]
     fields: tuple[_Field, ...]
     oneof: tuple[str, ...]
+    members: dict[str, tuple[int, Turn]]  # of a class that is a `oneof` and nothing else
 
     def read(self, pb: Any) -> Any:
         """Build the value; every bound is checked on the way."""
+        if self.members:
+            return self._read_one(pb)
         values: list[Any] = []
         for field in self.fields:
             if (field.optional or field.nested) and not pb.HasField(field.name):
@@ -137,6 +140,17 @@ class _Plan:
         message = self.cls(*values)
         self._check_oneof(message)
         return message
+
+    def _read_one(self, pb: Any) -> Any:
+        """The same for a `oneof`: streams are made of these, so that only what is there is read."""
+        given = pb.ListFields()
+        if len(given) != 1:
+            raise _not_one(self.cls, self.oneof, len(given))
+        descriptor, value = given[0]
+        at, read = self.members[descriptor.name]
+        values: list[Any] = [None] * len(self.fields)
+        values[at] = read(value)
+        return self.cls(*values)
 
     def write(self, message: Any) -> Any:
         """Build the protobuf message; we never send what others would refuse."""
@@ -155,9 +169,9 @@ class _Plan:
     def _check_oneof(self, message: Any) -> None:
         if not self.oneof:
             return
-        given = sum(getattr(message, name) is not None for name in self.oneof)
+        given = len([None for name in self.oneof if getattr(message, name) is not None])
         if given != 1:
-            raise _refusal(self.cls, "/".join(self.oneof), f"needs exactly one, has {given}")
+            raise _not_one(self.cls, self.oneof, given)
 
 
 @functools.cache
@@ -165,10 +179,11 @@ def _plan(cls: Any) -> _Plan:
     """The plan of a class. Bounded: one entry a message class."""
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = tuple(_field(cls, name, hints[name]) for name in hints)
-    oneof = _ONEOFS.get(cls, ())
+    oneof, members = _ONEOFS.get(cls, ()), {}
     if fields and all(field.optional for field in fields):
         oneof = tuple(field.name for field in fields)
-    return _Plan(cls, _pb_class(cls), fields, oneof)
+        members = {field.name: (at, cast(Turn, field.read)) for at, field in enumerate(fields)}
+    return _Plan(cls, _pb_class(cls), fields, oneof, members)
 
 
 def _pb_class(cls: type) -> Callable[[], Any]:
@@ -278,6 +293,10 @@ def _range_check(cls: type, name: str, bound: Range) -> Check:
             raise _refusal(cls, name, f"is outside {bound.least} to {bound.greatest}")
 
     return check
+
+
+def _not_one(cls: type, oneof: tuple[str, ...], given: int) -> NovaMeshError:
+    return _refusal(cls, "/".join(oneof), f"needs exactly one, has {given}")
 
 
 def _refusal(cls: type, name: str, problem: str) -> NovaMeshError:
