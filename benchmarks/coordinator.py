@@ -29,6 +29,7 @@ from typing import Any, Final
 import uvloop
 from load import floor
 from load.clients import Crowd, Seen
+from load.figures import Figure
 from load.long_state import long_state
 from load.nodes import Answers, FakeNode
 from load.process import Coordinator, serving
@@ -44,28 +45,6 @@ FLOOR_S: Final = 20.0
 LONG_STATE_JOBS: Final = 60_000  # ten minutes of a hundred a second
 WARM_UP: Final = 50
 SETTLE_S: Final = 6.0  # connections and calls that end
-
-
-@dataclass
-class Figure:
-    """One figure and, where there is one, the bar it must hold."""
-
-    name: str
-    value: float
-    unit: str
-    most: float | None = None
-    least: float | None = None
-
-    @property
-    def missed(self) -> bool:
-        """Whether it is on the wrong side of its bar."""
-        above = self.most is not None and self.value > self.most
-        return above or (self.least is not None and self.value < self.least)
-
-    def __str__(self) -> str:
-        bar = "" if self.most is None else f"  (at most {self.most:g})"
-        bar = bar if self.least is None else f"  (at least {self.least:g})"
-        return f"{self.name:42}{self.value:10.2f} {self.unit}{bar}{'  MISSED' * self.missed}"
 
 
 @dataclass

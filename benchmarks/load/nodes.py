@@ -36,6 +36,7 @@ class Answers:
     chunks: int = 4
     tokens: int = 8  # in each
     work_s: float = 0.0  # before the first chunk
+    gap_s: float = 0.0  # from each chunk to the next
     first_sent: dict[JobId, float] = field(default_factory=dict)
     done: dict[JobId, Attempt] = field(default_factory=dict)
 
@@ -85,6 +86,9 @@ class FakeNode:
             await asyncio.sleep(answers.work_s)
         answers.first_sent[job] = time.perf_counter()
         for number in range(answers.chunks):
+            if answers.gap_s:
+                due_s = answers.first_sent[job] + number * answers.gap_s
+                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
             final = number == answers.chunks - 1
             await self._say(chunk=attempt.chunk(answers.tokens, final=final))
         answers.done[job] = attempt
