@@ -124,7 +124,7 @@ def find_places(home: Path | None = None, env: Mapping[str, str] | None = None) 
 class Pool:
     """The pool a member belongs to, as `[pool]` says it."""
 
-    address: str = option("", "host:port of the coordinator", greatest=255)
+    address: str = option("", "host:port of the coordinator, or up to 4, commas between", greatest=255)
     coordinator: str = option("", "PeerId of the coordinator: the pin", greatest=64)
     network: str = option("", "name of the pool", greatest=64)
     invite: str = option("", "invite of the join code, hexadecimal", greatest=128)

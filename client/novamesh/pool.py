@@ -78,6 +78,7 @@ class PoolConnection:
         self.key = key
         self.clock = clock
         self.coordinator = pool.coordinator_id
+        self._dialer = transport.Dialer(pool.address, self.coordinator)
         self._timeout_s = connect_timeout_s
         self._dialing = asyncio.Lock()
         self._line: _Line | None = None
@@ -230,11 +231,7 @@ class PoolConnection:
     async def _dial(self) -> _Line:
         async with self._dialing:
             if self._line is None:
-                pool = self.pool
-                channel = await transport.open_channel(
-                    pool.address, self.coordinator, self._timeout_s
-                )
-                self._line = _Line(channel)
+                self._line = _Line(await self._dialer.open(self._timeout_s))
             return self._line
 
     def _refused(self, line: _Line, error: grpc.aio.AioRpcError) -> NovaMeshError:

@@ -106,6 +106,45 @@ async def open_channel(address: str, coordinator: NodeId, deadline_s: float) -> 
         raise
 
 
+class Dialer:
+    """Where the coordinators of one pool may be, of which one serves at a time.
+
+    Each address is tried in turn with its share of the time, first the one that answered last.
+    """
+
+    def __init__(self, addresses: str, coordinator: NodeId) -> None:
+        """`addresses` is "host:port", or up to four of them with commas between."""
+        self._addresses = addresses.split(",")
+        self._coordinator = coordinator
+
+    async def open(self, deadline_s: float) -> Channel:
+        """A channel to whichever serves, within `deadline_s` seconds for all of them.
+
+        Raises:
+            NovaMeshError: as `open_channel`; of several that failed the most telling.
+        """
+        clock = asyncio.get_running_loop().time
+        ends_s = clock() + deadline_s
+        refusals: list[NovaMeshError] = []
+        for tried, address in enumerate(tuple(self._addresses)):
+            share_s = (ends_s - clock()) / (len(self._addresses) - tried)
+            try:
+                channel = await open_channel(address, self._coordinator, share_s)
+            except NovaMeshError as error:
+                if error.code is Code.BAD_REQUEST:
+                    raise
+                refusals.append(error)
+            else:
+                self._addresses.remove(address)
+                self._addresses.insert(0, address)
+                return channel
+        telling = [error for error in refusals if error.code is not Code.UNAVAILABLE] or refusals
+        if len(telling) == 1:
+            raise telling[0]
+        problems = "; ".join(error.message for error in telling)
+        raise NovaMeshError(telling[0].code, problems, telling[0].hint)
+
+
 def split_address(address: str, port_least: int = 1) -> tuple[str, int]:
     """Host and port of "host:port" or "[v6]:port"; port 0, where it is allowed, is any free one.
 

@@ -21,6 +21,7 @@ import platformdirs
 
 from novamesh_proto.broker import Broker, read_broker
 from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.join_code import ADDRESSES_MAX
 
 HOME_VARIABLE: Final = "NOVAMESH_HOME"
 PREFIX: Final = "NOVAMESH_COORDINATOR_"
@@ -29,7 +30,6 @@ DEFAULT_HTTP: Final = "127.0.0.1:7701"
 DEFAULT_BROKER_LISTEN: Final = "127.0.0.1:1883"
 LOG_FORMATS: Final = ("text", "json")
 NETWORK_BYTES_MAX: Final = 64
-ADDRESSES_MAX: Final = 4  # of one pool: an active coordinator and those that stand by
 POSTGRES: Final = "postgresql+psycopg"
 PASSWORD_BYTES_MAX: Final = 1024
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")

@@ -23,7 +23,8 @@ def endpoint_of(host: str, port: int, pool: str) -> str:
 
 def _own_address(pool: str) -> str:
     with contextlib.suppress(NovaMeshError, OSError):
-        there = socket.getaddrinfo(*split_address(pool), type=socket.SOCK_DGRAM)[0]
+        first = split_address(pool.partition(",")[0])
+        there = socket.getaddrinfo(*first, type=socket.SOCK_DGRAM)[0]
         with socket.socket(there[0], socket.SOCK_DGRAM) as probe:
             probe.connect(there[4])
             own = probe.getsockname()[0]

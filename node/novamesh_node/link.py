@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 from asyncio import InvalidStateError
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import grpc
 import grpc.aio
 
-from novamesh.transport import error_from_rpc, open_channel, require_message
+from novamesh.transport import Dialer, error_from_rpc, require_message
 from novamesh_node.statements import Signer
 from novamesh_proto import envelope, wire
 from novamesh_proto.errors import Code, NovaMeshError
@@ -79,13 +78,13 @@ class GrpcStream:
         raise error_from_rpc(grpc.aio.AioRpcError(code, initial, trailing, details))
 
 
-@dataclass(frozen=True, slots=True)
 class Link:
     """Where the pool is and how this node gets in."""
 
-    address: str
-    signer: Signer
-    invite: bytes
+    def __init__(self, address: str, signer: Signer, invite: bytes) -> None:
+        self.signer = signer
+        self.invite = invite
+        self._dialer = Dialer(address, signer.coordinator)
 
     @contextlib.asynccontextmanager
     async def dial(self) -> AsyncIterator[GrpcStream]:
@@ -94,7 +93,7 @@ class Link:
         Raises:
             NovaMeshError: UNAVAILABLE, PIN_MISMATCH, or what the server refuses.
         """
-        channel = await open_channel(self.address, self.signer.coordinator, CONNECT_S)
+        channel = await self._dialer.open(CONNECT_S)
         try:
             call = node_pb2_grpc.NodeServiceStub(channel.channel).Attach()
             try:
@@ -113,7 +112,7 @@ class Link:
         signer = self.signer
         header = envelope.header(signer.key, signer.network, (signer.coordinator,), now_ms)
         claim = envelope.seal(JoinClaim(header, self.invite), signer.key)
-        channel = await open_channel(self.address, signer.coordinator, CONNECT_S)
+        channel = await self._dialer.open(CONNECT_S)
         try:
             stub = coordinator_pb2_grpc.PoolServiceStub(channel.channel)
             request = coordinator_pb2.JoinRequest(claim=wire.to_pb(claim))

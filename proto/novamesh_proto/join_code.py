@@ -23,6 +23,7 @@ from novamesh_proto.messages import JoinCode
 PREFIX: Final = "nm1"
 CHECKSUM_BYTES: Final = 4
 TEXT_CHARS_MAX: Final = 1024
+ADDRESSES_MAX: Final = 4  # a coordinator and those that stand by
 
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _HINT: Final = "copy the whole code again, from nm1 to its end, or ask the pool's owner for one"
@@ -32,7 +33,7 @@ def format_join_code(code: JoinCode) -> str:
     """The code as text, one line.
 
     Raises:
-        NovaMeshError: BAD_REQUEST if the address is not HOST:PORT or the PeerId is none.
+        NovaMeshError: BAD_REQUEST if an address is not HOST:PORT or the PeerId is none.
     """
     _check(code)
     data = wire.encode(code)
@@ -71,9 +72,11 @@ def _decode(body: str) -> tuple[bytes, bytes]:
 
 
 def _check(code: JoinCode) -> None:
-    address = _ADDRESS.fullmatch(code.address)
-    if address is None or not 1 <= int(address["port"]) <= 65_535:
-        raise _refusal("the address of a pool is HOST:PORT")
+    each = [_ADDRESS.fullmatch(address) for address in code.address.split(",")]
+    if len(each) > ADDRESSES_MAX:
+        raise _refusal(f"a pool has at most {ADDRESSES_MAX} addresses")
+    if not all(address and 1 <= int(address["port"]) <= 65_535 for address in each):
+        raise _refusal("the address of a pool is HOST:PORT, or several with commas between")
     try:
         identity.public_key_bytes(code.coordinator)
     except NovaMeshError as error:

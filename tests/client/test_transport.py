@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from novamesh.transport import error_from_rpc, open_channel, split_address
+from novamesh.transport import Dialer, error_from_rpc, open_channel, split_address
 from novamesh_proto import limits, wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey
@@ -225,3 +225,49 @@ def test_damaged_detail_falls_back_to_the_status() -> None:
     error = error_from_rpc(_failure(grpc.StatusCode.UNAVAILABLE, (ERROR_METADATA, b"\xff")))
     assert error.code is Code.UNAVAILABLE
     assert "gone" in error.message
+
+
+async def test_of_several_addresses_the_one_that_serves_is_dialed_and_then_at_first() -> None:
+    async with _coordinator(KEY) as gone:
+        pass
+    async with _silence() as frozen, _coordinator(KEY) as there:
+        dialer = Dialer(f"{gone},{frozen},{there}", KEY.node_id)
+        began_s = asyncio.get_running_loop().time()
+        first = await dialer.open(4)
+        waited_s = asyncio.get_running_loop().time() - began_s
+        assert waited_s > 1  # half of what was left went to the one that says nothing
+        await first.close()
+        again = await asyncio.wait_for(dialer.open(3_600), 30)  # and now nothing does
+        await again.close()
+
+
+async def test_where_nobody_serves_the_most_telling_refusal_is_told() -> None:
+    async with _coordinator(KEY) as gone, _coordinator(KEY) as away:
+        pass
+    error = await _refusal(Dialer(f"{gone},{away}", KEY.node_id).open(5))
+    assert error.code is Code.UNAVAILABLE
+    assert gone in error.message
+    assert away in error.message
+    async with _coordinator(OTHER) as other:
+        error = await _refusal(Dialer(f"{gone},{other}", KEY.node_id).open(5))
+        assert error.code is Code.PIN_MISMATCH
+        error = await _refusal(Dialer(f"{other},nowhere", KEY.node_id).open(5))
+        assert error.code is Code.BAD_REQUEST
+
+
+@asynccontextmanager
+async def _silence() -> AsyncIterator[str]:
+    """Takes connections, as the kernel does for a process that stands still, and says nothing."""
+    gone = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gone.wait()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"{host}:{port}"
+    finally:
+        gone.set()
+        server.close()

@@ -17,11 +17,15 @@ CODE = JoinCode("pool.example.org:7700", COORDINATOR.node_id, "testnet", digest(
 TEXT = format_join_code(CODE)
 CODES = st.builds(
     JoinCode,
-    address=st.builds(
-        "{}:{}".format,
-        st.sampled_from(["127.0.0.1", "[::1]", "localhost", "pool.example.org"]),
-        st.integers(1, 65_535),
-    ),
+    address=st.lists(
+        st.builds(
+            "{}:{}".format,
+            st.sampled_from(["127.0.0.1", "[::1]", "localhost", "pool.example.org"]),
+            st.integers(1, 65_535),
+        ),
+        min_size=1,
+        max_size=4,
+    ).map(",".join),
     coordinator=st.just(COORDINATOR.node_id),
     network=st.text(min_size=1, max_size=16),
     invite=st.binary(max_size=64),
@@ -77,7 +81,8 @@ def test_any_text_is_a_code_or_refused(text: str) -> None:
 
 
 def test_a_code_that_nobody_could_use_is_not_made() -> None:
-    for address in ("nowhere", "host:0", "host:99999", "a b:1", ":7700"):
+    several = ("a:1,b", "a:1,", "a:1, b:2", "a:1,b:2,c:3,d:4,e:5")
+    for address in ("nowhere", "host:0", "host:99999", "a b:1", ":7700", *several):
         with pytest.raises(NovaMeshError) as caught:
             format_join_code(JoinCode(address, COORDINATOR.node_id, "testnet"))
         assert caught.value.code is Code.BAD_REQUEST

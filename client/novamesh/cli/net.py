@@ -157,7 +157,7 @@ async def _gateways(wanted: bool) -> tuple[GatewaySeen, ...] | NovaMeshError | N
 
 def _local_address(address: str) -> str:
     """The address that this machine would dial the pool from; nothing is sent to find out."""
-    host, port = split_address(address)
+    host, port = split_address(address.partition(",")[0])
     try:
         family, kind, protocol, _, there = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -66,7 +66,7 @@ class JoinCode(_message.Message):
     NETWORK_FIELD_NUMBER: _builtins.int
     INVITE_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """host:port of the coordinator."""
+    """host:port of the coordinator, or up to four with commas between, of which one serves at a time."""
     coordinator: _builtins.bytes
     """PeerId of the coordinator, 38 bytes: the pin."""
     network: _builtins.str

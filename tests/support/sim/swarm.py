@@ -203,7 +203,6 @@ class Swarm:
             patch.setattr(os, "urandom", source.randbytes)
             patch.setattr(random, "_urandom", source.randbytes)
             patch.setattr("novamesh.transport.open_channel", self.world.dial)
-            patch.setattr("novamesh_node.link.open_channel", self.world.dial)
             patch.setattr("novamesh_coordinator.snapshotter.SNAPSHOT_EVERY", self.snapshot_every)
             yield
 
