@@ -35,11 +35,15 @@ def test_a_node_behind_a_forgetful_nat_keeps_its_stream(pool: SpreadPool) -> Non
         before = _remembered(home)
         since_s = time.monotonic()
         pool.join()
+        found = json.loads(pool.cli("net", "check", "--json", home="ada").stdout)
         time.sleep(max(0.0, QUIET_S - (time.monotonic() - since_s)))
         after = _remembered(home)
     # The NAT forgets: a connection as old as the node's, on which nobody pings, is gone.
     assert port in before - after
     assert before & after == before - {port}
+    told = {each["path"]: each for each in found}
+    assert "the node is attached" in told["reverse"]["reason"]
+    assert "a router stands between" in told["nat"]["reason"]
     answer = json.loads(pool.cli("run", "nova-pico", "What is 31 plus 14?", "--json").stdout)
     assert answer["text"]
     sessions = re.findall(r"\battached\b", node.log.read_text())

@@ -270,6 +270,7 @@ class ClientActor(Actor):
         text: str = "What is 2 + 3?",
         parent: JobId | None = None,
         held: int = 0,
+        max_tokens: int = 200,
         **changes: Any,
     ) -> Order:
         """A job really sealed to some nodes; with a parent it goes on after `held` tokens."""
@@ -283,7 +284,7 @@ class ClientActor(Actor):
             }
         sealed = sealing.seal_body(content)
         sampling = Sampling(
-            seed_commitment=sealing.seed_commitment(content.client_seed), max_tokens=200
+            seed_commitment=sealing.seed_commitment(content.client_seed), max_tokens=max_tokens
         )
         wanted = JobTerms(
             header=self.header(now_ms),

@@ -95,9 +95,11 @@ class Caller:
         request = pb.SubmitRequest(job=wire.to_pb(order.job), reservations=reservations)
         return wire.from_pb(JobView, (await call(self.pool.Submit, request)).job)
 
-    async def watch(self, query: Envelope) -> AsyncIterator[WatchResponse]:
+    async def watch(
+        self, query: Envelope, timeout_s: float = CALL_S
+    ) -> AsyncIterator[WatchResponse]:
         """Watch, to its end."""
-        stream: Any = self.pool.Watch(pb.WatchRequest(query=wire.to_pb(query)), timeout=CALL_S)
+        stream: Any = self.pool.Watch(pb.WatchRequest(query=wire.to_pb(query)), timeout=timeout_s)
         try:
             async for event in stream:
                 yield wire.from_pb(WatchResponse, event)
