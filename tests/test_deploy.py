@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import socket
 import ssl
 import stat
@@ -26,6 +27,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
+from novamesh.cli import app
 from novamesh_coordinator.metrics import Metrics
 from novamesh_coordinator.pool_service import PoolService
 from novamesh_proto.broker import read_broker
@@ -324,3 +326,19 @@ def test_systemd_finds_nothing_to_say_about_the_coordinators_unit(tmp_path: Path
     words = ("security", "--offline=true", f"--threshold={EXPOSURE_MOST}", unit)
     said = run("systemd-analyze", "systemd", *words)
     assert said.returncode == 0, said.stdout[-200:]
+
+
+def test_the_guides_commands_parse_and_its_files_exist() -> None:
+    text = (ROOT / "docs/deploy.md").read_text()
+    blocks = "\n".join(re.findall(r"```console\n(.*?)```", text, re.DOTALL))
+    lines = [line for line in blocks.replace("\\\n", "").splitlines() if "pg_" not in line]
+    pattern = r"(?:^|\s)(?:/opt/novamesh/bin/)?novamesh ([^$>|\n]+)"
+    ours = re.findall(pattern, "\n".join(lines), re.MULTILINE)
+    ours += re.findall(r"`novamesh ([^`]+)`", text)
+    assert len(ours) > 15
+    for words in ours:
+        app.parse_args(shlex.split(words), exit_on_error=False, print_error=False)
+    for path in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (ROOT / "docs" / path).exists(), path
+    for profile in re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE):
+        assert any(profile in service["profiles"] for service in SERVICES.values())
