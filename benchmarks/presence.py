@@ -42,6 +42,7 @@ READY_S: Final = 600.0
 RENEW_S: Final = RENEW_MS / 1000
 RSS_MB_MAX: Final = 2000.0
 CORES_MAX: Final = 1.0
+LATE_S: Final = 5.0
 KEEPALIVE_S: Final = 60  # renewals are more frequent, so nobody pings
 LIMITS: Final = "max_connections -1\nmax_queued_messages 20000\nmax_inflight_messages 100\n"
 
@@ -131,6 +132,8 @@ async def stay(port: int, first: int, count: int) -> None:
     while True:
         due_s = begun_s + turn * RENEW_S / len(lines)
         await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        if time.monotonic() - due_s > LATE_S:
+            raise SystemExit("this machine is too slow to be so many nodes")
         lines[turn % len(lines)].renew()
         turn += 1
         if turn % len(lines) == 0 and not all(line.open for line in lines):
@@ -195,6 +198,8 @@ def measure(nodes: int, seconds: float) -> dict[str, float]:
             before, begun_s = coordinator.usage(), time.monotonic()
             time.sleep(seconds)
             after, took_s = coordinator.usage(), time.monotonic() - begun_s
+            if any(each.poll() is not None for each in crowd):
+                raise SystemExit("some nodes are gone")
             return {
                 "nodes": nodes,
                 "known_at_the_end": coordinator.gauge("novamesh_broker_nodes"),

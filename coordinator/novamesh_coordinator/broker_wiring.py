@@ -59,5 +59,9 @@ def presence_loops(door: Door, config: CoordinatorConfig, table: NodeTable) -> t
     presence = Presence(
         open_entrance(broker), door.identity.network, table, doors, random.SystemRandom()
     )
-    door.metrics.watch_broker(lambda: len(table), lambda: bool(presence.contact.reached))
+
+    def count_here() -> int:
+        return sum(1 for _ in table.fresh(door.clock.now_ms()))
+
+    door.metrics.watch_broker(count_here, lambda: bool(presence.contact.reached))
     return presence.run, presence.sweep

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
+from novamesh.cli import app
 from novamesh_coordinator.broker_flags import NOT_GIVEN, BrokerFlags
 from novamesh_coordinator.config import find_broker, find_folder, load_config
 from novamesh_proto.broker import Broker
 from novamesh_proto.errors import Code, NovaMeshError
+from support.mosquitto import DEPLOYED
 
 
 def broker_of(home: Path, flags: BrokerFlags, env: dict[str, str] | None = None) -> Broker | None:
     return find_broker(load_config(find_folder(home, {}), flags.flags(), env or {}))
+
+
+def test_commands_of_the_deployment_are_ours() -> None:
+    text = (DEPLOYED / "README.md").read_text()
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("novamesh ")]
+    assert len(commands) == 2
+    for command in commands:
+        app.parse_args(command[1:], exit_on_error=False, print_error=False)
 
 
 def test_no_flag_is_no_broker(tmp_path: Path) -> None:

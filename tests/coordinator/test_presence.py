@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from novamesh_coordinator import presence as module
 from novamesh_coordinator.presence import Doors, Presence, open_entrance
@@ -24,8 +26,18 @@ from novamesh_proto.messages import Envelope, NodeId
 from novamesh_proto.names import GONE, HERE, node_topic
 from novamesh_proto.node_table import NodeTable
 from support.clock import START_MS
-from support.mosquitto import Mosquitto
-from support.mqtt import PEER, WALL, a_broker, advertise, node_presence, reading, running, until
+from support.mosquitto import DEPLOYED, Mosquitto
+from support.mqtt import (
+    PEER,
+    WALL,
+    a_broker,
+    advertise,
+    node_presence,
+    reading,
+    retain,
+    running,
+    until,
+)
 from support.parties import NETWORK, NODE, descriptor, head, party
 
 
@@ -105,6 +117,21 @@ async def test_what_is_refused_is_counted_and_changes_nothing(
     assert hall.refused == {code.value: 1}
     assert len(hall.table) == 0
     assert hall.probed == []
+
+
+@settings(max_examples=50)
+@given(st.text(max_size=80), st.sampled_from(["descriptor", "presence", "x"]), st.binary())
+def test_no_bytes_of_a_broker_do_more_than_be_refused(node: str, kind: str, payload: bytes) -> None:
+    async def take() -> Hall:
+        hall = Hall()
+        presence = hall.presence()
+        for where in (node, node_topic(NETWORK, node, kind), topic(kind)):
+            await presence.take(where, payload, True)
+        return hall
+
+    hall = asyncio.run(take())
+    assert len(hall.table) == 0
+    assert set(hall.probed) <= {NODE.node_id}
 
 
 async def test_the_newest_counts_and_what_was_before_is_stale() -> None:
@@ -219,6 +246,19 @@ async def test_hostile_retained_messages_meet_a_coordinator_that_comes_later(
         Code.NOT_A_MEMBER.value: 1, Code.BAD_REQUEST.value: 3, Code.STALE.value: 1,
     }  # fmt: skip
     assert hall.probed == []
+
+
+async def test_all_that_a_broker_retains_comes_at_once(tmp_path: Path) -> None:
+    keys, now_ms = [party(f"crowd {number}") for number in range(1_500)], WALL()
+    bound = (DEPLOYED / "mosquitto.conf").read_text()
+    extra = "".join(f"{line}\n" for line in bound.splitlines() if line.startswith("max_queued"))
+    hall = Hall()
+    with Mosquitto(tmp_path, extra=extra) as mosquitto:
+        crowd = {topic(key=key): wire.encode(sealed(key, 1, now_ms)) for key in keys}
+        await retain(mosquitto.broker(), crowd)
+        async with running(hall.presence(mosquitto.broker(), live=True)):
+            await until(lambda: len(hall.table) == len(keys))
+    assert hall.refused == {}
 
 
 @pytest.fixture(scope="module")

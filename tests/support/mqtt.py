@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from support.offers import FACTS
 from support.parties import NETWORK, NODE
 from support.ports import free_port
 
+AT_ONCE = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
 PEER = format_node_id(NODE.node_id)
 WALL = Clock().wall_ms
 
@@ -66,11 +68,22 @@ async def reading(broker: Broker, **options: Any) -> AsyncIterator[Reader]:
         entrance = open_entrance(broker)
         options["tls_context"] = entrance.tls
         options |= {"username": broker.user, "password": entrance.password}
-    client = aiomqtt.Client(broker.host, broker.port, timeout=5, **options)
+    client = aiomqtt.Client(broker.host, broker.port, timeout=5, socket_options=AT_ONCE, **options)
     async with client:
         for kind in ("descriptor", "presence"):
             await client.subscribe(f"novamesh/v1/{NETWORK}/nodes/+/{kind}", qos=1)
         yield Reader(client)
+
+
+async def retain(broker: Broker, messages: dict[str, bytes]) -> None:
+    """Leave messages at a broker that is open."""
+    *others, last = messages
+    async with aiomqtt.Client(broker.host, broker.port, socket_options=AT_ONCE) as client:
+        for topic in others:
+            await client.publish(topic, messages[topic], 0, retain=True)
+        await client.publish(
+            last, messages[last], 1, retain=True
+        )  # answered: all of them are there
 
 
 def advertise() -> Advertiser:
