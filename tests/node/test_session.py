@@ -332,28 +332,6 @@ async def test_a_descriptor_is_renewed_in_time() -> None:
         assert (await wire.hear()).descriptor is not None
 
 
-async def test_a_descriptor_that_was_renewed_for_others_is_sent_too() -> None:
-    pool = Pool()
-    pool.session.advertise()  # nobody to tell yet
-    async with running(pool):
-        wire = pool.wire()
-        await wire.welcome()
-        await wire.hear()
-        newest = pool.advertiser.renew(pool.wall_ms)
-        pool.session.advertise()
-        pool.session.advertise()
-        assert (await wire.hear()).descriptor == newest
-        assert wire.up.empty()
-
-
-async def test_a_descriptor_is_renewed_while_the_pool_is_away() -> None:
-    pool = Pool()
-    before = pool.advertiser.current(pool.wall_ms)
-    pool.wall_ms += 60_000
-    pool.session.advertise()
-    assert pool.advertiser.current(pool.wall_ms) != before
-
-
 async def test_leaving_writes_what_waits_first() -> None:
     pool = Pool()
     async with running(pool) as task:
