@@ -1,8 +1,8 @@
 """What must hold in any pool's log, whatever happened to it: one pass over the records.
 
 Rules: a job is admitted once and ends once; every position of an answer is paid at most once, and
-none that the relay did not see; what was settled rests on statements that verify, each of exactly
-that attempt. Pure: it finds and tells, and mends nothing. Used by `novamesh coordinator check` and
+none that neither relay nor client saw; what was settled rests on statements that verify, each of
+exactly that attempt. Pure: it finds and tells, and mends nothing. Used by `novamesh coordinator check` and
 after every simulated run.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from novamesh_coordinator.events import (
     AttemptSettled,
@@ -18,9 +19,11 @@ from novamesh_coordinator.events import (
     Record,
 )
 from novamesh_proto import envelope
-from novamesh_proto.errors import NovaMeshError
+from novamesh_proto.envelope import Verified
+from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import (
     ChunkCheckpoint,
+    ClientReceipt,
     InferenceAttestation,
     JobId,
     JobState,
@@ -28,10 +31,12 @@ from novamesh_proto.messages import (
     NodeId,
     RelayReceipt,
     Settlement,
+    StreamAck,
 )
 from novamesh_proto.names import payload_type
 
 _ATTESTATION = payload_type("InferenceAttestation")
+_RECEIPT = payload_type("ClientReceipt")
 
 
 @dataclass(slots=True)
@@ -117,12 +122,13 @@ class Auditor:
     def _check(self, record: AttemptSettled, job: _Job) -> Iterator[str]:
         attempt = (record.job, record.attempt, record.fence)
         claim = self._claim(record)
-        seen = envelope.open(record.relay_receipt, RelayReceipt, network=self.network)
+        seen = self._seen(record)
         paid = envelope.open(record.settlement, Settlement, network=self.network)
         said, watched, given = claim.message, seen.message, paid.message
         if claim.issuer != record.node or (said.job, said.attempt, said.fence) != attempt:
             yield f"{_name(record.job)} was settled by a claim of something else"
-        if {seen.issuer, paid.issuer} != {self.coordinator}:
+        witness = self.coordinator if record.relay_receipt is not None else job.client
+        if (seen.issuer, paid.issuer) != (witness, self.coordinator):
             yield f"the settlement of {_name(record.job)} was not signed by this coordinator"
         if (watched.job, watched.attempt, watched.fence) != attempt:
             yield f"{_name(record.job)} was settled by a relay receipt of something else"
@@ -131,11 +137,22 @@ class Auditor:
         booked = (record.start_position, record.completion_tokens, record.prompt_tokens)
         if not same or amounts != booked:
             yield f"the settlement of {_name(record.job)} says something else than the log"
-        if record.completion_tokens > watched.tokens:
+        witnessed = _tokens(watched, record.start_position)
+        if record.completion_tokens > witnessed:
             yield (
                 f"{record.completion_tokens} tokens of {_name(record.job)} were paid, "
-                f"{watched.tokens} were relayed"
+                f"{witnessed} were {'relayed' if record.relay_receipt else 'received'}"
             )
+
+    def _seen(self, record: AttemptSettled) -> Verified[Any]:
+        """Relay's or client's word for what arrived."""
+        if record.relay_receipt is not None:
+            return envelope.open(record.relay_receipt, RelayReceipt, network=self.network)
+        if record.witness is None:
+            raise NovaMeshError(Code.CORRUPT, "nobody saw it")
+        kind = ClientReceipt if record.witness.payload_type == _RECEIPT else StreamAck
+        opened: Verified[Any] = envelope.open(record.witness, kind, network=self.network)
+        return opened
 
     def _claim(
         self, record: AttemptSettled
@@ -143,6 +160,13 @@ class Auditor:
         if record.claim.payload_type == _ATTESTATION:
             return envelope.open(record.claim, InferenceAttestation, network=self.network)
         return envelope.open(record.claim, ChunkCheckpoint, network=self.network)
+
+
+def _tokens(seen: RelayReceipt | ClientReceipt | StreamAck, start: int) -> int:
+    """Tokens of this part that somebody saw; an ack counts positions."""
+    if isinstance(seen, RelayReceipt):
+        return seen.tokens
+    return seen.completion_tokens if isinstance(seen, ClientReceipt) else seen.position - start
 
 
 def _name(job: JobId) -> str:

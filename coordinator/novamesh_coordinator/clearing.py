@@ -81,28 +81,37 @@ class Clearing:
         return envelope.open(envelope.seal(job, self.key), JobAssignment, network=self.network)
 
     def clear(self, turn: Turn, part: Part) -> AttemptSettled:
-        """The settlement of an attempt by what its node signed and what the relay saw."""
+        """The settlement of an attempt by what its node signed and what its witness saw.
+
+        That is the relay; where the client took the answer from the node itself, the client.
+        """
         claim, stream = part.claim, part.stream
         parties = (part.terms.issuer, stream.assignment.message.node)
-        receipt = self._relay_receipt(turn, part, parties)
-        relay = envelope.seal(receipt, self.key)
         said = claim.message
         att = said if isinstance(said, InferenceAttestation) else None
+        witness = _witness(stream) if said.chunks > stream.chain.chunks else None
+        direct = witness is not None
+        seen = None if direct else self._relay_receipt(turn, part, parties)
+        relay = None if seen is None else envelope.seal(seen, self.key)
         work = Work(
             terms=part.terms.message,
             assignment=stream.assignment.message,
             fence=part.job.fence,
             attestation=att,
             checkpoint=said if isinstance(said, ChunkCheckpoint) else None,
-            relay_receipt=receipt,
+            relay_receipt=seen,
+            ack=stream.ack.message if direct and stream.ack else None,
+            client_receipt=stream.receipt.message if direct and stream.receipt else None,
             paid_until=part.paid_until,
         )
         payment = settlement.settle(work)
-        evidence = (part.terms.id, stream.assignment.id, claim.id, envelope.message_id(relay))
+        evidence = [part.terms.id, stream.assignment.id, claim.id]
+        evidence += [envelope.message_id(each) for each in (relay, witness) if each is not None]
         header = self._record_header(turn, parties, claim.id)
-        paid = settlement.record(header, work, payment, part.outcome, evidence)
-        speed = _speed(att, receipt, part) if att is not None else 0
-        return _settled(turn, part, relay, paid, envelope.seal(paid, self.key), speed)
+        paid = settlement.record(header, work, payment, part.outcome, tuple(evidence))
+        # What only the client saw is paid, and ranks nobody: it may be the node's own friend.
+        speed = _speed(att, seen, part) if att is not None and seen is not None else 0
+        return _settled(turn, part, (relay, witness), (paid, envelope.seal(paid, self.key)), speed)
 
     def _relay_receipt(
         self,
@@ -144,14 +153,21 @@ def _speed(claim: InferenceAttestation, receipt: RelayReceipt, part: Part) -> in
     return rankable_speed(claim, receipt, burst, part.descriptor)
 
 
+def _witness(stream: Stream) -> Envelope | None:
+    """The furthest thing that the client signed on a direct path."""
+    if stream.receipt is not None:
+        return stream.receipt.envelope
+    return None if stream.ack is None else stream.ack.envelope
+
+
 def _settled(
     turn: Turn,
     part: Part,
-    relay_receipt: Envelope,
-    paid: Settlement,
-    sealed: Envelope,
+    seen: tuple[Envelope | None, Envelope | None],
+    settled: tuple[Settlement, Envelope],
     milli_tokens_per_s: int,
 ) -> AttemptSettled:
+    (relay, witness), (paid, sealed) = seen, settled
     return AttemptSettled(
         job=part.job.job,
         at_ms=turn.now.wall_ms,
@@ -164,6 +180,7 @@ def _settled(
         completion_tokens=paid.completion_tokens,
         milli_tokens_per_s=milli_tokens_per_s,
         claim=part.claim.envelope,
-        relay_receipt=relay_receipt,
+        relay_receipt=relay,
         settlement=sealed,
+        witness=witness,
     )

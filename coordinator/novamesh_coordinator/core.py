@@ -19,6 +19,7 @@ from novamesh_coordinator import inputs
 from novamesh_coordinator.clearing import Clearing
 from novamesh_coordinator.desk import Desk
 from novamesh_coordinator.dispatcher import Dispatcher
+from novamesh_coordinator.donations import Donations, DonationsState
 from novamesh_coordinator.effects import Outcome, Turn
 from novamesh_coordinator.events import (
     AttemptEnded,
@@ -29,6 +30,7 @@ from novamesh_coordinator.events import (
     MemberJoined,
     Moment,
     Record,
+    WorkDonated,
 )
 from novamesh_coordinator.floor import Floor
 from novamesh_coordinator.inputs import BanAsked, Input, JoinAsked, MatchAsked, ModelsAsked, Ticked
@@ -40,7 +42,7 @@ from novamesh_coordinator.registry import Registry, RegistryState
 from novamesh_coordinator.relay import Relay
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey
-from novamesh_proto.messages import Candidate, PoolModel
+from novamesh_proto.messages import Candidate, Envelope, PoolModel, ProfileDigest
 
 JOBS_KEPT_MS: Final = 30 * 60_000  # an ended job; above the life of any terms, see _forget
 FORGET_EVERY_MS: Final = 60_000
@@ -54,6 +56,7 @@ class CoreState:
     registry: RegistryState = field(default=RegistryState())
     ledger: LedgerState = field(default=LedgerState())
     jobs: JobsState = field(default=JobsState())
+    donations: DonationsState = field(default=DonationsState())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,10 @@ class Core:
             self.ledger,
             self.relay,
         )
+        self.donations = Donations(state.donations)
         parts = (self.membership, self.registry, self.jobs, self.relay, self.dispatcher)
         self.desk = Desk(*parts)
-        self.floor = Floor(*parts)
+        self.floor = Floor(*parts, self.donations)
         self._handlers = self._wire()
 
     def step(self, event: Input, now: Moment, rng: random.Random) -> Outcome:
@@ -106,7 +110,8 @@ class Core:
 
     def next_ms(self) -> int | None:
         """Ticks before which a Ticked would find nothing to end; None if there is nothing."""
-        return self.dispatcher.next_ms()
+        due = (self.dispatcher.next_ms(), self.registry.next_ms())
+        return min((ms for ms in due if ms is not None), default=None)
 
     def apply(self, record: Record) -> None:
         """Change the state as a record says: when it is decided, and again in a replay."""
@@ -115,6 +120,8 @@ class Core:
                 self.membership.apply(record)
             case DescriptorTaken():
                 self.registry.apply(record)
+            case WorkDonated():
+                self.donations.apply(record)
             case JobsForgotten():
                 for root in self.jobs.forget(record):
                     self.ledger.forget(root)
@@ -136,7 +143,11 @@ class Core:
     def state(self) -> CoreState:
         """The logged state as one value."""
         return CoreState(
-            self.membership.dump(), self.registry.dump(), self.ledger.dump(), self.jobs.dump()
+            self.membership.dump(),
+            self.registry.dump(),
+            self.ledger.dump(),
+            self.jobs.dump(),
+            self.donations.dump(),
         )
 
     def recover(self, now: Moment) -> None:
@@ -179,12 +190,22 @@ class Core:
             inputs.CheckpointArrived: floor.relay_checkpoint,
             inputs.AttemptAttested: floor.attest,
             inputs.AttemptFailed: floor.fail,
+            inputs.WitnessArrived: floor.take_witness,
+            inputs.WorkOffered: floor.take_donation,
+            inputs.ProbeWanted: floor.probe,
+            inputs.EchoArrived: floor.echo,
+            inputs.DescriptorsAsked: self._descriptors,
             Ticked: self._tick,
         }
 
     def _models(self, turn: Turn, event: ModelsAsked) -> tuple[PoolModel, ...]:
         self.membership.require(event.query.issuer)
         return self.registry.models(turn.now)
+
+    def _descriptors(self, turn: Turn, event: inputs.DescriptorsAsked) -> tuple[Envelope, ...]:
+        self.membership.require(event.query.issuer)
+        wanted = event.query.message.model_profile
+        return self.registry.envelopes(ProfileDigest(wanted) if wanted else None)
 
     def _match(self, turn: Turn, event: MatchAsked) -> tuple[Candidate, ...]:
         self.membership.require(event.query.issuer)
@@ -211,6 +232,7 @@ class Core:
 
     def _tick(self, turn: Turn, event: Ticked) -> None:
         self.dispatcher.tick(turn)
+        self.floor.tick(turn)
         self._forget(turn)
 
     def _forget(self, turn: Turn) -> None:

@@ -160,7 +160,7 @@ class Dispatcher:
             self._begin(turn, ended, successor)
             return
         self._end(turn, ended, JobState.FAILED, code, message)
-        signed = claim or (stream.checkpoint if stream is not None else None)
+        signed = claim or (stream.signed if stream is not None else None)
         if started and stream is not None and signed is not None:
             self._settle(turn, self._job(job.job), stream, signed, JobState.FAILED)
 
@@ -307,9 +307,9 @@ class Dispatcher:
         """What watchers see after the chunks."""
         if attested:
             self._relay.add_tail(job, attestation=settled.claim)
-        self._relay.add_tail(
-            job, relay_receipt=settled.relay_receipt, settlement=settled.settlement
-        )
+        if settled.relay_receipt is not None:
+            self._relay.add_tail(job, relay_receipt=settled.relay_receipt)
+        self._relay.add_tail(job, settlement=settled.settlement)
 
     def _job(self, job_id: JobId) -> Job:
         job = self._jobs.get(job_id)

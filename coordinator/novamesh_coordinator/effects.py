@@ -51,6 +51,24 @@ class PassAck:
 
 
 @dataclass(frozen=True, slots=True)
+class AskEcho:
+    """Ask a node whether it is there."""
+
+    node: NodeId
+    session: bytes
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TakeDonation:
+    """Tell a node that its donated work is logged."""
+
+    node: NodeId
+    session: bytes
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True)
 class EndSession:
     """Close a node's stream after a goodbye."""
 
@@ -75,9 +93,9 @@ class Wake:
     job: JobId
 
 
-Effect = Assign | StopAttempt | PassAck | EndSession | Publish | Wake
+Effect = Assign | StopAttempt | PassAck | AskEcho | TakeDonation | EndSession | Publish | Wake
 # These rest on nothing that may still have to be committed.
-UNORDERED: Final = (PassAck, Wake)
+UNORDERED: Final = (PassAck, AskEcho, Wake)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,8 +156,9 @@ class AttemptSettled:
     completion_tokens: int
     milli_tokens_per_s: int
     claim: Envelope
-    relay_receipt: Envelope
+    relay_receipt: Envelope | None  # None where the client took the answer from the node itself
     settlement: Envelope
+    witness: Envelope | None = None  # what the client signed for in that case
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,21 @@ class EvidenceKept:
     issuer: NodeId
     kind: str
     envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDonated:
+    """A node did work for a client while we were away. Nothing is paid, everything is kept."""
+
+    job: JobId
+    at_ms: int
+    node: NodeId
+    client: NodeId
+    model_profile: ProfileDigest
+    prompt_tokens: int
+    completion_tokens: int
+    expires_at_ms: int  # of its terms: afterwards nobody could have done it
+    donation: tuple[Envelope, Envelope, Envelope, Envelope]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +206,7 @@ Record = (
     | JobEnded
     | AttemptSettled
     | EvidenceKept
+    | WorkDonated
     | JobsForgotten
 )
 RECORDS: Final[dict[str, type[Record]]] = {
@@ -205,6 +222,7 @@ RECORDS: Final[dict[str, type[Record]]] = {
         JobEnded,
         AttemptSettled,
         EvidenceKept,
+        WorkDonated,
         JobsForgotten,
     )
 }

@@ -7,10 +7,11 @@ the protocol of an attempt loses that attempt. Signatures were checked by the ve
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 from novamesh_coordinator.dispatcher import Dispatcher
-from novamesh_coordinator.effects import StopAttempt, Turn, Wake
+from novamesh_coordinator.donations import Donations
+from novamesh_coordinator.effects import StopAttempt, TakeDonation, Turn, Wake
 from novamesh_coordinator.events import EvidenceKept
 from novamesh_coordinator.inputs import (
     AttemptAttested,
@@ -19,11 +20,15 @@ from novamesh_coordinator.inputs import (
     CheckpointArrived,
     ChunkArrived,
     DescriptorRenewed,
+    EchoArrived,
     IdleAsked,
     LoadChanged,
     NodeAttached,
     NodeDetached,
     PrefillMoved,
+    ProbeWanted,
+    WitnessArrived,
+    WorkOffered,
 )
 from novamesh_coordinator.jobs import EVIDENCE_KEPT_MAX, Job, Jobs
 from novamesh_coordinator.membership import Membership
@@ -36,6 +41,8 @@ from novamesh_proto.errors import Code, NovaMeshError, PeerError, parse_code
 from novamesh_proto.identity import format_node_id
 from novamesh_proto.limits import RUNNING_MAX
 from novamesh_proto.messages import (
+    ChunkCheckpoint,
+    ClientReceipt,
     FinishReason,
     IdleReport,
     JobId,
@@ -43,6 +50,7 @@ from novamesh_proto.messages import (
     JobTerms,
     NodeId,
     RunningAttempt,
+    StreamAck,
 )
 
 SPARE_CHUNKS: Final = 64  # chunks without tokens that an attempt may have
@@ -61,12 +69,14 @@ class Floor:
         jobs: Jobs,
         relay: Relay,
         dispatcher: Dispatcher,
+        donations: Donations,
     ) -> None:
         self._membership = membership
         self._registry = registry
         self._jobs = jobs
         self._relay = relay
         self._dispatcher = dispatcher
+        self._donations = donations
 
     def attach(self, turn: Turn, came: NodeAttached) -> tuple[RunningAttempt, ...]:
         """A node is here. Returns the attempts to go on with, and from which chunk.
@@ -177,6 +187,9 @@ class Floor:
         if job is None:
             return
         stream = self._stream(job)
+        if claim.chunks > stream.chain.chunks:
+            self._take_ahead(turn, job, stream, point)
+            return
         if not stream.holds(claim, job.start_position):
             problem = "its checkpoint names another chain than the relay saw"
             self._lose(turn, job, PeerError(Code.CORRUPT, problem, format_node_id(job.node)))
@@ -185,6 +198,52 @@ class Floor:
             return  # sent again after a reconnect
         self._relay.add_checkpoint(job.job, point)
         turn.emit(Wake(job.job))
+
+    def take_witness(self, turn: Turn, said: WitnessArrived) -> None:
+        """What the client signed on a direct path: it bounds the settlement in a relay's place."""
+        witness, what = said.witness, said.witness.message
+        self._registry.sessions.require(said.node, said.session, turn.now)
+        job, stream = self._jobs.get(what.job), self._relay.get(what.job)
+        if job is None or stream is None or witness.issuer != job.client:
+            return
+        if (said.node, what.attempt, what.fence) != (job.node, job.attempt, job.fence):
+            return
+        if isinstance(what, ClientReceipt):
+            stream.receipt = cast("Verified[ClientReceipt]", witness)
+        elif stream.ack is None or what.chunks > stream.ack.message.chunks:
+            stream.ack = cast("Verified[StreamAck]", witness)
+
+    def take_donation(self, turn: Turn, said: WorkOffered) -> None:
+        """Work that nobody pays: logged once for its job, while its terms could still be used.
+
+        Raises:
+            NovaMeshError: FORBIDDEN where it is another node's, NOT_A_MEMBER.
+        """
+        proof = said.proof
+        session = self._registry.sessions.require(said.node, said.session, turn.now)
+        if proof.node != said.node or proof.coordinator != said.node:
+            raise PeerError(
+                Code.FORBIDDEN,
+                "this work was not the node's own to give",
+                format_node_id(said.node),
+            )
+        self._membership.require(proof.client)
+        self._donations.take(turn, proof)
+        turn.emit(TakeDonation(said.node, session.session, proof.job))
+
+    def probe(self, turn: Turn, wanted: ProbeWanted) -> None:
+        """Somebody says that a node is gone: it has PROBE_MS to say otherwise."""
+        self._registry.probe(turn, wanted.node)
+
+    def echo(self, turn: Turn, said: EchoArrived) -> None:
+        """The node is here."""
+        session = self._registry.sessions.require(said.node, said.session, turn.now)
+        self._registry.answered(session, said.nonce)
+
+    def tick(self, turn: Turn) -> None:
+        """Nodes that did not answer a probe have gone."""
+        for node in self._registry.silent(turn):
+            self._dispatcher.move_on(turn, node)
 
     def attest(self, turn: Turn, said: AttemptAttested) -> None:
         """The node's claim about an attempt: settle it once, or keep it as evidence."""
@@ -203,7 +262,10 @@ class Floor:
             self._settle_ended(turn, job, stream, terms, said)
             return
         try:
-            check_claim(claim, terms, stream)
+            if stream.direct:
+                check_attestation(claim, terms, stream.assignment)
+            else:
+                check_claim(claim, terms, stream)
         except PeerError as error:
             self._lose(turn, job, error, said)
             return
@@ -236,6 +298,19 @@ class Floor:
                 evidence=failure.envelope,
                 told=True,
             )
+
+    def _take_ahead(
+        self, turn: Turn, job: Job, stream: Stream, point: Verified[ChunkCheckpoint]
+    ) -> None:
+        """The node commits to chunks that its client has from it directly: that is progress."""
+        room = job.max_tokens
+        if point.message.position > room or point.message.chunks > CHUNKS_MAX:
+            problem = f"its checkpoint is beyond the {room} tokens of its terms"
+            self._lose(turn, job, PeerError(Code.CORRUPT, problem, format_node_id(job.node)))
+            return
+        if stream.ahead is None or point.message.chunks > stream.ahead.message.chunks:
+            stream.ahead = point
+            self._dispatcher.renew(turn, job)
 
     def _current(
         self, turn: Turn, node: NodeId, session: bytes, job_id: JobId, attempt: int, fence: int

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from novamesh_coordinator.effects import (
+    AskEcho,
     Assign,
     Effect,
     EndSession,
     PassAck,
     Publish,
     StopAttempt,
+    TakeDonation,
     Wake,
 )
 from novamesh_proto.errors import Code, NovaMeshError
@@ -27,8 +29,10 @@ from novamesh_proto.messages import (
     AttachCancel,
     AttachGoodbye,
     AttachResponse,
+    DonationTaken,
     JobId,
     NodeId,
+    Probe,
 )
 
 OUTBOX_MAX: Final = 64
@@ -157,13 +161,13 @@ class Hub:
                 outbox = self._outboxes.get((effect.node, effect.session))
                 if outbox is not None:
                     outbox.close(effect.code, effect.message)
-            case Assign() | StopAttempt() | PassAck():
+            case Assign() | StopAttempt() | PassAck() | AskEcho() | TakeDonation():
                 outbox = self._outboxes.get((effect.node, effect.session))
                 if outbox is not None:
                     outbox.put(_outgoing(effect))
 
 
-def _outgoing(effect: Assign | StopAttempt | PassAck) -> Outgoing:
+def _outgoing(effect: Assign | StopAttempt | PassAck | AskEcho | TakeDonation) -> Outgoing:
     match effect:
         case Assign():
             return effect  # the session's writer adds the sealed job
@@ -173,3 +177,7 @@ def _outgoing(effect: Assign | StopAttempt | PassAck) -> Outgoing:
             )
         case PassAck():
             return AttachResponse(ack=effect.ack)
+        case AskEcho():
+            return AttachResponse(probe=Probe(effect.nonce))
+        case TakeDonation():
+            return AttachResponse(donation_taken=DonationTaken(effect.job))

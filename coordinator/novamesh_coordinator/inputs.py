@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from novamesh_proto.envelope import Verified
+from novamesh_proto.evidence import VerifiedReceipt
 from novamesh_proto.messages import (
     AttachHello,
     AttemptChunk,
@@ -17,6 +18,7 @@ from novamesh_proto.messages import (
     CancelOrder,
     ChunkCheckpoint,
     ClientReceipt,
+    DescriptorsQuery,
     InferenceAttestation,
     JobDecision,
     JobFailure,
@@ -217,6 +219,47 @@ class AttemptFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class WitnessArrived:
+    """What a client signed for on a direct path, brought by its node. Reply: None."""
+
+    node: NodeId
+    session: bytes
+    witness: Verified[StreamAck] | Verified[ClientReceipt]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOffered:
+    """Work that a node did while we were away, its evidence checked. Reply: None."""
+
+    node: NodeId
+    session: bytes
+    proof: VerifiedReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeWanted:
+    """Somebody hints that a node is gone: ask it. Reply: None."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class EchoArrived:
+    """A node answers a probe. Reply: None."""
+
+    node: NodeId
+    session: bytes
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorsAsked:
+    """Whose descriptors may I keep? Reply: tuple of Envelope."""
+
+    query: Verified[DescriptorsQuery]
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time passed: leases, deadlines, reservations and tails may have run out. Reply: None."""
 
@@ -245,5 +288,10 @@ Input = (
     | CheckpointArrived
     | AttemptAttested
     | AttemptFailed
+    | WitnessArrived
+    | WorkOffered
+    | ProbeWanted
+    | EchoArrived
+    | DescriptorsAsked
     | Ticked
 )

@@ -27,15 +27,18 @@ from novamesh_coordinator.inputs import (
     CheckpointArrived,
     ChunkArrived,
     DescriptorRenewed,
+    EchoArrived,
     IdleAsked,
     Input,
     LoadChanged,
     NodeAttached,
     NodeDetached,
     PrefillMoved,
+    WitnessArrived,
+    WorkOffered,
 )
 from novamesh_coordinator.service import Context, Door, Pen, internal_error, refuse
-from novamesh_proto import wire
+from novamesh_proto import envelope, wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import short
 from novamesh_proto.messages import (
@@ -46,10 +49,13 @@ from novamesh_proto.messages import (
     AttachResponse,
     AttachWelcome,
     ChunkCheckpoint,
+    Donation,
+    DonationTaken,
     IdleReport,
     InferenceAttestation,
     JobDecision,
     JobFailure,
+    JobId,
     NodeId,
     RunningAttempt,
     SealedJob,
@@ -168,7 +174,23 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             assert isinstance(report, IdleReport)
             outbox.put(AttachResponse(idle_report=report))
             return
+        if message.donation is not None:
+            await self._take_donation(message.donation, outbox)
+            return
         await self.door.sequencer.insist(self._input(message, outbox.node, outbox.session))
+
+    async def _take_donation(self, given: Donation, outbox: Outbox) -> None:
+        """Log donated work; what is refused once would be refused again, so the node forgets it."""
+        try:
+            proof = self.door.verifier.open_donation(given)
+            await self.door.sequencer.insist(WorkOffered(outbox.node, outbox.session, proof))
+        except NovaMeshError as error:
+            if error.code is Code.STORAGE:
+                raise
+            self.door.metrics.count_refusal(error.code)
+            _log.info("donation refused", node=short(outbox.node), error=error.message)
+            job = JobId(envelope.message_id(given.terms))
+            outbox.put(AttachResponse(donation_taken=DonationTaken(job)))
 
     def _input(self, message: AttachRequest, node: NodeId, session: bytes) -> Input:
         """The input that a message means, its signature checked."""
@@ -195,6 +217,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         if message.descriptor is not None:
             renewed = verifier.open_descriptor(message.descriptor, node, now_ms)
             return DescriptorRenewed(node, session, renewed)
+        if message.witness is not None:
+            return WitnessArrived(node, session, verifier.open_witness(message.witness, now_ms))
+        if message.echo is not None:
+            return EchoArrived(node, session, message.echo.nonce)
         raise NovaMeshError(Code.WRONG_TYPE, "a stream has one hello")
 
     async def _speak(self, pen: Pen, outbox: Outbox) -> None:

@@ -10,6 +10,7 @@ from novamesh_coordinator.hub import Watcher
 from novamesh_coordinator.inputs import (
     AckReceived,
     CancelAsked,
+    DescriptorsAsked,
     JobAsked,
     JobsAsked,
     JoinAsked,
@@ -26,6 +27,7 @@ from novamesh_proto.limits import CANDIDATES_MAX
 from novamesh_proto.messages import (
     CancelOrder,
     ClientReceipt,
+    DescriptorsQuery,
     JobId,
     JobQuery,
     JobsQuery,
@@ -76,6 +78,15 @@ class PoolService(coordinator_pb2_grpc.PoolServiceServicer):
         query = self.door.open_query(request.query, ModelsQuery)
         models: Any = await self.door.sequencer.submit(ModelsAsked(query))
         return pb.ListModelsResponse(models=[wire.to_pb(model) for model in models])
+
+    @guarded
+    async def ListDescriptors(
+        self, request: pb.ListDescriptorsRequest, context: Context
+    ) -> pb.ListDescriptorsResponse:
+        """Who is here?"""
+        query = self.door.open_query(request.query, DescriptorsQuery)
+        found: Any = await self.door.sequencer.submit(DescriptorsAsked(query))
+        return pb.ListDescriptorsResponse(descriptors=[wire.to_pb(each) for each in found])
 
     @guarded
     async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchResponse:
@@ -181,6 +192,7 @@ class PoolService(coordinator_pb2_grpc.PoolServiceServicer):
             if isinstance(record, AttemptSettled):
                 attested = record.claim.payload_type == _ATTESTATION
                 tail += [WatchResponse(attestation=record.claim)] if attested else []
-                tail.append(WatchResponse(relay_receipt=record.relay_receipt))
+                if record.relay_receipt is not None:
+                    tail.append(WatchResponse(relay_receipt=record.relay_receipt))
                 tail.append(WatchResponse(settlement=record.settlement))
         return tail

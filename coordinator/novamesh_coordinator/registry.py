@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Final
 
-from novamesh_coordinator.effects import EndSession, Turn
+from novamesh_coordinator.effects import AskEcho, EndSession, Turn
 from novamesh_coordinator.events import DescriptorTaken, Moment
 from novamesh_coordinator.ledger import Ledger
 from novamesh_coordinator.reservations import Reservations
 from novamesh_coordinator.sessions import Session, Sessions
+from novamesh_coordinator.timers import Timers
 from novamesh_proto import wire
 from novamesh_proto.envelope import Verified, message_id
 from novamesh_proto.errors import Code, NovaMeshError
@@ -38,6 +40,8 @@ from novamesh_proto.messages import (
     PoolModel,
     ProfileDigest,
 )
+
+PROBE_MS: Final = 10_000
 
 Active = Callable[[NodeId], int]
 
@@ -69,6 +73,7 @@ class Registry:
         self._descriptors: dict[NodeId, NodeDescriptor] = {}  # decoded once, from the adverts
         self.sessions = Sessions()
         self.reservations = Reservations()
+        self._probes: Timers[tuple[int, bytes]] = Timers()
         for advert in state.adverts:
             self._take(advert)
 
@@ -146,6 +151,36 @@ class Registry:
         if old is not None:
             self.sessions.close(node, old.session)
             turn.emit(EndSession(node, old.session, code, message))
+
+    def probe(self, turn: Turn, node: NodeId) -> None:
+        """Ask an attached node whether it is there, unless it is being asked."""
+        session = self.sessions.get(node)
+        if session is None or session.probe:
+            return
+        session.probe = turn.nonce()
+        self._probes.set((0, node), turn.now.ticks_ms + PROBE_MS)
+        turn.emit(AskEcho(node, session.session, session.probe))
+
+    def answered(self, session: Session, nonce: bytes) -> None:
+        """A node sent a nonce back."""
+        if nonce == session.probe:
+            session.probe = b""
+            self._probes.drop((0, session.node))
+
+    def silent(self, turn: Turn) -> list[NodeId]:
+        """Nodes whose time to answer a probe is over; their streams are ended."""
+        gone = []
+        for _, raw in self._probes.take_due(turn.now.ticks_ms):
+            node = NodeId(raw)
+            session = self.sessions.get(node)
+            if session is not None and session.probe:
+                self.dismiss(turn, node, Code.UNAVAILABLE, "you did not answer; attach again")
+                gone.append(node)
+        return gone
+
+    def next_ms(self) -> int | None:
+        """Ticks before which no probe runs out."""
+        return self._probes.next_ms()
 
     def match(self, turn: Turn, client: NodeId, query: MatchQuery) -> tuple[Candidate, ...]:
         """Candidates for a job, with a slot held at as many of them as is this client's share.

@@ -2,8 +2,9 @@
 
 A stream is one attempt. The relay follows the attempt's hash chain over the ciphertexts, so that it
 can say what it saw, and keeps the items (assignment, chunks, checkpoints) for whoever follows the
-job, now or again later. It has no key and reads nothing. Nothing here is logged: after a restart
-the node sends the attempt from its first chunk again. Times are ticks, microseconds.
+job, now or again later. It has no key and reads nothing. Where the client follows its node itself,
+chunks do not come here: what both sign of the chain is kept in their place. Nothing is logged: after
+a restart the node sends the attempt from its first chunk again. Times are ticks, microseconds.
 
 Bounds: STREAM_BYTES_MAX a stream, then its oldest items go; RELAY_BYTES_MAX in all, then ended
 streams go, oldest first.
@@ -19,6 +20,7 @@ from novamesh_proto.envelope import Verified
 from novamesh_proto.limits import MIB
 from novamesh_proto.messages import (
     ChunkCheckpoint,
+    ClientReceipt,
     Envelope,
     JobAssignment,
     JobId,
@@ -62,7 +64,9 @@ class Stream:
     marks: list[Mark] = field(init=False)
     tail: list[WatchResponse] = field(default_factory=list)
     checkpoint: Verified[ChunkCheckpoint] | None = None
+    ahead: Verified[ChunkCheckpoint] | None = None  # of chunks that went to the client directly
     ack: Verified[StreamAck] | None = None
+    receipt: Verified[ClientReceipt] | None = None
     bytes: int = 0
     prompt_tokens_done: int = 0
     resumed: bool = False  # begun before this process, which cannot know what was passed on
@@ -73,7 +77,18 @@ class Stream:
     @property
     def started(self) -> bool:
         """Whether the client may hold a part of the answer already."""
-        return self.resumed or self.chain.chunks > 0
+        return self.resumed or self.chain.chunks > 0 or self.direct
+
+    @property
+    def direct(self) -> bool:
+        """Whether chunks went to the client by another way, so that its word stands for ours."""
+        seen = [point.message.chunks for point in (self.ahead, self.ack, self.receipt) if point]
+        return max(seen, default=0) > self.chain.chunks
+
+    @property
+    def signed(self) -> Verified[ChunkCheckpoint] | None:
+        """The furthest place on its chain that the node has committed to."""
+        return self.ahead if self.direct and self.ahead is not None else self.checkpoint
 
     @property
     def end(self) -> int:

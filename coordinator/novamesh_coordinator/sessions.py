@@ -37,6 +37,7 @@ class Session:
     free: int
     accepting: bool = True
     refusal: str = ""
+    probe: bytes = b""  # the nonce that it has still to send back
     considered: int = 0
     chosen: int = 0
     causes: dict[Cause, tuple[int, str]] = field(default_factory=dict)

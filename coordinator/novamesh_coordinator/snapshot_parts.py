@@ -30,6 +30,8 @@ _TABLES: Final[tuple[tuple[str, str, int, Callable[[Any], bytes]], ...]] = (
     ("ledger", "standings", 64, lambda standing: standing.node),
     ("ledger", "paid", 64, lambda paid: paid[0]),
     ("jobs", "jobs", 64, lambda job: job.job),
+    ("donations", "donated", 64, lambda donated: donated.node),
+    ("donations", "jobs", 64, lambda job: job[0]),
 )
 """Which part of the state, which table of it, items of a run on average, and the id of an item."""
 

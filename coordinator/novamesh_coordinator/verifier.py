@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from novamesh_coordinator.inputs import JobSubmitted
 from novamesh_coordinator.relay import Stream
@@ -19,21 +19,29 @@ from novamesh_proto import attestation, envelope
 from novamesh_proto.attestation import Severity, Witness
 from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.errors import Code, NovaMeshError, PeerError
+from novamesh_proto.evidence import VerifiedReceipt, check_evidence
 from novamesh_proto.identity import format_node_id
+from novamesh_proto.limits import CLOCK_SKEW_MS
 from novamesh_proto.messages import (
     AttachHello,
+    ClientReceipt,
+    Donation,
     Envelope,
     InferenceAttestation,
+    JobAssignment,
     JobTerms,
     NodeDescriptor,
     NodeId,
     RelayReceipt,
     SealedJob,
+    StreamAck,
 )
+from novamesh_proto.names import payload_type
 from novamesh_proto.node_table import open_descriptor
 
 T = TypeVar("T", bound=Signable)
 SECOND_US: Final = 1_000_000
+_RECEIPT: Final = payload_type("ClientReceipt")
 
 
 class Verifier:
@@ -135,6 +143,42 @@ class Verifier:
                 "somebody stands in between, or the certificate is an old one: fetch it again",
             )
         return hello, self.open_descriptor(hello.message.descriptor, hello.issuer, now_ms)
+
+    def open_witness(
+        self, sealed: Envelope, now_ms: int
+    ) -> Verified[StreamAck] | Verified[ClientReceipt]:
+        """What a client signed for on a direct path; it may be older than a query could be.
+
+        Raises:
+            NovaMeshError: as `envelope.open`.
+        """
+        kind: type[Any] = ClientReceipt if sealed.payload_type == _RECEIPT else StreamAck
+        found: Verified[Any] = envelope.open(
+            sealed, kind, network=self._network, audience=self._coordinator
+        )
+        if found.message.header.issued_at_ms > now_ms + CLOCK_SKEW_MS:
+            raise NovaMeshError(Code.NOT_FRESH, "this was signed ahead of our clock")
+        return found
+
+    def open_donation(self, given: Donation) -> VerifiedReceipt:
+        """Donated work whose signed parts belong together.
+
+        Raises:
+            NovaMeshError: naming the part that is wrong.
+        """
+        network = self._network
+        proof = VerifiedReceipt(
+            descriptor=envelope.open(given.descriptor, NodeDescriptor, network=network),
+            terms=envelope.open(given.terms, JobTerms, network=network),
+            assignment=envelope.open(given.assignment, JobAssignment, network=network),
+            checkpoint=None,
+            attestation=envelope.open(given.attestation, InferenceAttestation, network=network),
+            relay_receipt=None,
+            client_receipt=envelope.open(given.receipt, ClientReceipt, network=network),
+            settlement=None,
+        )
+        check_evidence(proof)
+        return proof
 
     def open_job(
         self, job: SealedJob, reservations: tuple[bytes, ...], now_ms: int

@@ -143,6 +143,9 @@ class Advertiser:
         Raises:
             NovaMeshError: CANNOT_OPEN if there is no wrap, or its descriptor is not one of ours.
         """
+        return self._issued_for(job).key
+
+    def _issued_for(self, job: SealedJob) -> _Issued:
         hint = "ask for new candidates and seal the job again"
         wrap = next((wrap for wrap in job.wraps if wrap.node == self._key.node_id), None)
         if wrap is None:
@@ -151,7 +154,11 @@ class Advertiser:
         if issued is None:
             message = "the body key was wrapped for a descriptor that we no longer have"
             raise NovaMeshError(Code.CANNOT_OPEN, message, hint)
-        return issued.key
+        return issued
+
+    def sealed_to(self, job: SealedJob) -> Envelope:
+        """The descriptor that this node's wrap of a job was made for. Raises CANNOT_OPEN."""
+        return self._issued_for(job).envelope
 
     @property
     def _newest(self) -> _Issued:

@@ -220,8 +220,13 @@ class Front:
         claim = next(said, None)
         if claim is None or receipt.message.verdict is not ReceiptVerdict.OK:
             return
-        parts = (attempt.terms.envelope, attempt.assignment.envelope, claim, receipt.envelope)
-        donation = Donation(*parts)
+        donation = Donation(
+            terms=attempt.terms.envelope,
+            assignment=attempt.assignment.envelope,
+            attestation=claim,
+            receipt=receipt.envelope,
+            descriptor=self._means.advertiser.sealed_to(answer.admitted.job),
+        )
         self._means.donations.add(donation)
         self._means.donate(donation)
 

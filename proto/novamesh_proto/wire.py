@@ -118,6 +118,9 @@ class _Plan:
     cls: type
     pb_class: Callable[[], Any]
     fields: tuple[_Field, ...]
+    # The same, as reading goes through them: name, whether it may be missing, and is allowed to be,
+    # check, read.
+    steps: tuple[tuple[str, bool, bool, Check | None, Turn | None], ...]
     oneof: tuple[str, ...]
     members: dict[str, tuple[int, Turn]]  # of a class that is a `oneof` and nothing else
 
@@ -126,23 +129,23 @@ class _Plan:
         if self.members:
             return self._read_one(pb)
         values: list[Any] = []
-        for field in self.fields:
-            if (field.optional or field.nested) and not pb.HasField(field.name):
-                if not field.optional:
-                    raise _refusal(self.cls, field.name, "is missing")
+        for name, may_miss, optional, check, read in self.steps:
+            if may_miss and not pb.HasField(name):
+                if not optional:
+                    raise _refusal(self.cls, name, "is missing")
                 values.append(None)
                 continue
-            value = getattr(pb, field.name)
+            value = getattr(pb, name)
             # Before it is built: a megabyte may name half a million empty entries.
-            if field.check is not None:
-                field.check(value)
-            values.append(value if field.read is None else field.read(value))
+            if check is not None:
+                check(value)
+            values.append(value if read is None else read(value))
         message = self.cls(*values)
         self._check_oneof(message)
         return message
 
     def _read_one(self, pb: Any) -> Any:
-        """The same for a `oneof`: streams are made of these, so that only what is there is read."""
+        """The same for a `oneof`: streams are made of these; only what is there is read."""
         given = pb.ListFields()
         if len(given) != 1:
             raise _not_one(self.cls, self.oneof, len(given))
@@ -179,11 +182,12 @@ def _plan(cls: Any) -> _Plan:
     """The plan of a class. Bounded: one entry a message class."""
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = tuple(_field(cls, name, hints[name]) for name in hints)
+    steps = tuple((f.name, f.optional or f.nested, f.optional, f.check, f.read) for f in fields)
     oneof, members = _ONEOFS.get(cls, ()), {}
     if fields and all(field.optional for field in fields):
         oneof = tuple(field.name for field in fields)
         members = {field.name: (at, cast(Turn, field.read)) for at, field in enumerate(fields)}
-    return _Plan(cls, _pb_class(cls), fields, oneof, members)
+    return _Plan(cls, _pb_class(cls), fields, steps, oneof, members)
 
 
 def _pb_class(cls: type) -> Callable[[], Any]:

@@ -204,8 +204,6 @@ def test_an_ack_goes_on_as_it_came() -> None:
     assert table.taken(PassAck) == [PassAck(scene.node.id, session, sealed)]
     table.acknowledge(scene.client.acknowledge(attempt, table.now_ms))
     assert len(table.taken(PassAck)) == 1, "the same again may be a client's new challenge"
-    with refused(Code.BAD_REQUEST, "2 chunks are acknowledged before they were sent"):
-        table.acknowledge(scene.client.acknowledge(attempt, table.now_ms, chunks=2))
     attempt.ids["fence"] += 1
     table.acknowledge(scene.client.acknowledge(attempt, table.now_ms))
     assert not table.taken(PassAck), "an old fence is nobody's"

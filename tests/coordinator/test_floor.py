@@ -109,7 +109,7 @@ def test_empty_chunks_are_bounded(scene: Scene) -> None:
 def test_a_checkpoint_of_what_was_not_sent_ends_the_attempt(scene: Scene) -> None:
     table, attempt = scene.table, scene.attempt
     table.send(attempt, attempt.chunk())
-    table.checkpoint(attempt, chunks=5)
+    table.checkpoint(attempt, position=5)
     assert table.view(scene.client, scene.order.id).code == "corrupt"
 
 

@@ -262,6 +262,12 @@ class Table:
         point = self.verifier.open_of(sealed, ChunkCheckpoint, node.id, self.now_ms)
         self.do(inputs.CheckpointArrived(self.sessions[node.id], point))
 
+    def witness(self, attempt: Attempt, sealed: Envelope) -> None:
+        """What the client signed, brought by the attempt's node."""
+        node = attempt.node
+        opened = self.verifier.open_witness(sealed, self.now_ms)
+        self.do(inputs.WitnessArrived(node.id, self.sessions[node.id], opened))
+
     def attest(self, attempt: Attempt, sealed: Envelope | None = None) -> None:
         """An InferenceAttestation."""
         node = attempt.node

@@ -119,6 +119,7 @@ class Donation:
     assignment: Envelope
     attestation: Envelope
     receipt: Envelope
+    descriptor: Envelope
 
 
 @dataclass(frozen=True, slots=True)

@@ -324,6 +324,7 @@ class Donation(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     ATTESTATION_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
+    DESCRIPTOR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def terms(self) -> _envelope_pb2.Envelope:
         """Envelope over JobTerms that name this node alone."""
@@ -340,6 +341,10 @@ class Donation(_message.Message):
     def receipt(self) -> _envelope_pb2.Envelope:
         """Envelope over the client's ClientReceipt."""
 
+    @_builtins.property
+    def descriptor(self) -> _envelope_pb2.Envelope:
+        """Envelope over the NodeDescriptor that the client sealed the job to."""
+
     def __init__(
         self,
         *,
@@ -347,10 +352,11 @@ class Donation(_message.Message):
         assignment: _envelope_pb2.Envelope | None = ...,
         attestation: _envelope_pb2.Envelope | None = ...,
         receipt: _envelope_pb2.Envelope | None = ...,
+        descriptor: _envelope_pb2.Envelope | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "attestation", b"attestation", "receipt", b"receipt", "terms", b"terms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "attestation", b"attestation", "descriptor", b"descriptor", "receipt", b"receipt", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "attestation", b"attestation", "receipt", b"receipt", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "attestation", b"attestation", "descriptor", b"descriptor", "receipt", b"receipt", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,15 @@ from novamesh_coordinator.events import (
 from novamesh_coordinator.log_chain import read_row
 from novamesh_proto import envelope
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.messages import JobId, JobState, NodeId, RelayReceipt
+from novamesh_proto.messages import (
+    ClientReceipt,
+    JobId,
+    JobState,
+    NodeId,
+    RelayReceipt,
+    StreamAck,
+)
+from novamesh_proto.names import payload_type
 from support.fake_engine import FIRST_TOKEN
 from support.parties import COORDINATOR, NETWORK
 from support.sim.client import Client, Wish
@@ -127,8 +135,7 @@ def _just(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
             yield f"{honest[record.node]} is honest, and the log says that {record.message}"
         if isinstance(record, AttemptSettled):
             root = roots[record.job]
-            seen = envelope.open(record.relay_receipt, RelayReceipt, network=NETWORK).message
-            end = starts[record.job] + seen.tokens
+            end = _seen_until(record, starts[record.job])
             owed = max(0, end - max(starts[record.job], paid.get(root, 0)))
             whole = record.outcome is JobState.SETTLED and record.node in honest
             if whole and record.completion_tokens != owed:
@@ -141,6 +148,18 @@ def _just(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
         ended = isinstance(record, JobEnded) and record.tokens > 0 and swarm.quiet
         if ended and nodes.get(_job(record)) in honest and _job(record) not in settled:
             yield f"{honest[nodes[_job(record)]]} sent a part of an answer and was not paid"
+
+
+def _seen_until(record: AttemptSettled, start: int) -> int:
+    """Position up to which the relay, or in its place the client, saw the answer."""
+    if record.relay_receipt is not None:
+        seen = envelope.open(record.relay_receipt, RelayReceipt, network=NETWORK)
+        return start + seen.message.tokens
+    assert record.witness is not None
+    if record.witness.payload_type == payload_type("StreamAck"):
+        return envelope.open(record.witness, StreamAck, network=NETWORK).message.position
+    got = envelope.open(record.witness, ClientReceipt, network=NETWORK).message
+    return start + got.completion_tokens
 
 
 def _ends(record: Record) -> bool:
@@ -173,6 +192,9 @@ def _accused(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
         for wish in (*client.wishes, *client.resumed) if client.honest else ():
             if wish.error is not None and wish.error.code in ACCUSING:
                 yield f"everybody is honest, and {client.name} was told: {wish.error.message}"
+            for lost in wish.survived:
+                if lost.code in ACCUSING or "began the answer again" in lost.message:
+                    yield f"everybody is honest, and {client.name} survived: {lost.message}"
 
 
 def _served(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
