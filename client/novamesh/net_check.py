@@ -1,4 +1,4 @@
-"""Which paths to and from this machine work, and why not: from what was seen, a finding each.
+"""Which paths to and from this machine work, and why not: from what was seen, a check each.
 
 Rules: pure, nothing is dialled here; what nobody can know from inside, such as whether strangers
 reach a port, is said as that; what is not set up is off, which is no failure; what is set up and
@@ -28,7 +28,7 @@ _NTP: Final = "timedatectl set-ntp true"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PathCheck:
     """One line: a path, ok, fail or off, why, and what to do where there is something to do."""
 
     path: str
@@ -57,7 +57,7 @@ class NodeSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class GatewaySeen:
+class RouterSeen:
     """A router that maps ports: by UPnP or NAT-PMP, and the address it has outside."""
 
     protocol: str
@@ -75,7 +75,7 @@ class Seen:
     libp2p: str | None = None  # its version
     broker: str = ""  # empty: none is set
     broker_error: str = ""
-    gateways: tuple[GatewaySeen, ...] | NovaMeshError | None = None  # None: nobody looked
+    routers: tuple[RouterSeen, ...] | NovaMeshError | None = None  # None: nobody looked
 
 
 def is_inside(host: str) -> bool:
@@ -88,115 +88,115 @@ def is_inside(host: str) -> bool:
     return any((mapped or address) in net for net in _INSIDE)
 
 
-def judge(seen: Seen) -> list[Finding]:
-    """A finding for each path, always the same ones in the same order."""
+def judge(seen: Seen) -> list[PathCheck]:
+    """A check for each path, always the same ones in the same order."""
     return [
         *_pool(seen), _reverse(seen), _nat(seen), _direct(seen.node), _libp2p(seen),
-        _broker(seen), _gateway(seen.gateways),
+        _broker(seen), _router(seen.routers),
     ]  # fmt: skip
 
 
-def failed(findings: list[Finding]) -> bool:
+def failed(checks: list[PathCheck]) -> bool:
     """Whether anything is broken."""
-    return any(finding.status == FAIL for finding in findings)
+    return any(check.status == FAIL for check in checks)
 
 
-def _pool(seen: Seen) -> list[Finding]:
+def _pool(seen: Seen) -> list[PathCheck]:
     """TCP, TLS, pin and clock: what every member needs."""
     pool = seen.pool
     if isinstance(pool, NovaMeshError):
         away = pool.code is Code.UNAVAILABLE
         todo = "is the coordinator up, is its address right, may this machine dial out to its port?"
-        clock = Finding("clock", OFF, "nobody to compare it with")
-        return [Finding("pool", FAIL, pool.message, todo if away else pool.hint), clock]
+        clock = PathCheck("clock", OFF, "nobody to compare it with")
+        return [PathCheck("pool", FAIL, pool.message, todo if away else pool.hint), clock]
     way = f"{pool.network} at {seen.address} over TLS, its key is the pinned one"
-    reached = Finding("pool", OK, f"{way}, {pool.round_trip_ms:.0f} ms there and back")
+    reached = PathCheck("pool", OK, f"{way}, {pool.round_trip_ms:.0f} ms there and back")
     if abs(pool.offset_ms) > CLOCK_SKEW_MS:
         side = "ahead of" if pool.offset_ms > 0 else "behind"
         off_s = abs(pool.offset_ms) / 1000
         reason = f"{off_s:.0f} s {side} the pool's, which refuses what we sign"
-        return [reached, Finding("clock", FAIL, reason, _NTP)]
-    return [reached, Finding("clock", OK, f"offset {pool.offset_ms} ms")]
+        return [reached, PathCheck("clock", FAIL, reason, _NTP)]
+    return [reached, PathCheck("clock", OK, f"offset {pool.offset_ms} ms")]
 
 
-def _reverse(seen: Seen) -> Finding:
+def _reverse(seen: Seen) -> PathCheck:
     """The stream that a node opens to its coordinator."""
     name, node = "reverse", seen.node
     if isinstance(seen.pool, NovaMeshError):
-        return Finding(name, FAIL, "a node here could not open its stream to the pool", "see pool")
+        return PathCheck(name, FAIL, "a node here could not open its stream", "see pool")
     if node is None:
         reason = "a node here would be given work through its own connection; no port need be open"
-        return Finding(name, OK, reason)
+        return PathCheck(name, OK, reason)
     if not node.attached:
         trouble = node.trouble or "it is dialling"
-        return Finding(name, FAIL, f"the node is not attached: {trouble}", "novamesh node status")
-    return Finding(name, OK, "the node is attached and is given work through its own connection")
+        return PathCheck(name, FAIL, f"the node is not attached: {trouble}", "novamesh node status")
+    return PathCheck(name, OK, "the node is attached and is given work through its own connection")
 
 
-def _nat(seen: Seen) -> Finding:
+def _nat(seen: Seen) -> PathCheck:
     """What the address tells that this machine dials from."""
     name, local = "nat", seen.local_address
     if not local:
-        return Finding(name, OFF, "this machine has no address from which it could dial the pool")
+        return PathCheck(name, OFF, "this machine has no address from which it could dial the pool")
     if not is_inside(local):
         reason = f"none seen: {local} is a public address; a firewall may still be in front"
-        return Finding(name, OK, reason)
+        return PathCheck(name, OK, reason)
     if is_inside(split_address(seen.address)[0]):
-        return Finding(name, OFF, f"{local} and the pool are in one private network")
+        return PathCheck(name, OFF, f"{local} and the pool are in one private network")
     reason = f"{local} is private: a router stands between, and others cannot dial this machine"
-    return Finding(name, OFF, reason, "the reverse stream and libp2p work all the same")
+    return PathCheck(name, OFF, reason, "the reverse stream and libp2p work all the same")
 
 
-def _direct(node: NodeSeen | None) -> Finding:
+def _direct(node: NodeSeen | None) -> PathCheck:
     """Whether clients could dial the node themselves."""
     name = "direct"
     if node is None:
-        return Finding(name, OFF, "no node runs here")
+        return PathCheck(name, OFF, "no node runs here")
     if not node.endpoints:
-        return Finding(name, OFF, "the node does not listen; its jobs come by the reverse stream")
+        return PathCheck(name, OFF, "the node does not listen; its jobs come by the reverse stream")
     hosts = [split_address(one)[0] for one in node.endpoints if not one.startswith("/")]
     told = ", ".join(node.endpoints)
     if hosts and not all(map(is_inside, hosts)):
         reason = f"the node tells clients to dial {told}; from here nobody can say if they reach it"
-        return Finding(name, OK, reason)
+        return PathCheck(name, OK, reason)
     reason = f"the node listens at {told}, which only its own network reaches"
     todo = "forward a port of the router to it, or let it ask:  novamesh node start --map-port"
-    return Finding(name, OFF, reason, todo)
+    return PathCheck(name, OFF, reason, todo)
 
 
-def _libp2p(seen: Seen) -> Finding:
+def _libp2p(seen: Seen) -> PathCheck:
     name, node = "libp2p", seen.node
     if seen.libp2p is None:
-        return Finding(name, OFF, "not installed", "pip install 'novamesh[p2p]'")
+        return PathCheck(name, OFF, "not installed", "pip install 'novamesh[p2p]'")
     if node is None or node.peers is None:
-        return Finding(name, OFF, f"{seen.libp2p} is installed; no node here takes part")
+        return PathCheck(name, OFF, f"{seen.libp2p} is installed; no node here takes part")
     if not node.peers:
         todo = "name a peer that is always there, or wait for one"
-        return Finding(name, FAIL, "the node takes part and has met no peer", todo)
-    return Finding(name, OK, f"the node is connected with {node.peers} peers")
+        return PathCheck(name, FAIL, "the node takes part and has met no peer", todo)
+    return PathCheck(name, OK, f"the node is connected with {node.peers} peers")
 
 
-def _broker(seen: Seen) -> Finding:
+def _broker(seen: Seen) -> PathCheck:
     if not seen.broker:
-        return Finding("broker", OFF, "no MQTT broker is set; the coordinator's list is used")
+        return PathCheck("broker", OFF, "no MQTT broker is set; the coordinator's list is used")
     if seen.broker_error:
         todo = "the node works on without it; check mqtt under [node] of config.toml"
-        return Finding("broker", FAIL, f"{seen.broker}: {seen.broker_error}", todo)
-    return Finding("broker", OK, f"{seen.broker} takes connections")
+        return PathCheck("broker", FAIL, f"{seen.broker}: {seen.broker_error}", todo)
+    return PathCheck("broker", OK, f"{seen.broker} takes connections")
 
 
-def _gateway(gateways: tuple[GatewaySeen, ...] | NovaMeshError | None) -> Finding:
+def _router(routers: tuple[RouterSeen, ...] | NovaMeshError | None) -> PathCheck:
     """Whether the router would map a port."""
     name = "upnp"
-    if gateways is None:
-        return Finding(name, OFF, "nobody asked the router", "novamesh net check --upnp")
-    if isinstance(gateways, NovaMeshError):
-        return Finding(name, OFF, gateways.message, gateways.hint)
-    if not gateways:
+    if routers is None:
+        return PathCheck(name, OFF, "nobody asked the router", "novamesh net check --upnp")
+    if isinstance(routers, NovaMeshError):
+        return PathCheck(name, OFF, routers.message, routers.hint)
+    if not routers:
         todo = "switch UPnP or NAT-PMP on in the router, or forward a port by hand"
-        return Finding(name, OFF, "no router here maps ports when asked", todo)
-    told = ", ".join(f"{one.protocol} ({one.public_address or 'unknown'})" for one in gateways)
-    if all(is_inside(one.public_address) for one in gateways if one.public_address):
+        return PathCheck(name, OFF, "no router here maps ports when asked", todo)
+    told = ", ".join(f"{one.protocol} ({one.public_address or 'unknown'})" for one in routers)
+    if all(is_inside(one.public_address) for one in routers if one.public_address):
         reason = f"a router maps ports by {told}, but stands behind another NAT itself"
-        return Finding(name, OFF, reason, "a mapped port would not help; libp2p may")
-    return Finding(name, OK, f"a router maps ports by {told}")
+        return PathCheck(name, OFF, reason, "a mapped port would not help; libp2p may")
+    return PathCheck(name, OK, f"a router maps ports by {told}")

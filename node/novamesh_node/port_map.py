@@ -47,7 +47,7 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
+class HomeRouter:
     """A router that maps ports, and its address outside."""
 
     protocol: str
@@ -76,7 +76,7 @@ class Way(Protocol):
         """What it is called."""
         ...
 
-    async def look(self) -> Gateway:
+    async def look(self) -> HomeRouter:
         """The router, asked for nothing but its address. Raises NovaMeshError."""
         ...
 
@@ -89,7 +89,7 @@ class Way(Protocol):
         ...
 
 
-async def find_gateways(ways: Sequence[Way] | None = None) -> list[Gateway]:
+async def find_home_routers(ways: Sequence[Way] | None = None) -> list[HomeRouter]:
     """The routers here that map ports; empty if none does.
 
     Raises:
@@ -97,7 +97,7 @@ async def find_gateways(ways: Sequence[Way] | None = None) -> list[Gateway]:
     """
     looks = [way.look() for way in (_usual() if ways is None else ways)]
     results = await asyncio.gather(*looks, return_exceptions=True)
-    found = [each for each in results if isinstance(each, Gateway)]
+    found = [each for each in results if isinstance(each, HomeRouter)]
     for each in results:
         if isinstance(each, NovaMeshError):
             if not found and each.code is Code.UNSUPPORTED:
@@ -192,10 +192,10 @@ class NatPmp:
     def __init__(self, router: tuple[str, int] | None = None) -> None:
         self._router = router
 
-    async def look(self) -> Gateway:
+    async def look(self) -> HomeRouter:
         """Ask for the address outside."""
         answer = await self._ask(struct.pack("!BB", 0, 0), 12)
-        return Gateway(self.name, str(ipaddress.IPv4Address(answer[8:12])))
+        return HomeRouter(self.name, str(ipaddress.IPv4Address(answer[8:12])))
 
     async def open(self, port: int, public_port: int, lease_s: int) -> Mapping:
         """One request for the port, one for the address."""
@@ -284,7 +284,7 @@ class Upnp:
         self._interface = interface
         self._search_ms = search_ms
 
-    async def look(self) -> Gateway:
+    async def look(self) -> HomeRouter:
         """Search, and ask for the address outside."""
         return await self._in_thread(self._look)
 
@@ -344,8 +344,8 @@ class Upnp:
         except Exception as error:  # the library raises bare Exceptions, in the router's words
             raise _unavailable(f"the router refused: {str(error)[:200]}") from error
 
-    def _look(self, device: Any) -> Gateway:
-        return Gateway(self.name, str(device.externalipaddress()))
+    def _look(self, device: Any) -> HomeRouter:
+        return HomeRouter(self.name, str(device.externalipaddress()))
 
     def _open(self, device: Any, port: int, public_port: int, lease_s: int) -> Mapping:
         trouble: Exception | None = None

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from novamesh.net_check import (
-    Finding,
-    GatewaySeen,
     NodeSeen,
+    PathCheck,
     PoolSeen,
+    RouterSeen,
     Seen,
     failed,
     is_inside,
@@ -25,19 +25,19 @@ SEEN = Seen(ADDRESS, POOL, "192.168.1.10")
 NODE = NodeSeen(attached=True, trouble="")
 
 
-def of(path: str, seen: Seen) -> Finding:
-    (found,) = [finding for finding in judge(seen) if finding.path == path]
+def of(path: str, seen: Seen) -> PathCheck:
+    (found,) = [check for check in judge(seen) if check.path == path]
     return found
 
 
 def test_a_client_alone_misses_nothing() -> None:
-    findings = judge(SEEN)
-    assert {f.path: f.status for f in findings} == {
+    checks = judge(SEEN)
+    assert {f.path: f.status for f in checks} == {
         "pool": "ok", "clock": "ok", "reverse": "ok", "nat": "off", "direct": "off",
         "libp2p": "off", "broker": "off", "upnp": "off",
     }  # fmt: skip
-    assert not failed(findings)
-    assert "12 ms there and back" in findings[0].reason
+    assert not failed(checks)
+    assert "12 ms there and back" in checks[0].reason
 
 
 def test_whatever_was_seen_the_same_paths_are_told_and_what_failed_has_a_way_out() -> None:
@@ -45,13 +45,13 @@ def test_whatever_was_seen_the_same_paths_are_told_and_what_failed_has_a_way_out
         ADDRESS,
         NovaMeshError(Code.UNAVAILABLE, "cannot reach it: Connection refused"),
         node=NodeSeen(False, "refused", ("10.0.0.1:1",), 0), libp2p="0.8.1",
-        broker="mqtt://b:1", broker_error="Connection refused", gateways=(),
+        broker="mqtt://b:1", broker_error="Connection refused", routers=(),
     )  # fmt: skip
-    findings = judge(broken)
-    assert [f.path for f in findings] == [f.path for f in judge(SEEN)]
-    assert failed(findings)
-    assert all(f.todo for f in findings if f.status == "fail")
-    assert {f.path for f in findings if f.status == "fail"} == {
+    checks = judge(broken)
+    assert [f.path for f in checks] == [f.path for f in judge(SEEN)]
+    assert failed(checks)
+    assert all(f.todo for f in checks if f.status == "fail")
+    assert {f.path for f in checks if f.status == "fail"} == {
         "pool", "reverse", "libp2p", "broker",
     }  # fmt: skip
 
@@ -129,15 +129,15 @@ def test_broker_is_off_reached_or_not() -> None:
     assert (gone.status, gone.reason) == ("fail", "mqtts://b.example.org:8883: Connection refused")
 
 
-def test_gateways_are_asked_only_on_wish() -> None:
+def test_home_routers_are_asked_only_on_wish() -> None:
     assert "--upnp" in of("upnp", SEEN).todo
-    assert "by hand" in of("upnp", replace(SEEN, gateways=())).todo
+    assert "by hand" in of("upnp", replace(SEEN, routers=())).todo
     lacking = NovaMeshError(Code.UNSUPPORTED, "miniupnpc is not installed", "pip install it")
-    assert of("upnp", replace(SEEN, gateways=lacking)).todo == "pip install it"
-    good = (GatewaySeen("NAT-PMP", "198.51.100.11"),)
-    assert of("upnp", replace(SEEN, gateways=good)).status == "ok"
-    doubled = (GatewaySeen("UPnP", "100.64.3.4"),)
-    found = of("upnp", replace(SEEN, gateways=doubled))
+    assert of("upnp", replace(SEEN, routers=lacking)).todo == "pip install it"
+    good = (RouterSeen("NAT-PMP", "198.51.100.11"),)
+    assert of("upnp", replace(SEEN, routers=good)).status == "ok"
+    doubled = (RouterSeen("UPnP", "100.64.3.4"),)
+    found = of("upnp", replace(SEEN, routers=doubled))
     assert found.status == "off"
     assert "another NAT" in found.reason
 

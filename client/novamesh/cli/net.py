@@ -26,7 +26,7 @@ from novamesh.cli.pool import clock_offset_ms
 from novamesh.cli.scope import HERE, Json, Scope
 from novamesh.clock import Clock
 from novamesh.config import Config, read_tables
-from novamesh.net_check import GatewaySeen, NodeSeen, PoolSeen, Seen, failed, judge
+from novamesh.net_check import NodeSeen, PoolSeen, RouterSeen, Seen, failed, judge
 from novamesh.pool import PoolConnection
 from novamesh.transport import split_address
 from novamesh_proto.broker import Broker, read_broker
@@ -51,11 +51,11 @@ async def check(
     """Say which paths work, and why the others do not. The exit status is 1 if one is broken."""
     config = scope.config()
     pool = config.require_pool()
-    reached, node, broker, gateways = await asyncio.gather(
-        _pool(config), _node(config), _broker(config), _gateways(upnp)
+    reached, node, broker, routers = await asyncio.gather(
+        _pool(config), _node(config), _broker(config), _routers(upnp)
     )
     address, trouble = broker
-    findings = judge(
+    checks = judge(
         Seen(
             address=pool.address,
             pool=reached,
@@ -64,17 +64,17 @@ async def check(
             libp2p=_version("libp2p"),
             broker=address,
             broker_error=trouble,
-            gateways=gateways,
+            routers=routers,
         )
     )
     if json:
-        write_json([asdict(finding) for finding in findings])
+        write_json([asdict(check) for check in checks])
     else:
-        for finding in findings:
-            write_status(finding.status, f"{finding.path.ljust(7)}  {finding.reason}")
-            if finding.todo:
-                mark("hint", finding.todo, sys.stdout)
-    return int(failed(findings))
+        for check in checks:
+            write_status(check.status, f"{check.path.ljust(7)}  {check.reason}")
+            if check.todo:
+                mark("hint", check.todo, sys.stdout)
+    return int(failed(checks))
 
 
 async def _pool(config: Config) -> PoolSeen | NovaMeshError:
@@ -143,16 +143,16 @@ def _tls(broker: Broker) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=broker.ca_file or None)
 
 
-async def _gateways(wanted: bool) -> tuple[GatewaySeen, ...] | NovaMeshError | None:
+async def _routers(wanted: bool) -> tuple[RouterSeen, ...] | NovaMeshError | None:
     """Routers that map ports, if somebody wants them to be asked."""
     if not wanted:
         return None
     port_map: Any = importlib.import_module("novamesh_node.port_map")
     try:
-        found = await port_map.find_gateways()
+        found = await port_map.find_home_routers()
     except NovaMeshError as error:
         return error
-    return tuple(GatewaySeen(one.protocol, one.public_address) for one in found)
+    return tuple(RouterSeen(one.protocol, one.public_address) for one in found)
 
 
 def _local_address(address: str) -> str:

@@ -33,7 +33,7 @@ _PAGE = f"""<?xml version="1.0"?>
 
 
 @dataclass
-class FakeGateway:
+class FakeHomeRouter:
     """What both protocols share."""
 
     public_address: str = "198.51.100.11"
@@ -48,48 +48,48 @@ class FakeGateway:
 class NatPmpServer(asyncio.DatagramProtocol):
     """RFC 6886, the router's side."""
 
-    def __init__(self, gateway: FakeGateway) -> None:
-        self._gateway = gateway
+    def __init__(self, router: FakeHomeRouter) -> None:
+        self._router = router
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
-        gateway, operation = self._gateway, data[1]
-        if gateway.lost:
-            gateway.lost -= 1
+        router, operation = self._router, data[1]
+        if router.lost:
+            router.lost -= 1
             return
-        gateway.requests.append(f"nat-pmp {operation}")
-        head = struct.pack("!BBHI", 0, operation | 0x80, gateway.refusal, 1)
-        if gateway.refusal:
+        router.requests.append(f"nat-pmp {operation}")
+        head = struct.pack("!BBHI", 0, operation | 0x80, router.refusal, 1)
+        if router.refusal:
             body = bytes(4) if operation == 0 else bytes(8)
         elif operation == 0:
-            body = socket.inet_aton(gateway.public_address)
+            body = socket.inet_aton(router.public_address)
         else:
             _, port, public, lease = struct.unpack("!HHHI", data[2:12])
             body = self._map(port, public, lease)
         self._transport.sendto(head + body, addr)
 
     def _map(self, port: int, public: int, lease: int) -> bytes:
-        gateway = self._gateway
+        router = self._router
         if not lease:
-            for known, (ours, _) in list(gateway.mapped.items()):
+            for known, (ours, _) in list(router.mapped.items()):
                 if ours == port:
-                    del gateway.mapped[known]
+                    del router.mapped[known]
             return struct.pack("!HHI", port, 0, 0)
-        while public in gateway.taken:
+        while public in router.taken:
             public += 1
-        lease = min(lease, gateway.lease_max)
-        gateway.mapped[public] = (port, lease)
+        lease = min(lease, router.lease_max)
+        router.mapped[public] = (port, lease)
         return struct.pack("!HHI", port, public, lease)
 
 
 @contextlib.asynccontextmanager
-async def nat_pmp(gateway: FakeGateway) -> AsyncIterator[tuple[str, int]]:
+async def nat_pmp(router: FakeHomeRouter) -> AsyncIterator[tuple[str, int]]:
     """Serve NAT-PMP while inside; where."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(
-        lambda: NatPmpServer(gateway), local_addr=(LOOPBACK, 0)
+        lambda: NatPmpServer(router), local_addr=(LOOPBACK, 0)
     )
     try:
         yield transport.get_extra_info("sockname")
@@ -98,7 +98,7 @@ async def nat_pmp(gateway: FakeGateway) -> AsyncIterator[tuple[str, int]]:
 
 
 class _Announcer(asyncio.DatagramProtocol):
-    """Answers searches for gateways."""
+    """Answers searches for routers."""
 
     def __init__(self, page: str) -> None:
         self._page = page
@@ -117,14 +117,14 @@ class _Announcer(asyncio.DatagramProtocol):
 
 
 @contextlib.asynccontextmanager
-async def upnp(gateway: FakeGateway) -> AsyncIterator[None]:
+async def upnp(router: FakeHomeRouter) -> AsyncIterator[None]:
     """Serve UPnP on the loopback interface while inside."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         length = re.search(r"content-length: *(\d+)", head, re.IGNORECASE)
         body = (await reader.readexactly(int(length[1]))).decode() if length else ""
-        status, page = _soap(gateway, head, body) if head.startswith("POST") else (200, _PAGE)
+        status, page = _soap(router, head, body) if head.startswith("POST") else (200, _PAGE)
         said = f"HTTP/1.1 {status} X\r\nContent-Length: {len(page)}\r\nConnection: close\r\n\r\n"
         writer.write((said + page).encode())
         await writer.drain()
@@ -149,28 +149,28 @@ async def upnp(gateway: FakeGateway) -> AsyncIterator[None]:
         await server.wait_closed()
 
 
-def _soap(gateway: FakeGateway, head: str, body: str) -> tuple[int, str]:
+def _soap(router: FakeHomeRouter, head: str, body: str) -> tuple[int, str]:
     """Status and page of one action."""
     found = re.search(r"soapaction: *\"?[^#\"]+#(\w+)", head, re.IGNORECASE)
     action = found[1] if found else ""
-    gateway.requests.append(f"upnp {action}")
+    router.requests.append(f"upnp {action}")
     said = dict(re.findall(r"<New(\w+)>([^<]*)</New", body))
     answer: dict[str, str] = {}
     if action == "GetStatusInfo":
         answer = {"ConnectionStatus": "Connected", "LastConnectionError": "ERROR_NONE"}
     elif action == "GetExternalIPAddress":
-        answer = {"ExternalIPAddress": gateway.public_address}
+        answer = {"ExternalIPAddress": router.public_address}
     elif action == "AddPortMapping":
         public, lease = int(said["ExternalPort"]), int(said["LeaseDuration"])
-        if gateway.refusal:
-            return _fault(gateway.refusal)
-        if public in gateway.taken:
+        if router.refusal:
+            return _fault(router.refusal)
+        if public in router.taken:
             return _fault(718)
-        if lease and not gateway.lease_max:
+        if lease and not router.lease_max:
             return _fault(725)
-        gateway.mapped[public] = (int(said["InternalPort"]), lease)
+        router.mapped[public] = (int(said["InternalPort"]), lease)
     elif action == "DeletePortMapping":
-        gateway.mapped.pop(int(said["ExternalPort"]), None)
+        router.mapped.pop(int(said["ExternalPort"]), None)
     fields = "".join(f"<New{name}>{value}</New{name}>" for name, value in answer.items())
     reply = (
         f'<u:{action}Response xmlns:u="{_SERVICE}:WANIPConnection:1">{fields}</u:{action}Response>'
