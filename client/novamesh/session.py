@@ -81,6 +81,7 @@ class JobSession:
         self._handed_in_s: float | None = None
         self._first: tuple[float, int] | None = None  # of several parts: handed in, ttft in µs
         self._finished = False  # the caller was told why the answer ended
+        self.survived: list[NovaMeshError] = []  # failures after which the answer went on
 
     async def run(self, order: Order) -> Completion:
         """Deliver an answer piece by piece; then the whole of it, proved.
@@ -173,6 +174,7 @@ class JobSession:
             earlier, received = (*record.earlier, reader.section()), (*record.received, *pieces)
             before = replace(record, earlier=earlier, received=received)
         assert before is not None, "an answer goes on only after something was delivered"
+        self.survived.append(failure)
         await self._stop()  # an answer that began again, or a job whose receipt got lost
         _log.info("%s; the answer goes on in %.2f s", failure, pause_s)
         await retries.sleep(pause_s)

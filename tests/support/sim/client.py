@@ -39,6 +39,7 @@ class Wish:
     pieces: list[Piece] = field(default_factory=list)
     completion: Completion | None = None
     error: NovaMeshError | None = None
+    survived: list[NovaMeshError] = field(default_factory=list)  # the answer went on after them
     over: bool = False
 
 
@@ -108,8 +109,10 @@ class Client(Party):
             if wish.stop_after is not None and len(wish.pieces) >= wish.stop_after:
                 raise asyncio.CancelledError
 
+        session = self.session(desk, emit)
+        wish.survived = session.survived
         try:
-            wish.completion = await work(self.session(desk, emit))
+            wish.completion = await work(session)
             self._world.note(f"{self.name} has {len(wish.completion.token_ids)} tokens")
         except NovaMeshError as error:
             wish.error = error
