@@ -24,7 +24,7 @@ from novamesh.pool import PoolConnection
 from novamesh.receipts import Receipts, verify_file
 from novamesh.session import Desk, JobSession
 from novamesh_coordinator.check import check
-from novamesh_coordinator.config import CoordinatorConfig
+from novamesh_coordinator.config import CoordinatorConfig, PostgresUrl
 from novamesh_coordinator.events import AttemptSettled, JobAdmitted
 from novamesh_coordinator.log_chain import read_row
 from novamesh_coordinator.store import open_store
@@ -125,10 +125,13 @@ async def end(parties: Sequence[Party]) -> None:
                 await asyncio.wait([task], timeout=5)
 
 
-async def problems(folder: Path, wishes: Sequence[Wish]) -> AsyncIterator[str]:
-    """What is wrong with the log of a coordinator that is dead, and with what clients hold."""
+async def problems(place: Path | PostgresUrl, wishes: Sequence[Wish]) -> AsyncIterator[str]:
+    """What is wrong with the log of a coordinator that is dead, and with what clients hold.
+
+    The log is in a folder, or in a database that several coordinators used.
+    """
     try:
-        store = await open_store(folder / "coordinator.db")
+        store = await open_store(place / "coordinator.db" if isinstance(place, Path) else place)
     except NovaMeshError as error:
         yield f"the database cannot be opened: {error.message}"
         return
