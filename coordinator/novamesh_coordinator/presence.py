@@ -47,7 +47,7 @@ from novamesh_proto.node_table import NodeTable, Source
 USER: Final = "coordinator"  # where a password is set and no user is named
 QOS: Final = 1
 ANSWER_S: Final = 5.0
-KEEPALIVE_S: Final = 15  # also how long a TLS handshake may take
+KEEPALIVE_S: Final = 30
 # All that a broker retains comes at once; what finds no room comes again with its renewal.
 INBOX_MAX: Final = 16_384
 PACKET_BYTES_MAX: Final = 4 * DESCRIPTOR_BYTES_MAX  # a broker that speaks MQTT 5 sends no more

@@ -245,7 +245,7 @@ async def _connection(entrance: Entrance, said: dict[str, Any]) -> AsyncIterator
     )  # fmt: skip
     paho = client._client
     # The library would dial in a thread of the loop's own pool, and the end of a process waits for
-    # those: a minute, where a broker takes the connection and then says nothing.
+    # those: seconds where a broker says nothing, half a minute where no name server does.
     paho._create_socket = lambda: line  # type: ignore[method-assign]
     try:
         async with client:
