@@ -68,7 +68,7 @@ class RouterSeen:
 class Seen:
     """Everything that was looked at. An error stands where an answer could have been."""
 
-    address: str  # the pool's, as this machine is told
+    address: str  # the pool's, as this machine is told; up to four with commas
     pool: PoolSeen | NovaMeshError
     local_address: str = ""  # from which this machine dials the pool; empty if it cannot
     node: NodeSeen | None = None
@@ -141,7 +141,8 @@ def _nat(seen: Seen) -> PathCheck:
     if not is_inside(local):
         reason = f"none seen: {local} is a public address; a firewall may still be in front"
         return PathCheck(name, OK, reason)
-    if is_inside(split_address(seen.address)[0]):
+    hosts = [split_address(one)[0] for one in seen.address.split(",")]
+    if all(map(is_inside, hosts)):
         return PathCheck(name, OFF, f"{local} and the pool are in one private network")
     reason = f"{local} is private: a router stands between, and others cannot dial this machine"
     return PathCheck(name, OFF, reason, "the reverse stream and libp2p work all the same")

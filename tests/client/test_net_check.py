@@ -94,6 +94,7 @@ def test_reverse_says_why_a_node_is_not_attached() -> None:
         ("100.70.1.2", "pool.example.org:7700", "a router stands between"),
         ("192.168.1.10", "192.168.1.2:7700", "in one private network"),
         ("127.0.0.1", "localhost:7700", "in one private network"),
+        ("10.0.0.7", "10.0.0.1:7700,198.51.100.10:7700", "a router stands between"),
         ("198.51.100.7", "198.51.100.10:7700", "none seen"),
         ("2001:db8::1", "[2001:db8::2]:7700", "none seen"),
         ("", "198.51.100.10:7700", "no address"),
