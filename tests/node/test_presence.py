@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -142,6 +143,26 @@ async def test_a_broker_that_is_down_goes_and_comes_is_told_of_once_each(
     away, back = "broker not reached, trying again", "broker reached"
     assert said == [away, back, away, back, away]
     assert "not reached: " in presence.describe()
+
+
+async def test_a_broker_that_freezes_is_left_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_S", 0.5)
+    monkeypatch.setattr("novamesh_proto.broker.PAUSE_MOST_S", 0.5)
+    advertiser = advertise()
+    with Mosquitto(tmp_path) as mosquitto:
+        presence = node_presence(mosquitto.broker(), lambda: advertiser.current(WALL()))
+        async with running(presence):
+            await until(lambda: presence.contact.reached)
+            mosquitto.signal(signal.SIGSTOP)
+            advertiser.renew(WALL())
+            await until(lambda: presence.contact._failures > 1)
+            mosquitto.signal(signal.SIGCONT)
+            async with reading(mosquitto.broker()) as reader:
+                await until(lambda: presence.contact.reached)
+                newest = wire.encode(advertiser.renew(WALL()))
+                await reader.until("descriptor", newest)
 
 
 @pytest.fixture(scope="module")
