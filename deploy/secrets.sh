@@ -56,7 +56,7 @@ certificates() {
 }
 
 if [ "${1:-}" = "--node" ]; then
-  node=${2:?the PeerId of a node: novamesh key show}
+  node=${2:?the PeerId of a node: novamesh key show --node}
   case $node in *[!A-Za-z0-9]*) fail "$node is no PeerId" ;; esac
   password "node_$node"
   account "$node" "node_$node"

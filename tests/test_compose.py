@@ -28,7 +28,7 @@ from novamesh_node.config import JOIN_VARIABLE, NodeConfig, NodeSettings
 from novamesh_node.user_unit import STOP_S
 from novamesh_proto.join_code import format_join_code
 from novamesh_proto.messages import JoinCode
-from support.compose_file import COMPOSE, DOCKERFILE, ROOT, SERVICES, TEXT
+from support.compose_file import COMPOSE, DOCKERFILE, ROOT, SERVICES, TEXT, fill_in
 from support.parties import COORDINATOR
 
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
@@ -152,18 +152,6 @@ def configure_node(
         monkeypatch.setenv(name, fill_in(value, given))
     assert main(SERVICES[service]["command"][1:]) == 0
     return seen[0]
-
-
-def fill_in(text: str, given: dict[str, str]) -> str:
-    """What compose makes of ${NAME:-otherwise} and ${NAME:+instead}."""
-
-    def value(found: re.Match[str]) -> str:
-        name, sign, words = found.groups()
-        return given.get(name) or words if sign == "-" else words if given.get(name) else ""
-
-    filled = re.sub(r"\$\{(\w+):([-+])([^}]*)\}", value, text)
-    assert "$" not in filled
-    return filled
 
 
 def test_what_a_part_writes_is_on_a_volume() -> None:

