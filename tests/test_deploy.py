@@ -76,6 +76,7 @@ def exported() -> dict[str, set[str]]:
     metrics = Metrics()
     metrics.observe_call("Match", "ok", 0.1)
     metrics.count_refusal("replayed")
+    metrics.count_unfit("stale")
     page = metrics.collect(Table().core, healthy=True, tasks=1).decode()
     found: dict[str, set[str]] = {"up": {"job", "instance"}}
     for family in text_string_to_metric_families(page):
