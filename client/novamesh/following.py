@@ -1,8 +1,9 @@
 """Follow one submitted job over its transport to its end: events in, pieces out, acks back.
 
-Rules: a stream that breaks off is taken up where it broke off; a reader that is slower than the
-node holds the stream back; acks overtake nobody and are bounded; everything that was sent has been
-answered or given up when following ends. What events mean is decided by `reader`.
+Rules: a stream that breaks off is taken up where it broke off, unless what broke it says that the
+node is lost; a reader that is slower than the node holds the stream back; acks overtake nobody and
+are bounded; everything that was sent has been answered or given up when following ends. What events
+mean is decided by `reader`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Following:
         """Read the job's events until it has ended.
 
         Raises:
-            NovaMeshError: what reading raises; UNAVAILABLE where the stream stays broken.
+            NovaMeshError: what reading raises; UNAVAILABLE where the stream stays broken;
+                NODE_LOST at once where the transport, or the reader, knows that of the node.
         """
         failure: NovaMeshError | None = None
         async with asyncio.TaskGroup() as sends:
@@ -55,11 +57,13 @@ class Following:
                 await ask(lambda: self._read(sends), REWATCHES, WATCH_S_MAX, self._again)
             except NovaMeshError as error:
                 failure = error
-        if failure is not None:
+        # An answer that is here and proved needs no coordinator; its settlement may come later.
+        if failure is not None and not self.reader.attested:
             raise failure
 
     def _again(self, error: NovaMeshError) -> bool | float:
-        return not self.reader.began_again and pause(error)
+        over = self.reader.attested or error.code is Code.NODE_LOST
+        return not over and pause(error)
 
     async def _read(self, sends: asyncio.TaskGroup) -> None:
         """Follow the stream, from where the last one broke off."""
@@ -67,6 +71,7 @@ class Following:
         watch = self.transport.watch(self.job, reader.attempt, reader.chunks)
         async with contextlib.aclosing(watch) as events:
             async for event in events:
+                reader.path = self.transport.path
                 step = reader.take(event, clock.now_ms(), clock.monotonic())
                 if step.piece is not None:
                     await self.emit(step.piece)

@@ -28,9 +28,11 @@ from novamesh_proto.messages import (
     ChunkCheckpoint,
     ClientReceipt,
     Envelope,
+    FinishReason,
     Header,
     InferenceAttestation,
     JobAssignment,
+    JobPath,
     JobState,
     JobView,
     NodeId,
@@ -47,6 +49,7 @@ T = TypeVar("T", bound=Signable)
 
 CHALLENGE_BYTES: Final = 16
 _SECOND_US: Final = 1_000_000
+_WHOLE: Final = frozenset({FinishReason.STOP, FinishReason.LENGTH})
 _ANOTHER: Final = "attests another answer than the one it sent"
 
 
@@ -84,7 +87,7 @@ class AnswerReader:
         self._relay_receipt: Verified[RelayReceipt] | None = None
         self._settlement: Verified[Settlement] | None = None
         self.view: JobView | None = None
-        self.began_again = False  # after something was delivered, which ends what can be read here
+        self.path = JobPath.RELAYED  # which way chunks come now
 
     @property
     def attempt(self) -> int:
@@ -100,6 +103,14 @@ class AnswerReader:
     def delivered(self) -> bool:
         """Whether any part of the answer has reached the caller."""
         return self._attempt is not None and bool(self._attempt.token_ids)
+
+    @property
+    def attested(self) -> bool:
+        """Whether the whole answer came from its node itself, and is proved without the pool."""
+        receipt, claim = self._client_receipt, self._attestation
+        if receipt is None or claim is None or self.path is JobPath.RELAYED:
+            return False
+        return receipt.message.verdict is ReceiptVerdict.OK and claim.message.finish in _WHOLE
 
     @property
     def node(self) -> NodeId | None:
@@ -163,7 +174,6 @@ class AnswerReader:
         if given.job != self._record.job or given.attempt <= self.attempt:
             raise NovaMeshError(Code.CORRUPT, "the coordinator assigned another job or attempt")
         if self.delivered:
-            self.began_again = True
             raise NovaMeshError(
                 Code.NODE_LOST,
                 "the coordinator began the answer again after its first token",
@@ -223,6 +233,7 @@ class AnswerReader:
             total_us=total_us,
             burst_tokens=attestation.burst_tokens(attempt.arrivals, total_us),
             verdict=attempt.verdict(opened.message),
+            path=self.path,
         )
         signed = envelope.seal(receipt, self._key)
         self._client_receipt = envelope.open(signed, ClientReceipt, network=self._network)
@@ -235,9 +246,9 @@ class AnswerReader:
             NovaMeshError: why the job ended badly, or what its proof lacks.
         """
         view = self.view
-        if view is None or not view.state.terminal:
+        if not self.attested and (view is None or not view.state.terminal):
             raise NovaMeshError(Code.UNAVAILABLE, "the job's events ended before the job did")
-        if view.state is not JobState.SETTLED:
+        if not self.attested and view is not None and view.state is not JobState.SETTLED:
             raise _failure(view)
         attempt = self._attempt
         if attempt is None:

@@ -1,7 +1,8 @@
 """The receipts a client keeps: one file an answer, mode 0600, that verifies without anybody's help.
 
-Rules: a file is found by its job's id, of several parts by the last one's; what it proves is decided by `novamesh_proto.receipt` alone.
-Receipts are the client's own and are never removed by program.
+Rules: a file is found by its job's id, of several parts by the last one's; what it proves is
+decided by `novamesh_proto.receipt` alone. Receipts are the client's own and are never removed by
+program.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from novamesh import retries
 from novamesh.clock import Clock
 from novamesh.completion import Completion, Piece, parts_of
 from novamesh.config import ClientSettings
+from novamesh.direct_lines import DirectLines
 from novamesh.failover import Course, continue_from
 from novamesh.following import Emit, Following
 from novamesh.job_records import JobRecord, JobRecords
@@ -31,6 +32,7 @@ from novamesh.pool import PoolConnection, Wanted
 from novamesh.reader import AnswerReader, Conclusion
 from novamesh.receipts import Receipts
 from novamesh.retries import ask, pause
+from novamesh.two_ways import TwoWays
 from novamesh_proto import envelope
 from novamesh_proto.attestation import BURST_RULE, witnessed_speed
 from novamesh_proto.envelope import Verified
@@ -67,6 +69,7 @@ class Desk:
     records: JobRecords
     receipts: Receipts
     clock: Clock
+    lines: DirectLines | None = None  # to nodes themselves; None: everything is relayed
 
 
 class JobSession:
@@ -77,6 +80,7 @@ class JobSession:
         self._emit = emit
         self._reader: AnswerReader | None = None
         self._record: JobRecord | None = None
+        self._way: JobTransport = desk.pool  # on which the job at hand comes
         self._running: JobId | None = None  # handed in, and not known to have ended
         self._handed_in_s: float | None = None
         self._first: tuple[float, int] | None = None  # of several parts: handed in, ttft in µs
@@ -158,7 +162,8 @@ class JobSession:
             NovaMeshError: the failure, where the answer ends with it.
         """
         reader = self._reader
-        if reader is not None and not (reader.ended or reader.began_again):
+        lost = failure.code is Code.NODE_LOST
+        if reader is not None and not (reader.ended or lost):
             raise failure  # the job may go on without us
         pieces = reader.pieces if reader is not None else ()
         tokens = sum(len(piece.token_ids) for piece in pieces)
@@ -216,9 +221,10 @@ class JobSession:
         )
         return await self._follow(record)
 
-    def _transport(self) -> JobTransport:
-        """Who carries the job at hand."""
-        return self._desk.pool
+    def _choose_way(self, record: JobRecord) -> JobTransport:
+        """Who carries a job that was handed in."""
+        pool, lines = self._desk.pool, self._desk.lines
+        return pool if lines is None else TwoWays(pool, lines, record, pool.rtt_s)
 
     async def _hand_in(self, made: Draft, model: PoolModel, wanted: Wanted) -> JobRecord:
         """Match, wrap, write the keys down, submit. What was matched before stays on record."""
@@ -240,7 +246,7 @@ class JobSession:
         self._running, self._handed_in_s = made.job, desk.clock.monotonic()
         job = made.wrap([one for one, _ in chosen])
         try:
-            await self._transport().submit(job, [reservation for _, reservation in chosen])
+            await self._way.submit(job, [reservation for _, reservation in chosen])
         except NovaMeshError as error:
             if (
                 error.code is Code.BUSY and first
@@ -252,7 +258,7 @@ class JobSession:
 
     async def _is_known(self, job: JobId) -> bool:
         try:
-            await self._transport().get_job(job)
+            await self._way.get_job(job)
         except NovaMeshError:
             return False
         return True
@@ -311,8 +317,9 @@ class JobSession:
         started_s = self._request_s(record)
         reader = AnswerReader(record, desk.pool.key, desk.pool.coordinator, started_s, os.urandom)
         self._reader, self._running = reader, record.job
+        self._way = self._choose_way(record)
         following = Following(
-            record.job, self._transport(), reader, self._deliver, desk.clock, desk.settings
+            record.job, self._way, reader, self._deliver, desk.clock, desk.settings
         )
         try:
             await following.to_its_end()
@@ -351,7 +358,7 @@ class JobSession:
             return
         with contextlib.suppress(NovaMeshError, TimeoutError):
             async with asyncio.timeout(STOP_S):
-                await self._transport().cancel(job)
+                await self._way.cancel(job)
         self._desk.records.remove(job)
 
     def _complete(self, record: JobRecord, conclusion: Conclusion) -> Completion:

@@ -31,6 +31,7 @@ class _Line:
         self.acks: list[Envelope] = []
         self.receipts: list[Envelope] = []
         self.refuse = False
+        self.code = Code.UNAVAILABLE
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -43,7 +44,7 @@ class _Line:
         for event in self._sent.events[:until]:
             yield event
         if until < len(self._sent.events):
-            raise NovaMeshError(Code.UNAVAILABLE, "the line broke")
+            raise NovaMeshError(self.code, "the line broke")
 
     async def acknowledge(self, ack: Envelope) -> None:
         await self.gate.wait()
@@ -112,9 +113,17 @@ async def test_an_answer_that_begins_again_is_not_read_on() -> None:
     with pytest.raises(NovaMeshError, match="began the answer again") as caught:
         await following.to_its_end()
     assert caught.value.code is Code.NODE_LOST
-    assert following.reader.began_again
     assert len(line.watched) == 1
     assert pieces
+
+
+async def test_a_transport_that_knows_the_node_to_be_gone_is_not_asked_again() -> None:
+    line = _Line(SENT, 5)
+    line.code = Code.NODE_LOST
+    following, _ = _following(line)
+    with pytest.raises(NovaMeshError, match="the line broke"):
+        await following.to_its_end()
+    assert len(line.watched) == 1
 
 
 async def test_what_nobody_wants_is_lost_without_harm() -> None:
