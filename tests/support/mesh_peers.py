@@ -8,22 +8,30 @@ descriptor anew for every line that it reads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+import trio
+
 from novamesh.mesh.config import MeshConfig
 from novamesh.mesh.mesh import Mesh
+from novamesh.mesh.peer import Peer
+from novamesh.mesh.peers import PeerList
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey, format_node_id, parse_node_id
 from novamesh_proto.messages import NodeId
 
 NETWORK: Final = "testpool"
+TESTS: Final = Path(__file__).parents[1]
 PATIENCE_S: Final = 60.0  # never a bar: a slow machine is no bug
 
 
@@ -117,6 +125,49 @@ class Attendee:
                 self.mesh.learn(said.node, said.addresses)
 
 
+class Companion:
+    """The trio side of an Attendee: many of them share a thread, as threads of one process do ill.
+
+    `peer.run` is started by whoever makes it.
+    """
+
+    def __init__(self, config: MeshConfig) -> None:
+        self.config = config
+        self.node = config.key.node_id
+        self.peers = PeerList(config.peers_file, self.node)
+        self.peer = Peer(config, self.peers, check, self._hear, None)
+        self.heard: dict[NodeId, Said] = {}
+        self.sequence = 0
+
+    def say(self, profiles: tuple[bytes, ...] = ()) -> int:
+        """Publish a descriptor with a new sequence, which is returned."""
+        self.sequence += 1
+        said = Said(self.node, self.peer.addresses, self.sequence)
+        self.peer.say(encode(said), profiles)
+        return self.sequence
+
+    def knows(self, other: Companion) -> bool:
+        """Whether the other's newest descriptor was heard."""
+        said = self.heard.get(other.node)
+        return said is not None and said.sequence >= other.sequence
+
+    def _hear(self, data: bytes) -> None:
+        said = decode(data)
+        before = self.heard.get(said.node)
+        if before is None or before.sequence < said.sequence:
+            self.heard[said.node] = said
+            self.peers.learn(said.node, said.addresses)
+
+
+async def trio_until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> float:
+    """`until` for trio."""
+    began_s = time.monotonic()
+    with trio.fail_after(patience_s):
+        while not condition():  # noqa: ASYNC110  nobody would tell
+            await trio.sleep(0.01)
+    return time.monotonic() - began_s
+
+
 async def until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> float:
     """Wait for something that nobody tells; seconds that it took."""
     began_s = time.monotonic()
@@ -126,8 +177,32 @@ async def until(condition: Callable[[], object], patience_s: float = PATIENCE_S)
     return time.monotonic() - began_s
 
 
+@contextlib.asynccontextmanager
+async def alone(
+    folder: Path, bootstrap: tuple[str, ...] = ()
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, tuple[str, ...]]]:
+    """One in a process of its own, and its addresses; killed in the end if it still runs."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "support.mesh_peers", str(folder), NETWORK, *bootstrap),
+        cwd=TESTS,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)
+        yield process, tuple(line.decode().split()[1:])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]  # its pipes, while the loop lives
+
+
 async def _alone(folder: Path, network: str, bootstrap: tuple[str, ...]) -> None:
-    config = replace(mesh_config(folder, bootstrap), network=network)
+    seed = os.environ.get("MESH_KEY")
+    key = PrivateKey.from_bytes(bytes.fromhex(seed)) if seed else PrivateKey.generate()
+    config = replace(mesh_config(folder, bootstrap, key=key), network=network)
     async with Attendee(config) as attendee:
         attendee.say()
         print("at", *attendee.mesh.addresses, flush=True)
@@ -137,8 +212,8 @@ async def _alone(folder: Path, network: str, bootstrap: tuple[str, ...]) -> None
             lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
         )
         while await reader.readline():
-            attendee.say()
-            print("said", attendee.sequence, time.time(), flush=True)
+            at_s = time.time()
+            print("said", attendee.say(), at_s, flush=True)
         teller.cancel()
 
 

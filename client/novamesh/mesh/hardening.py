@@ -117,6 +117,21 @@ def free_inbound_slots(swarm: Swarm) -> None:
     swarm._do_handle_inbound_connection = handle
 
 
+def stop_dialling_by_itself(swarm: Swarm) -> None:
+    """Let nobody but us choose who is dialled; as shipped, any peer that was named may be.
+
+    Raises:
+        NovaMeshError: UNSUPPORTED if the swarm is not made as this expects.
+    """
+    if not hasattr(swarm.auto_connector, "maybe_connect"):
+        raise _unfit("its swarm has no auto_connector.maybe_connect")
+    swarm.auto_connector.maybe_connect = _stay
+
+
+async def _stay() -> None:
+    """Dial nobody."""
+
+
 class SocketCloser(INotifee):
     """Close the socket of a connection that the other side ended; libp2p leaves it to chance."""
 
@@ -149,12 +164,18 @@ class SocketCloser(INotifee):
 async def stop(host: IHost) -> None:
     """Say goodbye to every peer and close what listens; libp2p leaves both open by itself."""
     with trio.move_on_after(STOP_S, shield=True):
-        for peer in host.get_connected_peers():
-            try:
-                await host.disconnect(peer)
-            except Exception as error:  # a peer that is gone must not keep the others
-                _log.debug("goodbye to %s: %s", peer, type(error).__name__)
+        async with trio.open_nursery() as nursery:
+            for peer in host.get_connected_peers():
+                nursery.start_soon(disconnect, host, peer)
         await host.close()
+
+
+async def disconnect(host: IHost, peer: ID) -> None:
+    """Close all connections to a peer; one that is gone already is no error."""
+    try:
+        await host.disconnect(peer)
+    except Exception as error:  # a peer that is gone must not keep the others
+        _log.debug("goodbye to %s: %s", peer, type(error).__name__)
 
 
 def assert_hardened(host: IHost, pubsub: Pubsub) -> None:
@@ -175,7 +196,7 @@ def assert_hardened(host: IHost, pubsub: Pubsub) -> None:
         raise _unfit("it offers another muxer than Yamux")
     if getattr(swarm._do_handle_inbound_connection, "__name__", "") != "novamesh_inbound":
         raise _unfit("its inbound slots are not given back")
-    if swarm.connection_config.low_watermark != 0:
+    if swarm.auto_connector.maybe_connect is not _stay:
         raise _unfit("it would dial peers of its own choice")
     if not isinstance(pubsub, SafePubsub) or pubsub.max_inbound_rpc_size > RPC_BYTES_MAX:
         raise _unfit("its pubsub is not the guarded one")

@@ -63,7 +63,8 @@ async def open_host(config: HostConfig) -> AsyncIterator[IHost]:
         NovaMeshError: BAD_CONFIG for an address that cannot be listened on or a bad key.
     """
     for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
     listen = [parse_address(text) for text in config.listen]
     for address in listen:
         _claim_port(address)
@@ -71,6 +72,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[IHost]:
     swarm = host.get_network()
     assert isinstance(swarm, Swarm)
     hardening.free_inbound_slots(swarm)
+    hardening.stop_dialling_by_itself(swarm)
     swarm.register_notifee(hardening.SocketCloser())
     async with host.run(listen_addrs=[]):
         try:

@@ -58,7 +58,12 @@ def service_info(node: NodeId, network: str, addresses: tuple[str, ...]) -> Serv
     properties |= {f"{_ADDRESS}{number}": text for number, text in enumerate(usable)}
     name = format_node_id(node)
     return ServiceInfo(
-        SERVICE, f"{name}.{SERVICE}", port=1, properties=properties, server=f"{name}.local."
+        SERVICE,
+        f"{name}.{SERVICE}",
+        port=1,  # mDNS wants a port and an IP; what counts are the addresses above
+        properties=properties,
+        server=f"{name}.local.",
+        parsed_addresses=sorted({_ip(address) for address in usable}) or ["127.0.0.1"],
     )
 
 
@@ -116,6 +121,13 @@ def _open(node: NodeId, network: str, addresses: tuple[str, ...], hint: Hint) ->
         zeroconf.close()
         raise
     return zeroconf
+
+
+def _ip(address: str) -> str:
+    """The IP of a multiaddr, "" if it has none."""
+    parsed = parse_address(address)
+    families = [p.name for p in parsed.protocols() if p.name in ("ip4", "ip6")]
+    return str(parsed.value_for_protocol(families[0])) if families else ""
 
 
 def _tag(network: str) -> bytes:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import trio
-from libp2p.abc import IHost, INetStream
-from libp2p.host.ping import PingService
+from libp2p.abc import INetStream
+from libp2p.host.ping import ID as PING
+from libp2p.host.ping import perform_ping_roundtrip
 from libp2p.peer.id import ID
 
 from novamesh.mesh import hardening, lan, tunnel
@@ -34,11 +36,15 @@ WIDER: Final = 12  # up to so many, one more is tried now and then: it mends a s
 TUNNELS_MAX: Final = 64
 ROUND_S: Final = 1.0
 STOP_S: Final = 8.0  # for an orderly end of everything
-_LOOK_ROUNDS: Final = 10
+_DIALS_A_ROUND: Final = 2  # a crowd that starts together dials each other only once
+_LOST_ROUNDS: Final = 10
+_LOOK_ROUNDS: Final = 60
 _SAVE_ROUNDS: Final = 20
 _WIDEN_ROUNDS: Final = 60
-_PINGS_A_ROUND: Final = 3
-_PING_S: Final = 10.0
+_ASKED_A_ROUND: Final = 8
+_ASK_EVERY_S: Final = 20.0
+_ANSWER_S: Final = 15.0  # a busy machine is no dead one
+_SILENCES_MAX: Final = 2
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +67,8 @@ class Peer:
         self._said = said
         self._rng = random.Random()
         self._tunnels: dict[Path, trio.CancelScope] = {}
-        self._pinged: list[ID] = []
+        self._asked_s: dict[ID, float] = {}  # when a connected peer was last asked for a sign
+        self._silent: Counter[ID] = Counter()  # how often in a row it gave none
         self._looking = False
         self.addresses: tuple[str, ...] = ()  # read by other threads
         self.connections = 0
@@ -82,7 +89,6 @@ class Peer:
         self._learn_bootstrap()
         async with open_host(HostConfig(config.key, config.listen, config.psk)) as host:
             self._host = host
-            self._ping = PingService(host)
             self._gossip = Gossip(
                 host, config.network, self._check, self._deliver, self._peers.__len__
             )
@@ -176,9 +182,11 @@ class Peer:
             missing = TARGET - len(nodes)
             if rounds % _WIDEN_ROUNDS == _WIDEN_ROUNDS - 1 and len(nodes) < WIDER:
                 missing = max(missing, 1)
+            dialled = 0
             if missing > 0:
-                await self._dial(missing, nodes)
-            due = rounds % _LOOK_ROUNDS == 0 or rounds in (1, 3)  # the first ones find the pool
+                dialled = await self._dial(min(missing, _DIALS_A_ROUND), nodes)
+            lost = missing > 0 and not dialled  # we know nobody else: others may
+            due = rounds % (_LOST_ROUNDS if lost else _LOOK_ROUNDS) == 2
             if due and peers and not self._looking:
                 self._nursery.start_soon(self._look_around, peers)
             if rounds % _SAVE_ROUNDS == 2:
@@ -187,14 +195,17 @@ class Peer:
                 await trio.to_thread.run_sync(self._peers.save)
             self.addresses = announced(self._host)
             self.connections = len(self._host.get_connected_peers())
-            await self._drop_silent()
+            self._ask_around()
             await trio.sleep(ROUND_S * self._rng.uniform(0.8, 1.2))
             rounds += 1
 
-    async def _dial(self, number: int, connected: set[NodeId]) -> None:
+    async def _dial(self, number: int, connected: set[NodeId]) -> int:
+        """Dial some of those we know; how many that were."""
+        chosen = self._peers.choose(number, connected, self._rng)
         async with trio.open_nursery() as nursery:
-            for node in self._peers.choose(number, connected, self._rng):
+            for node in chosen:
                 nursery.start_soon(self._dial_one, node)
+        return len(chosen)
 
     async def _dial_one(self, node: NodeId) -> None:
         try:
@@ -213,24 +224,32 @@ class Peer:
         finally:
             self._looking = False
 
-    async def _drop_silent(self) -> None:
-        """Ask a few peers a round whether they live; libp2p has no keepalive of its own."""
+    def _ask_around(self) -> None:
+        """Ask a few peers a round for a sign of life; libp2p has no keepalive of its own."""
+        now_s = trio.current_time()
         present = self._host.get_connected_peers()
-        self._pinged = [peer for peer in self._pinged if peer in present]
-        turn = [peer for peer in present if peer not in self._pinged][:_PINGS_A_ROUND]
-        if not turn:
-            self._pinged.clear()
-        for peer in turn:
-            self._pinged.append(peer)
-            self._nursery.start_soon(self._ping_one, peer)
+        self._asked_s = {peer: self._asked_s.get(peer, now_s) for peer in present}
+        self._silent = Counter({peer: n for peer, n in self._silent.items() if peer in present})
+        due = [peer for peer in present if now_s - self._asked_s[peer] >= _ASK_EVERY_S]
+        for peer in due[:_ASKED_A_ROUND]:
+            self._asked_s[peer] = now_s
+            self._nursery.start_soon(self._ask_one, peer)
 
-    async def _ping_one(self, peer: ID) -> None:
+    async def _ask_one(self, peer: ID) -> None:
         try:
-            with trio.fail_after(_PING_S):
-                await self._ping.ping(peer, ping_amt=1)
+            with trio.fail_after(_ANSWER_S):
+                stream = await self._host.new_stream(peer, [PING])
+                try:
+                    await perform_ping_roundtrip(stream)
+                finally:
+                    await tunnel.end(stream)
+            del self._silent[peer]
         except Exception as error:  # no answer, however it is told
+            self._silent[peer] += 1
             _log.debug("%s is silent (%s)", peer, type(error).__name__)
-            await _disconnect(self._host, peer)
+            if self._silent[peer] >= _SILENCES_MAX:
+                with trio.move_on_after(_ANSWER_S):
+                    await hardening.disconnect(self._host, peer)
 
     async def _be_found(self) -> None:
         config = self._config
@@ -245,11 +264,3 @@ async def _tell_cancelled(leave: trio.Event) -> None:
         await trio.sleep_forever()
     finally:
         leave.set()
-
-
-async def _disconnect(host: IHost, peer: ID) -> None:
-    with trio.move_on_after(_PING_S):
-        try:
-            await host.disconnect(peer)
-        except Exception as error:  # it was gone already
-            _log.debug("disconnect: %s", type(error).__name__)

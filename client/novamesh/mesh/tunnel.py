@@ -22,7 +22,7 @@ from novamesh_proto.names import TUNNEL_PROTOCOL
 
 STREAMS_MAX: Final = 64
 STREAMS_PER_PEER_MAX: Final = 8
-CONNECTIONS_MAX: Final = 16  # of one tunnel's socket, at our own side
+CONNECTIONS_MAX: Final = STREAMS_PER_PEER_MAX  # of one tunnel's socket, at our own side
 CHUNK_BYTES: Final = 64 * 1024
 OPEN_S: Final = 10.0
 _RESET_S: Final = 2.0
@@ -97,11 +97,13 @@ async def serve_socket(
 
 async def pump(inner: trio.SocketStream, stream: INetStream) -> None:
     """Carry bytes both ways until either side ends, then end both."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_outward, inner, stream, nursery.cancel_scope)
-        nursery.start_soon(_inward, inner, stream, nursery.cancel_scope)
-    await end(stream)
-    await trio.aclose_forcefully(inner)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_outward, inner, stream, nursery.cancel_scope)
+            nursery.start_soon(_inward, inner, stream, nursery.cancel_scope)
+    finally:
+        inner.socket.close()
+        await end(stream)
 
 
 async def end(stream: INetStream) -> None:
@@ -116,18 +118,16 @@ async def end(stream: INetStream) -> None:
 async def _connect(
     inner: trio.SocketStream, open_stream: Open, slots: trio.CapacityLimiter
 ) -> None:
-    if not slots.available_tokens:
-        await trio.aclose_forcefully(inner)
-        return
-    async with slots:
-        try:
-            with trio.fail_after(OPEN_S):
-                stream = await open_stream()
-        except Exception as error:  # one connection is the boundary: gRPC is told by its end
-            _log.info("tunnel: no stream (%s)", type(error).__name__)
-            await trio.aclose_forcefully(inner)
-            return
-        await pump(inner, stream)
+    try:
+        if slots.available_tokens:
+            async with slots:
+                with trio.fail_after(OPEN_S):
+                    stream = await open_stream()
+                await pump(inner, stream)
+    except Exception as error:  # one connection is the boundary: gRPC is told by its end
+        _log.info("tunnel: no stream (%s)", type(error).__name__)
+    finally:
+        inner.socket.close()
 
 
 async def _outward(inner: trio.SocketStream, stream: INetStream, scope: trio.CancelScope) -> None:

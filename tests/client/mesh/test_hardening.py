@@ -52,7 +52,7 @@ def test_missing_measure_is_told_at_start(missing: str, monkeypatch: pytest.Monk
             case "slots":
                 del swarm._do_handle_inbound_connection
             case "dialler":
-                swarm.connection_config.low_watermark = 5
+                del swarm.auto_connector.maybe_connect
             case "rate":
                 pubsub.router.max_messages_per_topic_per_second = 10.0
             case "pubsub":

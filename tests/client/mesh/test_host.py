@@ -12,6 +12,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
 
+from novamesh.mesh import host as host_module
 from novamesh.mesh.host import (
     HostConfig,
     announced,
@@ -82,7 +83,8 @@ def test_dial_tries_each_address_and_reaches_nobody_else() -> None:
     _run(main)
 
 
-def test_key_of_a_private_pool_shuts_others_out() -> None:
+def test_key_of_a_private_pool_shuts_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "DIAL_S", 1.0)  # nobody says no: there is only silence
     inside, member, outside = _config(psk=bytes(32)), _config(psk=bytes(32)), _config()
 
     async def main() -> None:
