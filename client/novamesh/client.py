@@ -19,6 +19,7 @@ from novamesh.asked import Asked, check_deadline
 from novamesh.clock import Clock
 from novamesh.completion import Completion, Piece
 from novamesh.config import Config, Pool, load_config
+from novamesh.direct_lines import DirectLines
 from novamesh.following import Emit
 from novamesh.job_records import JobRecords
 from novamesh.keys import load_or_create_key
@@ -76,7 +77,8 @@ class Client:
         records.prune(self._clock.now_ms())
         receipts = Receipts(config.places.receipts)
         await self._tasks.__aenter__()
-        self._desk = Desk(connection, config.client, records, receipts, self._clock)
+        lines = DirectLines(pool.network, key, self._clock) if config.client.direct else None
+        self._desk = Desk(connection, config.client, records, receipts, self._clock, lines)
         return self
 
     async def __aexit__(
@@ -93,6 +95,8 @@ class Client:
             await self._tasks.__aexit__(None, None, None)
         finally:
             self._desk = None
+            if desk.lines is not None:
+                await desk.lines.close()
             await desk.pool.close()
 
     def run(self, model: str, prompt: str | None = None, **asked: Unpack[Asked]) -> Run:

@@ -174,6 +174,7 @@ class ClientSettings:
         least=1,
         greatest=10,
     )
+    direct: bool = option(True, "take answers from nodes themselves where they can be reached")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,15 @@ from novamesh_proto import envelope, wire
 from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey
-from novamesh_proto.limits import CANDIDATES_MAX
+from novamesh_proto.limits import CANDIDATES_MAX, DESCRIPTORS_LISTED_MAX
 from novamesh_proto.messages import (
     CancelOrder,
     Candidate,
+    DescriptorsQuery,
     Envelope,
     Header,
     JobId,
+    JobPath,
     JobQuery,
     JobsQuery,
     JobView,
@@ -73,7 +75,17 @@ class _Line:
 class PoolConnection:
     """A member's connection to its coordinator. Use from one event loop; close it at the end."""
 
-    def __init__(self, pool: Pool, key: PrivateKey, clock: Clock, connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        key: PrivateKey,
+        clock: Clock,
+        connect_timeout_s: float,
+        path: JobPath = JobPath.RELAYED,
+    ) -> None:
+        """`path`: which way answers come that are followed here."""
+        self.path = path
+        self.rtt_s: float | None = None  # of the last call that was answered
         self.pool = pool
         self.key = key
         self.clock = clock
@@ -122,6 +134,15 @@ class PoolConnection:
             "ListModels", lambda: pb.ListModelsRequest(query=self._sign(ModelsQuery(self.header())))
         )
         return tuple(wire.from_pb(PoolModel, model) for model in response.models)
+
+    async def list_descriptors(self) -> tuple[Envelope, ...]:
+        """Descriptors of nodes that are here, unverified, to find them without a coordinator."""
+        response = await self._ask(
+            "ListDescriptors",
+            lambda: pb.ListDescriptorsRequest(query=self._sign(DescriptorsQuery(self.header()))),
+        )
+        found = response.descriptors[:DESCRIPTORS_LISTED_MAX]
+        return tuple(wire.from_pb(Envelope, sealed) for sealed in found)
 
     async def match(self, wanted: Wanted) -> tuple[Candidate, ...]:
         """Candidates for a job, best first, with a slot reserved at each."""
@@ -222,7 +243,10 @@ class PoolConnection:
             call: Callable[..., Awaitable[Any]] = getattr(
                 rpc.PoolServiceStub(line.channel.channel), method
             )
-            return transport.require_message(await call(request(), timeout=self._timeout_s))
+            began_s = self.clock.monotonic()
+            answer = transport.require_message(await call(request(), timeout=self._timeout_s))
+            self.rtt_s = self.clock.monotonic() - began_s
+            return answer
         except grpc.aio.AioRpcError as error:
             raise self._refused(line, error) from None
         finally:

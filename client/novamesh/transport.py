@@ -42,6 +42,7 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
     ("grpc.enable_http_proxy", 0),  # a proxy would see whom we talk to, and break the pin
     ("grpc.use_local_subchannel_pool", 1),  # two channels never share another's certificate
 )
+LOCAL: Final = "unix:"
 _ABORT_GRACE_S: Final = 0.5
 _UNREACHABLE_HINT: Final = "is the coordinator running, and is its address right?  novamesh doctor"
 
@@ -74,7 +75,8 @@ async def open_channel(address: str, coordinator: NodeId, deadline_s: float) -> 
     """A channel that is connected to the coordinator with that PeerId.
 
     Args:
-        address: "host:port", an IPv6 host in brackets.
+        address: "host:port", an IPv6 host in brackets; or "unix:PATH", the end of a tunnel in this
+            process, which has proved already who answers.
         coordinator: Who must answer there.
         deadline_s: Seconds for all of it.
 
@@ -82,6 +84,8 @@ async def open_channel(address: str, coordinator: NodeId, deadline_s: float) -> 
         NovaMeshError: BAD_REQUEST for no address, UNAVAILABLE if nobody answers in time,
             PIN_MISMATCH if another identity does.
     """
+    if address.startswith(LOCAL):
+        return await _open_local(address, deadline_s)
     host, port = split_address(address)
     channel: grpc.aio.Channel | None = None
     try:
@@ -104,6 +108,20 @@ async def open_channel(address: str, coordinator: NodeId, deadline_s: float) -> 
                 _UNREACHABLE_HINT,
             ) from None
         raise
+
+
+async def _open_local(address: str, deadline_s: float) -> Channel:
+    channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    try:
+        async with asyncio.timeout(deadline_s):
+            await channel.channel_ready()
+    except BaseException as error:
+        await channel.close(grace=None)
+        if isinstance(error, TimeoutError):
+            message = f"nobody answered through the tunnel within {deadline_s:g} s"
+            raise NovaMeshError(Code.UNAVAILABLE, message) from None
+        raise
+    return Channel(channel, b"")
 
 
 class Dialer:

@@ -1,0 +1,72 @@
+"""Answers come from the node itself where it can be reached, and outlive their coordinator."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from novamesh import Client, verify_file
+from novamesh_proto.messages import JobPath, JobState
+from support.processes import RealPool
+
+pytestmark = pytest.mark.timeout(180)
+PROMPT = "Write a long story about an owl and 12 apples."
+ASKED: dict[str, Any] = {"max_tokens": 300, "temperature": 0.9, "seed": 11, "ignore_eos": True}
+LISTENING = ("--listen", "127.0.0.1:0", "--donate")
+
+
+@pytest.fixture(scope="module")
+def reachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
+    """A pool whose two nodes listen."""
+    with RealPool(tmp_path_factory.mktemp("reachable")) as pool:
+        pool.join()
+        for name in ("dora", "emil"):
+            pool.start_node(name, *LISTENING)
+        pool.await_nodes(2)
+        yield pool
+
+
+async def test_an_answer_comes_from_its_node_and_is_settled(reachable: RealPool) -> None:
+    async with Client(home=reachable.home("client")) as client:
+        done = await client.complete("nova-pico", PROMPT, **ASKED)
+    proof = verify_file(done.receipt_path)
+    assert proof.client_receipt is not None
+    assert proof.client_receipt.message.path is JobPath.DIRECT
+    assert proof.settlement is not None
+    assert proof.settlement.message.completion_tokens == 300
+    assert proof.relay_receipt is None
+
+
+async def test_streams_outlive_their_coordinator_and_are_settled_when_it_returns(
+    reachable: RealPool,
+) -> None:
+    async with Client(home=reachable.home("client")) as client:
+        runs = [client.run("nova-pico", PROMPT, **(ASKED | {"seed": n})) for n in range(6)]
+        begun = [asyncio.Event() for _ in runs]
+
+        async def read(number: int) -> int:
+            async for _ in runs[number]:
+                begun[number].set()
+            return len((await runs[number].completion()).token_ids)
+
+        reads = [asyncio.create_task(read(number)) for number in range(len(runs))]
+        await asyncio.gather(*(event.wait() for event in begun))
+        await asyncio.sleep(0.5)
+        reachable.coordinator.kill()
+        assert await asyncio.gather(*reads) == [300] * len(runs)
+        jobs = [(await run.completion()).job for run in runs]
+    reachable.start_coordinator()
+    reachable.await_nodes(2)
+    async with Client(home=reachable.home("client")) as client:
+        for job in jobs:
+            async with asyncio.timeout(30):
+                while (await client.job(job)).state is not JobState.SETTLED:
+                    await asyncio.sleep(0.2)
+    reachable.coordinator.stop()
+    checked = json.loads(reachable.cli("coordinator", "check", "--json", home="pool").stdout)
+    assert checked["problems"] == []
+    reachable.start_coordinator()
