@@ -35,6 +35,7 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
     # Some NATs forget a stream that was idle for 15 s; without pings neither side would notice.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # or a process that stands still is given a minute
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 500),
