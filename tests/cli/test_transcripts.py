@@ -14,6 +14,7 @@ import pytest
 from novamesh import retries
 from novamesh.cli import app, demo, doctor, main
 from novamesh.config import find_places, save_pool
+from novamesh.mesh import installed
 from novamesh.private_file import write_private
 from novamesh.receipts import Receipts
 from novamesh_proto.errors import Code, NovaMeshError
@@ -93,6 +94,8 @@ class Stage:
         elif verb == "alone":
             self._patch.setattr(doctor, "_PARTS", tuple((m, "no_such", e) for m, _, e in PARTS))
             self._patch.setattr(demo, "_NEEDED", ("no_such_library",))
+            self._patch.setattr(installed, "version", lambda: None)
+            self._patch.setattr(installed, "build_lacks", lambda: ("gcc", "gmp.h"))
         elif verb == "file":
             name, _, text = rest.partition(" ")
             (self.home / name).write_text(text.replace("\\n", "\n"))

@@ -24,6 +24,7 @@ from novamesh.cli.pool import clock_offset_ms
 from novamesh.cli.scope import HERE, Json, Scope
 from novamesh.clock import Clock
 from novamesh.config import Config, Places
+from novamesh.mesh import installed
 from novamesh.pool import PoolConnection
 from novamesh.private_file import OTHERS
 from novamesh_proto.errors import Code, NovaMeshError
@@ -59,7 +60,8 @@ async def doctor(*, json: Json = False, scope: Scope = HERE) -> int:
 
     The exit status is 1 if anything fails.
     """
-    checks = [_python(), _packages(), *_parts(), *_files(scope.places), *await _pool(scope)]
+    parts = [_python(), _packages(), *_parts(), _mesh()]
+    checks = [*parts, *_files(scope.places), *await _pool(scope)]
     if json:
         write_json([asdict(check) for check in checks])
     else:
@@ -105,6 +107,22 @@ def _parts() -> Iterator[Check]:
             if check.name not in told:
                 told.add(check.name)
                 yield check
+
+
+def _mesh() -> Check:
+    """libp2p, without importing it."""
+    found = installed.version()
+    if found == installed.EXAMINED:
+        return Check("mesh", "ok", f"libp2p {found}")
+    if found is not None:
+        detail = f"libp2p {found} was not examined, and is not used"
+        return Check("mesh", "fail", detail, f"pip install 'libp2p=={installed.EXAMINED}'")
+    lacks = installed.build_lacks()
+    detail = "libp2p is not installed; this machine can ask without it"
+    if lacks:
+        detail += f" (to build it, {' and '.join(lacks)} would be missing)"
+    hint = installed.HINT_NO_COMPILER if lacks else installed.HINT
+    return Check("mesh", "ok", detail, hint)
 
 
 def _ask(module: str, part: str) -> list[Check]:

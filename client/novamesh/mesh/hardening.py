@@ -28,9 +28,9 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
 
+from novamesh.mesh.installed import EXAMINED
 from novamesh_proto.errors import Code, NovaMeshError
 
-EXAMINED: Final = "0.8.1"  # the one version whose inside these measures fit
 INBOUND_MAX: Final = 256  # connections that others opened; as many again are refused, not queued
 TOPIC_RATE: Final = 200.0  # messages a second that one neighbour may forward
 RPC_BYTES_MAX: Final = 64 * 1024
@@ -85,7 +85,7 @@ class SafePubsub(Pubsub):
 
 
 def free_inbound_slots(swarm: Swarm) -> None:
-    """Give an inbound slot back when its connection ends; as shipped it is held for ever.
+    """Tie each inbound slot to the life of its connection.
 
     Raises:
         NovaMeshError: UNSUPPORTED if the swarm is not made as this expects.
@@ -118,7 +118,7 @@ def free_inbound_slots(swarm: Swarm) -> None:
 
 
 def stop_dialling_by_itself(swarm: Swarm) -> None:
-    """Let nobody but us choose who is dialled; as shipped, any peer that was named may be.
+    """Let nobody but our own upkeep choose who is dialled.
 
     Raises:
         NovaMeshError: UNSUPPORTED if the swarm is not made as this expects.
@@ -133,7 +133,7 @@ async def _stay() -> None:
 
 
 class SocketCloser(INotifee):
-    """Close the socket of a connection that the other side ended; libp2p leaves it to chance."""
+    """Close the socket of a connection as soon as the other side ends it."""
 
     async def disconnected(self, network: INetwork, conn: INetConn) -> None:
         """Close what is below the muxer; closing twice does nothing."""
@@ -162,7 +162,7 @@ class SocketCloser(INotifee):
 
 
 async def stop(host: IHost) -> None:
-    """Say goodbye to every peer and close what listens; libp2p leaves both open by itself."""
+    """Say goodbye to every peer and close what listens."""
     with trio.move_on_after(STOP_S, shield=True):
         async with trio.open_nursery() as nursery:
             for peer in host.get_connected_peers():

@@ -15,6 +15,7 @@ from typing import Final
 
 from novamesh_proto.errors import Code, NovaMeshError
 
+EXAMINED: Final = "0.8.1"  # the one version whose inside our measures fit
 HINT: Final = "pip install 'novamesh[p2p]'"
 HINT_NO_COMPILER: Final = (
     "without a compiler:  echo 'fastecdsa>=4,<5' > override.txt && "

@@ -41,13 +41,14 @@ class Entrance:
         self._socket = socket
         self._slots = trio.CapacityLimiter(STREAMS_MAX)
         self._peers: Counter[bytes] = Counter()
+        self._missing = False  # so that strangers cannot fill our log
         host.set_stream_handler(PROTOCOL, self.handle)
 
     async def handle(self, stream: INetStream) -> None:
         """Serve one stream until either side ends."""
         peer = stream.muxed_conn.peer_id.to_bytes()
         if self._peers[peer] >= STREAMS_PER_PEER_MAX or not self._slots.available_tokens:
-            _log.info("tunnel refused: too many streams")
+            _log.debug("tunnel refused: too many streams")
             await end(stream)
             return
         self._peers[peer] += 1
@@ -64,9 +65,12 @@ class Entrance:
             with trio.fail_after(OPEN_S):
                 inner = await trio.open_unix_socket(self._socket)
         except (OSError, trio.TooSlowError) as error:
-            _log.warning("tunnel: the node's own socket does not answer (%s)", error)
+            if not self._missing:
+                _log.warning("tunnel: the node's own socket does not answer (%s)", error)
+            self._missing = True
             await end(stream)
             return
+        self._missing = False
         await pump(inner, stream)
 
 

@@ -146,7 +146,7 @@ def bent(frame: bytes, rng: random.Random) -> bytes:
 def _rpc(rng: random.Random) -> bytes:
     rpc = rpc_pb2.RPC()
     topic = rng.choice([gossip_topic(NETWORK), "elsewhere", ""])
-    key = PrivateKey.generate()
+    key = PrivateKey.from_bytes(rng.randbytes(32))
     message = rpc.publish.add(
         data=encode(Said(key.node_id, ("/ip4/127.0.0.1/tcp/1",), rng.randrange(1 << 40))),
         from_id=bytes(key.node_id),
@@ -161,8 +161,8 @@ def _rpc(rng: random.Random) -> bytes:
         control = rpc.control
         control.graft.add(topicID=topic)
         control.prune.add(topicID=topic, backoff=rng.randrange(1 << 40))
-        control.ihave.add(topicID=topic, messageIDs=["x" * rng.randrange(40)])
-        control.iwant.add(messageIDs=["not hex", "00"])
+        control.ihave.add(topicID=topic, messageIDs=[rng.randbytes(rng.randrange(40))])
+        control.iwant.add(messageIDs=[b"not hex", b""])
     if rng.random() < 0.3:
         rpc.senderRecord = rng.randbytes(rng.randrange(200))
     return bytes(rpc.SerializeToString())
@@ -173,7 +173,9 @@ def _query(rng: random.Random) -> bytes:
     message.type = rng.randrange(6)
     message.key = rng.randbytes(rng.choice([0, 1, 32, 38, 100]))
     for _ in range(rng.randrange(3)):
-        provider = message.providerPeers.add(id=bytes(PrivateKey.generate().node_id))
+        provider = message.providerPeers.add(
+            id=bytes(PrivateKey.from_bytes(rng.randbytes(32)).node_id)
+        )
         provider.addrs.append(rng.randbytes(rng.randrange(20)))
     if rng.random() < 0.5:
         message.record.key = message.key
