@@ -233,6 +233,9 @@ def guarded(handler: Handler) -> Handler:
             # The boundary of a call: a bug of ours must not show its insides to a stranger.
             if isinstance(error, grpc.aio.AbortError):
                 raise
+            if isinstance(error, grpc.aio.InternalError):
+                code = Code.CANCELLED  # the caller hung up while a write was under way
+                raise asyncio.CancelledError from None
             code = Code.INTERNAL
             _log.exception("a call failed", call=handler.__name__)
             await refuse(context, internal_error())

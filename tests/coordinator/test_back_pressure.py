@@ -18,6 +18,7 @@ from novamesh_proto.messages import AttemptChunk, ChunkBody, FinishReason, Watch
 from support.actors import Attempt, ClientActor, NodeActor, Order
 from support.memory_channel import AttachCall, Caller, serve_in_memory
 from support.parties import COORDINATOR
+from support.waiting import wait_until
 
 BUFFER_BYTES = MIB // 2
 CHUNKS = 250  # eight times as much as the buffer holds
@@ -95,6 +96,21 @@ async def test_a_slow_watcher_costs_no_memory_and_holds_nobody_up(scene: Scene) 
     with pytest.raises(NovaMeshError) as refused:
         await _count(slow)
     assert refused.value.code is Code.STALE
+
+
+async def test_who_hangs_up_during_a_write_is_no_news(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order, attempt = await scene.begin("long")
+    slow = scene.caller.watch(scene.client.watch(order.id, now_ms()))
+    await anext(slow)
+    for _ in range(CHUNKS // 4):
+        await scene.stream.send(chunk=_filled(attempt, final=False))
+    relay = scene.running.door.sequencer.core.relay
+    await wait_until(lambda: relay.chunks_relayed == CHUNKS // 4)
+    await slow.aclose()  # type: ignore[attr-defined]
+    await wait_until(lambda: not scene.running.door.hub._watchers)
+    assert "failed" not in capsys.readouterr().out
 
 
 def _filled(attempt: Attempt, final: bool) -> AttemptChunk:
