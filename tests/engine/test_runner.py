@@ -48,3 +48,18 @@ def test_logits_come_for_last_chunks_only() -> None:
     assert one.run([Chunk(sequence(range(9), [0, 1, 2]), 0, 8, False)]).shape == (0, 384)
     logits = one.run([Chunk(sequence(range(9), [0, 1, 2]), 8, 1, True)])
     assert logits.argmax(-1).tolist() == [77]
+
+
+def test_tokens_of_an_answer_are_computed_again_as_they_were_chosen() -> None:
+    going_on = Sequence(Request("a", (1, 2, 3), SamplingParams(), prefix=(4, 5)), 0, 0)
+    going_on.blocks = [6, 3]
+    chunks = [
+        Chunk(going_on, 1, 4, True),
+        Chunk(sequence(range(20, 29), [1, 7, 0]), 8, 1, True),
+    ]
+    batch = runner().batch(chunks)
+    assert batch.token_ids.tolist() == [2, 3, 4, 5, 28]
+    assert batch.sequence_starts.tolist() == [0, 2, 3, 4, 5]
+    assert batch.context_lengths.tolist() == [3, 4, 5, 9]
+    assert batch.block_tables.tolist() == [[6, 3, 0]] * 3 + [[1, 7, 0]]
+    assert batch.logit_rows.tolist() == [3, 4]
