@@ -27,6 +27,7 @@ DOORS = ("wire.py", "service.py", "server.py", "link.py", "transport.py", "novam
 # Modules without a test file of their name, and the file that tests them instead, with the reason.
 TESTED_ELSEWHERE = {
     "client/novamesh/cli/": ("tests/cli/test_transcripts.py", "every screen is a transcript"),
+    "client/novamesh/mesh/config.py": ("tests/client/mesh/test_mesh.py", "values"),
     "client/novamesh/clock.py": ("tests/client/test_client.py", "two lines that read a clock"),
     "client/novamesh/completion.py": ("tests/client/test_client.py", "values and no logic"),
     "coordinator/novamesh_coordinator/effects.py": ("tests/coordinator/test_floor.py", "values"),
@@ -56,6 +57,7 @@ LAZY_IMPORTS = {
     "cli": "a sub-app must load without its heavy extras",
     "demo": "runs only when asked for",
     "doctor": "asks each installed part by import string",
+    "mesh": "libp2p is an extra, and takes seconds to import",
 }
 
 
