@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -220,6 +221,10 @@ def test_the_dockerfile_takes_nothing_that_is_not_there_or_ignored() -> None:
             assert (ROOT / source).exists(), source
             assert source not in ignored
     assert (ROOT / "constraints.txt").exists()
+    copied = {line.split()[1] for line in re.findall(r"^COPY [a-z].*$", DOCKERFILE, re.MULTILINE)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]
+    wanted = (*project["wheel"]["packages"], project["cmake"]["source-dir"])
+    assert {each.partition("/")[0] for each in wanted} <= copied
     assert {"deploy", ".git", ".venv"} <= set(ignored), "secrets lie below deploy"
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,3 +143,26 @@ def test_replicas_of_which_the_second_takes_over(folder: Path, secrets: Path) ->
         first.kill()
         containers.until(lambda: containers.run("coordinator-2", *health) == "serving\n")
         containers.until(lambda: nodes(containers, "coordinator-2")[0]["attached"])
+
+
+def test_prometheus_starts_with_its_command_and_has_all_its_rules(
+    folder: Path, secrets: Path
+) -> None:
+    service, found = SERVICES["prometheus"], tool("prometheus")
+    # Debian's promtool is older than `check healthy`; the page that it asks is the same.
+    assert service["healthcheck"]["test"][-1] == "--url=http://127.0.0.1:9090"
+    ask = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
+    with Internet() as net, Containers(net, folder, secrets, ("prometheus",)) as containers:
+        containers.up("prometheus", command=[found.path, *service["command"]], more=found.env)
+
+        def page(path: str) -> str:
+            url = f"http://127.0.0.1:9090{path}"
+            return containers.run("prometheus", sys.executable, "-c", ask, url)
+
+        asked = (sys.executable, "-c", ask, "http://127.0.0.1:9090/-/healthy")
+        containers.until(lambda: containers.succeeds("prometheus", *asked))
+        groups = json.loads(page("/api/v1/rules"))["data"]["groups"]
+        assert [each["name"] for each in groups] == ["pool"]
+        assert len(groups[0]["rules"]) == (ROOT / "deploy/prometheus/alerts.yml").read_text().count(
+            "- alert: "
+        )

@@ -126,8 +126,12 @@ class Containers:
     def healthy(self, name: str) -> bool:
         """What its health check says."""
         assert self._running[name].process.poll() is None, self._running[name].log.read_text()
+        return self.succeeds(name, *SERVICES[name]["healthcheck"]["test"][1:])
+
+    def succeeds(self, name: str, *words: str | Path) -> bool:
+        """Whether a command of a service exits with 0."""
         try:
-            self.run(name, *SERVICES[name]["healthcheck"]["test"][1:])
+            self.run(name, *words)
         except AssertionError:
             return False
         return True
