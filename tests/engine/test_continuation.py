@@ -11,6 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from novamesh_engine.catalogue import locate
+from novamesh_engine.config import EngineConfig
 from novamesh_engine.engine import Engine
 from novamesh_engine.request import Request, SamplingParams
 from novamesh_engine.tokenizer import Tokenizer
@@ -101,3 +103,17 @@ def test_every_cut_of_long_characters(
     answer = check_every_cut(engine, (5, 6, 7), sampling)
     assert "\ufffd" not in answer.text
     assert text.startswith(answer.text)
+
+
+@pytest.mark.parametrize("precision", ["int8", "exact"])
+def test_the_built_in_model_goes_on_bit_for_bit(precision: str) -> None:
+    """Long enough that a sum in another order would choose another token somewhere."""
+    engine = Engine.load(locate("nova-pico"), EngineConfig(threads=1, precision=precision))
+    prompt = engine.tokenizer.encode_chat([{"role": "user", "content": "Tell of 12 apples."}])
+    sampling = SamplingParams(max_tokens=400, temperature=0.9, seed=b"7" * 32, ignore_eos=True)
+    whole = run_dry(engine, Request("whole", prompt, sampling))["whole"]
+    cuts = (20, 60, 120, 200, 280, 360)
+    requests = [Request(str(cut), prompt, sampling, whole.tokens[:cut]) for cut in cuts]
+    for cut, request in zip(cuts, requests, strict=True):
+        answer = run_dry(engine, request)[str(cut)]
+        assert whole.tokens[:cut] + answer.tokens == whole.tokens, cut
