@@ -32,13 +32,15 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
 from novamesh.mesh import hardening
+from novamesh.mesh.relay import Circuits, is_circuit
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.identity import PrivateKey, public_key_bytes, short
+from novamesh_proto.identity import PrivateKey, format_node_id, public_key_bytes, short
 from novamesh_proto.messages import NodeId
 
 PSK_BYTES: Final = 32
 ADDRESSES_MAX: Final = 8  # of one peer; more are not tried
 DIAL_S: Final = 5.0  # for one address
+CIRCUIT_S: Final = 10.0  # for one through a relay
 _CONNECTIONS_MAX: Final = 2 * hardening.INBOUND_MAX
 _ADDRESS_LIFE_S: Final = 120
 # Libraries that tell every disconnect as an error; what matters is told by this package.
@@ -88,8 +90,15 @@ async def open_host(config: HostConfig) -> AsyncIterator[IHost]:
             await hardening.stop(host)
 
 
-async def dial(host: IHost, node: NodeId, addresses: Sequence[str]) -> str:
+async def dial(
+    host: IHost,
+    node: NodeId,
+    addresses: Sequence[str],
+    circuits: Circuits | None = None,
+) -> str:
     """Connect to a peer unless we are; the address that worked, "" if one was there.
+
+    Addresses through a relay come last, and only where there are `circuits`.
 
     Raises:
         NovaMeshError: UNAVAILABLE if none of its addresses answers as that peer.
@@ -100,9 +109,15 @@ async def dial(host: IHost, node: NodeId, addresses: Sequence[str]) -> str:
     swarm = host.get_network()
     assert isinstance(swarm, Swarm)
     store = host.get_peerstore()
-    for text in addresses[:ADDRESSES_MAX]:
+    for text in sorted(addresses[:ADDRESSES_MAX], key=is_circuit):
         with contextlib.suppress(Exception):  # whatever one address does, the next has its turn
             address = parse_address(text)
+            if is_circuit(text):
+                if circuits is not None:
+                    with trio.fail_after(CIRCUIT_S):
+                        await circuits.dial(with_peer(text, node))
+                    return text
+                continue
             swarm._negative_peer_cache.evict(str(peer))
             with contextlib.suppress(Exception):  # there were none
                 store.clear_addrs(peer)
@@ -114,6 +129,12 @@ async def dial(host: IHost, node: NodeId, addresses: Sequence[str]) -> str:
         f"{short(node)} answers at none of {len(addresses[:ADDRESSES_MAX])} addresses",
         "is it on, and reachable from here?",
     )
+
+
+def with_peer(address: str, node: NodeId) -> str:
+    """The address with its peer at the end, which a descriptor may leave out."""
+    suffix = f"/p2p/{format_node_id(node)}"
+    return address if address.endswith(suffix) else address + suffix
 
 
 def announced(host: IHost) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ makes it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 from collections import Counter
@@ -25,8 +26,18 @@ from novamesh.mesh import hardening, lan, tunnel
 from novamesh.mesh.config import MeshConfig
 from novamesh.mesh.dht import Hints
 from novamesh.mesh.gossip import Check, Gossip
-from novamesh.mesh.host import HostConfig, announced, dial, node_of, open_host, peer_in, peer_of
+from novamesh.mesh.host import (
+    HostConfig,
+    announced,
+    dial,
+    node_of,
+    open_host,
+    peer_in,
+    peer_of,
+    with_peer,
+)
 from novamesh.mesh.peers import PeerList
+from novamesh.mesh.relay import Circuits
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import short
 from novamesh_proto.messages import NodeId
@@ -40,6 +51,7 @@ _DIALS_A_ROUND: Final = 2  # a crowd that starts together dials each other only 
 _LOST_ROUNDS: Final = 10
 _LOOK_ROUNDS: Final = 60
 _SAVE_ROUNDS: Final = 20
+_RELAY_ROUNDS: Final = 5
 _WIDEN_ROUNDS: Final = 60
 _ASKED_A_ROUND: Final = 8
 _ASK_EVERY_S: Final = 20.0
@@ -87,8 +99,12 @@ class Peer:
     ) -> None:
         config = self._config
         self._learn_bootstrap()
-        async with open_host(HostConfig(config.key, config.listen, config.psk)) as host:
+        circuits = config.psk is None  # they do not go together
+        async with open_host(
+            HostConfig(config.key, config.listen, config.psk, 2 if circuits else 1)
+        ) as host:
             self._host = host
+            self._circuits = Circuits(host, relay=config.relay) if circuits else None
             self._gossip = Gossip(
                 host, config.network, self._check, self._deliver, self._peers.__len__
             )
@@ -98,6 +114,7 @@ class Peer:
                 tunnel.Entrance(host, config.serve_socket)
             self.addresses = announced(host)
             async with (
+                self._circuits.running() if self._circuits else contextlib.nullcontext(),
                 self._gossip.running(),
                 self._hints.running(),
                 trio.open_nursery() as nursery,
@@ -133,7 +150,8 @@ class Peer:
             raise NovaMeshError(Code.BUSY, f"{TUNNELS_MAX} tunnels are open already")
 
         async def open_stream() -> INetStream:
-            await dial(self._host, node, addresses or self._peers.addresses(node))
+            where = addresses or self._peers.addresses(node)
+            await dial(self._host, node, where, self._circuits)
             return await self._host.new_stream(peer_of(node), [tunnel.PROTOCOL])
 
         try:
@@ -173,7 +191,7 @@ class Peer:
 
     async def _maintain(self) -> None:
         """Keep enough peers, find out who is gone, write down who is known."""
-        rounds = 0
+        rounds, config = 0, self._config
         while True:
             peers = self._host.get_connected_peers()
             nodes = {node for node in map(node_of, peers) if node is not None}
@@ -193,11 +211,18 @@ class Peer:
                 self._learn_bootstrap()
                 self._hints.tidy()
                 await trio.to_thread.run_sync(self._peers.save)
-            self.addresses = announced(self._host)
+            if self._circuits is not None and config.serve_socket and rounds % _RELAY_ROUNDS == 3:
+                await self._circuits.reserve()
+            self.addresses = self._reachable_at()
             self.connections = len(self._host.get_connected_peers())
             self._ask_around()
             await trio.sleep(ROUND_S * self._rng.uniform(0.8, 1.2))
             rounds += 1
+
+    def _reachable_at(self) -> tuple[str, ...]:
+        through = () if self._circuits is None else self._circuits.addresses()
+        own = self._config.key.node_id
+        return (*announced(self._host), *(with_peer(address, own) for address in through))
 
     async def _dial(self, number: int, connected: set[NodeId]) -> int:
         """Dial some of those we know; how many that were."""
