@@ -12,16 +12,19 @@ from pathlib import Path
 import pytest
 
 from novamesh_coordinator.check import Report, check_database
+from novamesh_coordinator.config import PostgresUrl
 from novamesh_coordinator.core import Core
 from novamesh_coordinator.events import AttemptSettled, Record
 from novamesh_coordinator.log_chain import Mark, make_rows
 from novamesh_coordinator.snapshotter import Snapshotter
 from novamesh_coordinator.store import Entry, open_store
 from novamesh_proto.errors import Code, NovaMeshError
+from support.database_places import ServerPlace
+from support.postgres_server import PostgresServer
 from support.table import Table
 
 
-async def write(path: Path) -> Table:
+async def write(path: Path | PostgresUrl) -> Table:
     """A log with a snapshot in its middle."""
     table = Table()
     client, node = table.client(), table.node()
@@ -174,3 +177,21 @@ async def test_what_is_wrong_is_told(tmp_path: Path, statement: str, said: str) 
     report = await look(tmp_path / "c.db", table)
     assert any(said in problem for problem in report.problems), report.problems
     assert len(set(report.problems)) == len(report.problems)
+
+
+async def test_a_database_on_a_server_is_looked_over(postgres_server: PostgresServer) -> None:
+    there = ServerPlace(postgres_server, postgres_server.make_database())
+    table = await write(there.where)
+    report = await check_database(table.identity, there.where)
+    assert report.problems == ()
+    assert (report.events, report.snapshots, report.live_jobs) == (len(table.log), 2, 0)
+    active = await open_store(there.where)
+    with pytest.raises(NovaMeshError, match="is using this database") as refused:
+        await check_database(table.identity, there.where)
+    assert refused.value.code is Code.CONFLICT
+    await active.close()
+    there.run("update events set body = body || x'20' where seq = 2")
+    before = there.run("select * from events order by seq")
+    report = await check_database(table.identity, there.where)
+    assert any("event 2 of the log was changed" in problem for problem in report.problems)
+    assert there.run("select * from events order by seq") == before
