@@ -13,7 +13,14 @@ from novamesh.completion import Piece
 from novamesh.config import ClientSettings
 from novamesh.following import ACKS_WAITING_MAX, REWATCHES, Following
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.messages import Envelope, JobId, JobView, SealedJob, WatchResponse
+from novamesh_proto.messages import (
+    Envelope,
+    JobId,
+    JobPath,
+    JobView,
+    SealedJob,
+    WatchResponse,
+)
 from support.answers import SentAnswer, assign, send_answer
 from support.fake_answer import Script
 
@@ -32,6 +39,7 @@ class _Line:
         self.receipts: list[Envelope] = []
         self.refuse = False
         self.code = Code.UNAVAILABLE
+        self.path = JobPath.RELAYED
         self.gate = asyncio.Event()
         self.gate.set()
 
