@@ -6,7 +6,6 @@ import random
 import tempfile
 from pathlib import Path
 
-import pytest
 import trio
 
 from support.hostile.mesh import BARE, PROTOCOLS, Campaign, bent, honest_frame
@@ -14,9 +13,8 @@ from support.hostile.mesh import BARE, PROTOCOLS, Campaign, bent, honest_frame
 FRAMES = 12
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_peer_goes_on_under_hostile_frames(seed: int) -> None:
-    campaign = Campaign(seed)
+def test_peer_goes_on_under_hostile_frames() -> None:
+    campaign = Campaign(seed=1)
     with tempfile.TemporaryDirectory(prefix="nm") as folder:
         trio.run(campaign.run, Path(folder), FRAMES)
     assert campaign.heard_after

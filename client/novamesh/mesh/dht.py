@@ -85,10 +85,13 @@ class Hints:
             await self._dht.peer_routing.find_closest_peers_network(self._host.get_id().to_bytes())
 
     def tidy(self) -> None:
-        """Forget what is kept for others beyond the bound, at random."""
+        """Forget what is kept for others beyond the bound, at random; of values we keep none."""
         others = self._store.providers
         for key in random.sample(sorted(others), max(0, len(others) - RECORDS_MAX)):
             del others[key]
+        self._dht.value_store.store.clear()
+        if len(self._dht._provider_rate_limits) > RECORDS_MAX:
+            self._dht._provider_rate_limits.clear()
 
     async def _ask(
         self, peer: ID, key: bytes, found: dict[NodeId, None], slots: trio.CapacityLimiter

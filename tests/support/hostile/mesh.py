@@ -21,6 +21,7 @@ from typing import Any, Final
 import trio
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.relay.circuit_v2.pb import circuit_pb2
 from libp2p.utils import encode_varint_prefixed
 
 from novamesh.mesh.host import HostConfig, dial, open_host
@@ -34,6 +35,9 @@ PROTOCOLS: Final = (
     "/ipfs/id/1.0.0",
     "/ipfs/id/push/1.0.0",
     "/ipfs/ping/1.0.0",
+    "/libp2p/circuit/relay/0.2.0/hop",
+    "/libp2p/circuit/relay/0.2.0/stop",
+    "/libp2p/dcutr",
     TUNNEL_PROTOCOL,
 )
 BARE: Final = "tcp"  # no handshake at all
@@ -55,7 +59,7 @@ class Campaign:
     async def run(self, folder: Path, frames: int) -> None:
         """So many frames on each protocol, then an honest peer must still be heard."""
         began_s = time.monotonic()
-        victim = Companion(mesh_config(folder, serve_socket=folder / "nobody"))
+        victim = Companion(mesh_config(folder, serve_socket=folder / "nobody", relay=True))
         async with trio.open_nursery() as nursery:
             await nursery.start(victim.peer.run)
             async with trio.open_nursery() as attack:
@@ -118,6 +122,8 @@ def honest_frame(protocol: str, rng: random.Random) -> bytes:
     makers: dict[str, Callable[[random.Random], bytes]] = {
         "/meshsub/1.1.0": _rpc,
         "/ipfs/kad/1.0.0": _query,
+        "/libp2p/circuit/relay/0.2.0/hop": _circuit,
+        "/libp2p/circuit/relay/0.2.0/stop": _circuit,
     }
     maker = makers.get(protocol)
     body = rng.randbytes(rng.randrange(1, 400)) if maker is None else maker(rng)
@@ -182,6 +188,19 @@ def _query(rng: random.Random) -> bytes:
         message.record.value = rng.randbytes(30)
     if rng.random() < 0.3:
         message.senderRecord = rng.randbytes(rng.randrange(200))
+    return bytes(message.SerializeToString())
+
+
+def _circuit(rng: random.Random) -> bytes:
+    """A request to a relay; the same numbers mean something to its other protocol."""
+    message = circuit_pb2.HopMessage()
+    message.type = rng.randrange(3)
+    message.peer.id = bytes(PrivateKey.from_bytes(rng.randbytes(32)).node_id)
+    if rng.random() < 0.3:
+        message.peer.addrs.append(rng.randbytes(rng.randrange(20)))
+    if rng.random() < 0.3:
+        message.reservation.voucher = rng.randbytes(rng.randrange(64))
+        message.reservation.expire = rng.randrange(1 << 40)
     return bytes(message.SerializeToString())
 
 
