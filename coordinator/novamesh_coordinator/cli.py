@@ -30,6 +30,7 @@ from novamesh_coordinator.config import (
     split_address,
     write_config,
 )
+from novamesh_coordinator.database_flags import USUAL, DatabaseFlags
 from novamesh_coordinator.invite import (
     ID_BYTES,
     USES_MAX,
@@ -57,10 +58,6 @@ DAY_MS: Final = 86_400_000
 DAYS_MAX: Final = 3650
 
 Home = Annotated[Path | None, Parameter(help="Folder of all files, instead of NOVAMESH_HOME.")]
-DatabaseUrl = Annotated[
-    str | None, Parameter(help="URL of a PostgreSQL database, instead of a file in the folder.")
-]
-PasswordFile = Annotated[str | None, Parameter(help="File with the password of the database.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 
 
@@ -74,8 +71,7 @@ def init(
         Parameter(help="HOST:PORT that members dial, if not --listen; up to 4, commas between."),
     ] = "",
     listen: Annotated[str | None, Parameter(help="HOST:PORT to listen on.")] = None,
-    database: DatabaseUrl = None,
-    database_password_file: PasswordFile = None,
+    where: DatabaseFlags = USUAL,
     home: Home = None,
 ) -> None:
     """Make a new pool: its key and its configuration."""
@@ -83,7 +79,7 @@ def init(
     flags = {"network": name, "open": open, "address": address or None, "listen": listen}
     if not name:
         raise NovaMeshError(Code.BAD_REQUEST, "a pool needs a name", "--name NAME")
-    config = load_config(folder, flags | _flags(database, database_password_file))
+    config = load_config(folder, flags | where.flags())
     key = create_key(folder.key)
     write_text(folder.config, write_config(config))
     _say(f"made pool {name!r} in {folder.path}")
@@ -98,8 +94,7 @@ def serve(
     http: Annotated[str | None, Parameter(help="HOST:PORT of /metrics and /healthz.")] = None,
     log_format: Annotated[str | None, Parameter(help="text or json.")] = None,
     broker: BrokerFlags = NOT_GIVEN,
-    database: DatabaseUrl = None,
-    database_password_file: PasswordFile = None,
+    where: DatabaseFlags = USUAL,
     standby: Annotated[
         bool, Parameter(negative="", help="Wait until no other coordinator serves the database.")
     ] = False,
@@ -109,7 +104,7 @@ def serve(
     """Serve the pool until Ctrl-C or SIGTERM."""
     folder = find_folder(home)
     flags: dict[str, object] = {"listen": listen, "http": http, "log_format": log_format}
-    flags |= broker.flags() | _flags(database, database_password_file)
+    flags |= broker.flags() | where.flags()
     config = _config(folder, flags)
     if standby and not config.database:
         problem = "a coordinator stands by at a database that several reach"
@@ -204,16 +199,15 @@ def ban(
 @app.command
 def check(
     *,
-    database: DatabaseUrl = None,
-    database_password_file: PasswordFile = None,
+    where: DatabaseFlags = USUAL,
     home: Home = None,
     json: AsJson = False,
 ) -> None:
     """Look the whole database over, while the coordinator does not run. Nothing is mended."""
     folder = find_folder(home)
-    config, key = _config(folder, _flags(database, database_password_file)), load_key(folder.key)
-    where = find_database(folder, config)
-    if isinstance(where, Path) and not where.exists():
+    config, key = _config(folder, where.flags()), load_key(folder.key)
+    place = find_database(folder, config)
+    if isinstance(place, Path) and not place.exists():
         raise NovaMeshError(
             Code.NOT_FOUND, f"there is no database in {folder.path}", "novamesh coordinator serve"
         )
@@ -225,7 +219,7 @@ def check(
     except ImportError as error:
         raise _missing(error) from error
     identity = PoolIdentity(key, config.network, config.open)
-    report = asyncio.run(check_database(identity, where))
+    report = asyncio.run(check_database(identity, place))
     if json:
         _print_json(asdict(report))
     else:
@@ -342,10 +336,6 @@ def _standing_by(http_port: int, as_json: bool) -> None:
         _print_json({"ready": False, "standby": True, "http_port": http_port})
     else:
         _out("coordinator stands by")
-
-
-def _flags(database: str | None, password_file: str | None) -> dict[str, object]:
-    return {"database": database, "database_password_file": password_file}
 
 
 def _node_row(view: NodeView) -> dict[str, Any]:
