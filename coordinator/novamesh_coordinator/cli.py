@@ -150,15 +150,8 @@ def invite(
     token = write_invite(invite_secret(key), Invite(os.urandom(ID_BYTES), expires_ms, uses))
     code = format_join_code(JoinCode(dialled, key.node_id, config.network, token))
     if json:
-        _print_json(
-            {
-                "code": code,
-                "address": dialled,
-                "network": config.network,
-                "uses": uses,
-                "expires_at_ms": expires_ms,
-            }
-        )
+        shown = {"code": code, "address": dialled, "network": config.network, "uses": uses}
+        _print_json(shown | {"expires_at_ms": expires_ms})
         return
     good_for = f"{uses} {plural('member', uses)} and {days:g} {plural('day', days)}"
     _say(f"good for {good_for}; to join: novamesh pool join CODE")

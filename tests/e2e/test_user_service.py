@@ -27,7 +27,7 @@ QUICK = "[Service]\nRestartSec=1\nWatchdogSec=5\n"
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A short path: sockets lie in it."""
-    made = Path(tempfile.mkdtemp(prefix="nm"))
+    made = Path(tempfile.mkdtemp(prefix="nm-unit-"))
     yield made
     shutil.rmtree(made)
 
