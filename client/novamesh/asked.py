@@ -52,6 +52,7 @@ class Asked(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     logprobs: int  # log probabilities of this many candidates come with each token
     ignore_eos: bool
+    mesh: bool  # find a node without the coordinator, and ask it directly; nobody pays for it
 
 
 def check_asked(model: object, prompt: object, given: Mapping[str, Any]) -> None:

@@ -22,10 +22,13 @@ from novamesh.config import Config, Pool, load_config
 from novamesh.direct_lines import DirectLines
 from novamesh.following import Emit
 from novamesh.job_records import JobRecords
+from novamesh.job_transport import JobPool
 from novamesh.keys import load_or_create_key
+from novamesh.mesh_pool import MeshPool
 from novamesh.order import order_of
 from novamesh.pool import PoolConnection
 from novamesh.receipts import Receipts
+from novamesh.search import Search
 from novamesh.session import STOP_S, Desk, JobSession
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
@@ -77,8 +80,12 @@ class Client:
         records.prune(self._clock.now_ms())
         receipts = Receipts(config.places.receipts)
         await self._tasks.__aenter__()
-        lines = DirectLines(pool.network, key, self._clock) if config.client.direct else None
-        self._desk = Desk(connection, config.client, records, receipts, self._clock, lines)
+        self._lines = lines = DirectLines(pool.network, key, self._clock)
+        self._search = Search(config, connection, lines, self._clock)
+        self._desk = Desk(
+            connection, config.client, records, receipts, self._clock,
+            lines if config.client.direct else None, self._without_coordinator,
+        )  # fmt: skip
         return self
 
     async def __aexit__(
@@ -95,8 +102,8 @@ class Client:
             await self._tasks.__aexit__(None, None, None)
         finally:
             self._desk = None
-            if desk.lines is not None:
-                await desk.lines.close()
+            await self._search.close()
+            await self._lines.close()
             await desk.pool.close()
 
     def run(self, model: str, prompt: str | None = None, **asked: Unpack[Asked]) -> Run:
@@ -167,6 +174,11 @@ class Client:
     def resumable(self) -> tuple[JobId, ...]:
         """Jobs that an earlier process left, oldest first."""
         return self._require_desk().records.jobs()
+
+    async def _without_coordinator(self) -> JobPool:
+        """Nodes that are found and asked themselves; the search begins with the first question."""
+        pool, finder = self._require_desk().pool, await self._search.finder()
+        return MeshPool(finder, self._lines, pool.network, pool.key, self._clock)
 
     def _start(self, work: Callable[[JobSession], Awaitable[Completion]]) -> Run:
         desk = self._require_desk()

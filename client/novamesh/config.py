@@ -27,7 +27,7 @@ from novamesh_proto.limits import JOB_TIMEOUT_MS_MAX
 from novamesh_proto.messages import JoinCode, NodeId
 
 HOME_VARIABLE: Final = "NOVAMESH_HOME"
-TABLES: Final = ("client", "coordinator", "engine", "gateway", "node", "pool")
+TABLES: Final = ("client", "coordinator", "engine", "gateway", "mesh", "node", "pool")
 _FILE_BYTES_MAX: Final = 1 << 20
 
 
@@ -124,7 +124,9 @@ def find_places(home: Path | None = None, env: Mapping[str, str] | None = None) 
 class Pool:
     """The pool a member belongs to, as `[pool]` says it."""
 
-    address: str = option("", "host:port of the coordinator, or up to 4, commas between", greatest=255)
+    address: str = option(
+        "", "host:port of the coordinator, or up to 4, commas between", greatest=255
+    )
     coordinator: str = option("", "PeerId of the coordinator: the pin", greatest=64)
     network: str = option("", "name of the pool", greatest=64)
     invite: str = option("", "invite of the join code, hexadecimal", greatest=128)
@@ -175,6 +177,9 @@ class ClientSettings:
         greatest=10,
     )
     direct: bool = option(True, "take answers from nodes themselves where they can be reached")
+    nodes: str = option(
+        "", "nodes to ask without a coordinator: PEERID@HOST:PORT, commas between", greatest=8192
+    )
 
 
 @dataclass(frozen=True, slots=True)

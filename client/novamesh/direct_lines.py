@@ -44,7 +44,7 @@ class DirectLine:
 
 
 class DirectLines:
-    """Owns the lines of one client; `tunnel` is None where there is none."""
+    """Owns the lines of one client; `tunnel` is None where there is none, or none yet."""
 
     def __init__(
         self, network: str, key: PrivateKey, clock: Clock, tunnel: Tunnel | None = None
@@ -52,7 +52,7 @@ class DirectLines:
         self._network = network
         self._key = key
         self._clock = clock
-        self._tunnel = tunnel
+        self.tunnel = tunnel
         self._lines: OrderedDict[NodeId, DirectLine] = OrderedDict()
         self._away: OrderedDict[NodeId, float] = OrderedDict()  # until when, monotonic seconds
         self._dialing: dict[NodeId, asyncio.Lock] = {}
@@ -110,9 +110,9 @@ class DirectLines:
             except NovaMeshError as error:
                 refusal = error
         addresses = tunnel_addresses(said)
-        if addresses and self._tunnel is not None:
+        if addresses and self.tunnel is not None:
             async with AsyncExitStack() as keep:
-                endpoint = await keep.enter_async_context(self._tunnel(node, addresses))
+                endpoint = await keep.enter_async_context(self.tunnel(node, addresses))
                 return await self._probe(node, endpoint, JobPath.TUNNEL, keep.pop_all())
         raise refusal
 

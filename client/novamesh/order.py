@@ -74,6 +74,7 @@ class Order:
     prompt: Prompt
     options: Options
     deadline_s: float
+    mesh: bool = False  # ask nodes themselves, not the coordinator
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,7 @@ def order_of(model: str, prompt: str | None, asked: Asked, deadline_s: float) ->
         ),
         Options(**choices),
         check_deadline(given.get("deadline_s", deadline_s)),
+        bool(given.get("mesh", False)),
     )
 
 

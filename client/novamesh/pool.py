@@ -18,6 +18,7 @@ import grpc.aio
 from novamesh import transport
 from novamesh.clock import Clock
 from novamesh.config import Pool
+from novamesh.job_transport import Wanted
 from novamesh_proto import envelope, wire
 from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.errors import Code, NovaMeshError
@@ -40,7 +41,6 @@ from novamesh_proto.messages import (
     NodeId,
     PoolCard,
     PoolModel,
-    ProfileDigest,
     SealedJob,
     WatchQuery,
     WatchResponse,
@@ -51,16 +51,6 @@ from novamesh_proto.v1 import coordinator_pb2_grpc as rpc
 T = TypeVar("T")
 
 CALL_S_MAX: Final = 600.0  # a server refuses calls with a later deadline
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What candidates are asked for."""
-
-    model_profile: ProfileDigest
-    prompt_bytes: int
-    max_tokens: int
-    excluded: tuple[NodeId, ...] = ()
 
 
 @dataclass(slots=True)
@@ -87,6 +77,7 @@ class PoolConnection:
         self.path = path
         self.rtt_s: float | None = None  # of the last call that was answered
         self.pool = pool
+        self.network = pool.network
         self.key = key
         self.clock = clock
         self.coordinator = pool.coordinator_id
@@ -143,6 +134,13 @@ class PoolConnection:
         )
         found = response.descriptors[:DESCRIPTORS_LISTED_MAX]
         return tuple(wire.from_pb(Envelope, sealed) for sealed in found)
+
+    async def aim(self, wanted: Wanted) -> None:
+        """Nothing: the coordinator chooses nodes when a job is there."""
+
+    def may_ask_another(self, error: NovaMeshError) -> bool:
+        """No: the coordinator has asked whom it could."""
+        return False
 
     async def match(self, wanted: Wanted) -> tuple[Candidate, ...]:
         """Candidates for a job, best first, with a slot reserved at each."""

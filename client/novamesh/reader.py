@@ -356,7 +356,8 @@ class AnswerReader:
     def _header(
         self, now_ms: int, in_reply_to: bytes, node: NodeId, life_ms: int = 60_000
     ) -> Header:
-        audience = (self._coordinator, node)
+        # Work without a coordinator is assigned by the node itself.
+        audience = tuple(dict.fromkeys((self._coordinator, node)))
         return envelope.header(
             self._key, self._network, audience, now_ms, life_ms, in_reply_to=in_reply_to
         )

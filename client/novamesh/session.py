@@ -13,11 +13,12 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from novamesh import retries
+from novamesh.candidates import verify_candidates
 from novamesh.clock import Clock
 from novamesh.completion import Completion, Piece, parts_of
 from novamesh.config import ClientSettings
@@ -25,17 +26,15 @@ from novamesh.direct_lines import DirectLines
 from novamesh.failover import Course, continue_from
 from novamesh.following import Emit, Following
 from novamesh.job_records import JobRecord, JobRecords
-from novamesh.job_transport import JobTransport
+from novamesh.job_transport import JobPool, JobTransport, Wanted
 from novamesh.model_choice import choose_model
-from novamesh.order import Draft, Order, draft, prompt_bytes
-from novamesh.pool import PoolConnection, Wanted
+from novamesh.order import Draft, Order, draft, max_tokens, prompt_bytes
+from novamesh.pool import PoolConnection
 from novamesh.reader import AnswerReader, Conclusion
 from novamesh.receipts import Receipts
 from novamesh.retries import ask, pause
 from novamesh.two_ways import TwoWays
-from novamesh_proto import envelope
 from novamesh_proto.attestation import BURST_RULE, witnessed_speed
-from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import CONTROL_LIFE_MS
 from novamesh_proto.messages import (
@@ -43,7 +42,6 @@ from novamesh_proto.messages import (
     ClientReceipt,
     FinishReason,
     JobId,
-    NodeDescriptor,
     NodeId,
     PoolModel,
 )
@@ -70,6 +68,13 @@ class Desk:
     receipts: Receipts
     clock: Clock
     lines: DirectLines | None = None  # to nodes themselves; None: everything is relayed
+    mesh: Callable[[], Awaitable[JobPool]] | None = None  # a pool without its coordinator
+
+    async def without_coordinator(self) -> JobPool:
+        """Nodes that are found and asked themselves. Raises UNSUPPORTED where there is no way."""
+        if self.mesh is None:
+            raise NovaMeshError(Code.UNSUPPORTED, "this client looks for no nodes itself")
+        return await self.mesh()
 
 
 class JobSession:
@@ -80,6 +85,7 @@ class JobSession:
         self._emit = emit
         self._reader: AnswerReader | None = None
         self._record: JobRecord | None = None
+        self._pool: JobPool = desk.pool  # who chooses nodes; for each part anew
         self._way: JobTransport = desk.pool  # on which the job at hand comes
         self._running: JobId | None = None  # handed in, and not known to have ended
         self._handed_in_s: float | None = None
@@ -125,7 +131,9 @@ class JobSession:
         """One part where all goes well; when a node is lost another one, as `failover` says."""
         clock, settings = self._desk.clock, self._desk.settings
         ends_s, course = clock.monotonic() + order.deadline_s, Course()
-        models = await ask(self._desk.pool.list_models, settings.retries, order.deadline_s)
+        if order.mesh:
+            self._pool = await self._desk.without_coordinator()
+        models = await ask(self._pool.list_models, settings.retries, order.deadline_s)
         model = choose_model(order.model, models)
         try:
             return await ask(
@@ -149,6 +157,8 @@ class JobSession:
     def _may_run_again(self, error: NovaMeshError) -> bool | float:
         """A new answer is safe once the old job has ended without delivering anything."""
         reader = self._reader
+        if reader is None and self._running is None and self._pool.may_ask_another(error):
+            return True
         if reader is None or reader.delivered or not reader.ended:
             return False
         return pause(error)
@@ -193,11 +203,20 @@ class JobSession:
         lost: tuple[NodeId, ...] = (),
     ) -> Completion:
         """One job: the whole answer, or what is left of it after the parts that `before` holds."""
-        pool, settings = self._desk.pool, self._desk.settings
+        pool, settings = self._pool, self._desk.settings
         self._reader = self._running = None
+        self._way = pool
+        after = continue_from(before) if before is not None else None
+        tokens = max_tokens(order, model, settings.max_tokens)
+        wanted = Wanted(
+            model.model_profile,
+            prompt_bytes(order.prompt),
+            tokens if after is None else after.sampling.max_tokens,
+            lost,
+        )
+        await pool.aim(wanted)
         life_ms = min(CONTROL_LIFE_MS, round((order.deadline_s + GRACE_S) * 1000))
         header = pool.header(life_ms=life_ms)
-        after = continue_from(before) if before is not None else None
         made = draft(order, model, header, pool.key, settings.max_tokens, after)
         self._record = JobRecord(
             model=model.name,
@@ -209,12 +228,6 @@ class JobSession:
             earlier=before.earlier if before is not None else (),
             received=before.received if before is not None else (),
         )
-        wanted = Wanted(
-            model.model_profile,
-            prompt_bytes(order.prompt),
-            made.terms.message.sampling.max_tokens,
-            lost,
-        )
         # The same terms are handed in again: a job that did arrive is not asked for twice.
         record = await ask(
             lambda: self._hand_in(made, model, wanted), settings.retries, order.deadline_s
@@ -224,13 +237,17 @@ class JobSession:
     def _choose_way(self, record: JobRecord) -> JobTransport:
         """Who carries a job that was handed in."""
         pool, lines = self._desk.pool, self._desk.lines
-        return pool if lines is None else TwoWays(pool, lines, record, pool.rtt_s)
+        if self._pool is not pool or lines is None:
+            return self._pool
+        return TwoWays(pool, lines, record, pool.rtt_s)
 
     async def _hand_in(self, made: Draft, model: PoolModel, wanted: Wanted) -> JobRecord:
         """Match, wrap, write the keys down, submit. What was matched before stays on record."""
         desk, first = self._desk, self._running is None
         try:
-            chosen = self._verify(await self._match(wanted), model)
+            chosen = verify_candidates(
+                await self._match(wanted), model, self._pool.network, desk.clock.now_ms()
+            )
         except NovaMeshError:
             # The job whose receipt by the pool got lost may hold the very slot that is missing.
             if first or not await self._is_known(made.job):
@@ -270,39 +287,11 @@ class JobSession:
     async def _match(self, wanted: Wanted) -> tuple[Candidate, ...]:
         """Candidates; nodes that lost the answer before only if nobody else offers the model."""
         try:
-            return await self._desk.pool.match(wanted)
+            return await self._pool.match(wanted)
         except NovaMeshError as error:
             if error.code not in _NOBODY_ELSE or not wanted.excluded:
                 raise
-        return await self._desk.pool.match(replace(wanted, excluded=()))
-
-    def _verify(
-        self, candidates: Sequence[Candidate], model: PoolModel
-    ) -> list[tuple[Verified[NodeDescriptor], bytes]]:
-        """Candidates whose descriptor is signed, fresh and offers the model."""
-        verified: list[tuple[Verified[NodeDescriptor], bytes]] = []
-        refusal = NovaMeshError(Code.BUSY, "the pool named no candidate", "try again shortly")
-        for candidate in candidates:
-            try:
-                opened = envelope.open(
-                    candidate.descriptor,
-                    NodeDescriptor,
-                    network=self._desk.pool.pool.network,
-                    now_ms=self._desk.clock.now_ms(),
-                )
-            except NovaMeshError as error:
-                refusal = error
-                continue
-            offers = {offer.model_profile for offer in opened.message.models}
-            if model.model_profile in offers:
-                verified.append((opened, candidate.reservation))
-            else:
-                refusal = NovaMeshError(
-                    Code.CORRUPT, "the pool named a candidate that does not offer the model"
-                )
-        if not verified:
-            raise refusal
-        return verified
+        return await self._pool.match(replace(wanted, excluded=()))
 
     async def _take_up(self, record: JobRecord) -> Completion:
         """What was received before, then what the job brings."""
@@ -315,7 +304,8 @@ class JobSession:
         """Read a submitted job to its end and keep its receipt."""
         desk = self._desk
         started_s = self._request_s(record)
-        reader = AnswerReader(record, desk.pool.key, desk.pool.coordinator, started_s, os.urandom)
+        pool = self._pool
+        reader = AnswerReader(record, pool.key, pool.coordinator, started_s, os.urandom)
         self._reader, self._running = reader, record.job
         self._way = self._choose_way(record)
         following = Following(

@@ -341,6 +341,8 @@ def _node_row(view: NodeView) -> dict[str, Any]:
         "free_slots": view.free_slots,
         "jobs_settled": view.jobs_settled,
         "tokens_settled": view.tokens_settled,
+        "jobs_donated": view.jobs_donated,
+        "tokens_donated": view.tokens_donated,
         "witnessed_tokens_per_s": view.witnessed_tokens_per_s,
         "seen_at_ms": view.seen_at_ms,
         "note": view.note,

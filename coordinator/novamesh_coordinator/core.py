@@ -171,7 +171,9 @@ class Core:
             ModelsAsked: self._models,
             MatchAsked: self._match,
             BanAsked: self._ban,
-            inputs.NodesAsked: lambda turn, event: self.registry.views(self.membership.ban_reason),
+            inputs.NodesAsked: lambda turn, event: self.registry.views(
+                self.membership.ban_reason, self.donations.of
+            ),
             inputs.JobSubmitted: desk.submit,
             inputs.WatchAsked: desk.watch,
             inputs.AckReceived: desk.acknowledge,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
+from novamesh_coordinator.donations import Donated
 from novamesh_coordinator.effects import AskEcho, EndSession, Turn
 from novamesh_coordinator.events import DescriptorTaken, Moment
 from novamesh_coordinator.ledger import Ledger
@@ -238,9 +239,12 @@ class Registry:
         listed = sorted(found.values(), key=lambda model: (model.name, model.model_profile))
         return tuple(listed[:POOL_MODELS_MAX])
 
-    def views(self, ban_reason: Callable[[NodeId], str]) -> tuple[NodeView, ...]:
+    def views(
+        self, ban_reason: Callable[[NodeId], str], donated: Callable[[NodeId], Donated]
+    ) -> tuple[NodeView, ...]:
         """Every node that ever advertised itself, attached ones first."""
-        views = [self._view(node, ban_reason(node)) for node in sorted(self._adverts)]
+        known = sorted(self._adverts)
+        views = [self._view(node, ban_reason(node), donated(node)) for node in known]
         return tuple(sorted(views, key=lambda view: not view.attached))
 
     def counts(self) -> tuple[int, int]:
@@ -295,7 +299,7 @@ class Registry:
             )
         return states
 
-    def _view(self, node: NodeId, ban_reason: str) -> NodeView:
+    def _view(self, node: NodeId, ban_reason: str, donated: Donated) -> NodeView:
         session, standing = self.sessions.get(node), self._ledger.standing(node)
         advert, descriptor = self._adverts[node], self.descriptor(node) or self._descriptors[node]
         note = f"banned: {ban_reason}" if ban_reason else ""
@@ -316,6 +320,8 @@ class Registry:
             witnessed_tokens_per_s=standing.overall_speed(),
             seen_at_ms=session.seen_ms if session else advert.at_ms,
             note=note[:500],
+            jobs_donated=donated.jobs,
+            tokens_donated=donated.completion_tokens,
         )
 
 

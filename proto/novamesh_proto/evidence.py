@@ -113,6 +113,11 @@ class VerifiedReceipt:
         return self.assignment.issuer
 
     @property
+    def donated(self) -> bool:
+        """Whether the node was asked without a coordinator: it assigned the work to itself."""
+        return self.coordinator == self.node
+
+    @property
     def model_profile(self) -> ProfileDigest:
         """Digest of the model that was asked for and, by the node's word, ran."""
         return self.terms.message.model_profile

@@ -174,7 +174,8 @@ def _verify_section(
     with _section(number, whole):
         opened = _open_all(section, last=section is whole)
         check_evidence(opened)
-        if coordinator not in (None, opened.coordinator):
+        # Work that was donated has no coordinator, and nobody's pin speaks of it.
+        if coordinator not in (None, opened.coordinator) and not opened.donated:
             problem = f"it is by coordinator {short(opened.coordinator)}, another one is expected"
             raise wrong("assignment", problem, Code.PIN_MISMATCH)
         if client not in (None, opened.client):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from novamesh import Client, verify_file
-from novamesh_proto.messages import JobPath, JobState
+from novamesh_proto.messages import JobId, JobPath, JobState
 from support.processes import RealPool
 
 pytestmark = pytest.mark.timeout(180)
@@ -63,10 +64,60 @@ async def test_streams_outlive_their_coordinator_and_are_settled_when_it_returns
     reachable.await_nodes(2)
     async with Client(home=reachable.home("client")) as client:
         for job in jobs:
-            async with asyncio.timeout(30):
-                while (await client.job(job)).state is not JobState.SETTLED:
-                    await asyncio.sleep(0.2)
+            assert await _settled(client, job)
     reachable.coordinator.stop()
     checked = json.loads(reachable.cli("coordinator", "check", "--json", home="pool").stdout)
     assert checked["problems"] == []
     reachable.start_coordinator()
+
+
+async def _settled(client: Client, job: JobId) -> bool:
+    """Whether a job is settled within half a minute."""
+    for _ in range(150):
+        if (await client.job(job)).state is JobState.SETTLED:
+            return True
+        await asyncio.sleep(0.2)
+    return False
+
+
+async def test_a_node_is_found_and_asked_without_any_coordinator(reachable: RealPool) -> None:
+    """Such work is donated: proved as any other, paid by nobody, and logged when we are told."""
+    home = reachable.home("client")
+    reachable.await_nodes(2)
+    async with Client(home=home) as client:
+        whole = await client.complete("nova-pico", PROMPT, **ASKED)
+    node = reachable.daemons["dora"]
+    peer, endpoint = node.ready.split()[-1], _endpoint(node.log.read_text())
+    reachable.coordinator.kill()
+    reachable.cli("config", "set", "client.nodes", f"{peer}@{endpoint}")
+    done = reachable.cli(
+        "run", "nova-pico", PROMPT, "--mesh", "--json", "--max-tokens", "40", "--seed", "3"
+    )
+    said = json.loads(done.stdout)
+    assert said["node"] == peer
+    async with Client(home=home) as client:
+        alone = await client.complete("nova-pico", PROMPT, mesh=True, **ASKED)
+    assert alone.text == whole.text, "the same seed gives the same answer whoever asks"
+    proof = verify_file(alone.receipt_path)
+    assert proof.donated
+    assert proof.settlement is None
+    reachable.start_coordinator()
+    reachable.await_nodes(2)
+    donated = await _donated(reachable, peer)
+    assert donated == {"jobs": 2, "tokens": 300 + said["completion_tokens"]}
+
+
+def _endpoint(log: str) -> str:
+    """Where a node said that it listens."""
+    return re.findall(r"clients are told (\S+)", log)[-1]
+
+
+async def _donated(pool: RealPool, peer: str) -> dict[str, int]:
+    """What the coordinator has logged of a node's donations, once there is any."""
+    for _ in range(50):
+        nodes = json.loads(pool.cli("coordinator", "nodes", "--json", home="pool").stdout)
+        (found,) = [each for each in nodes if each["node"] == peer]
+        if found["jobs_donated"] >= 2:
+            return {"jobs": found["jobs_donated"], "tokens": found["tokens_donated"]}
+        await asyncio.sleep(0.2)
+    raise AssertionError("the coordinator was never told")

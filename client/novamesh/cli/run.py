@@ -46,6 +46,9 @@ async def run(
     *,
     choices: Choices | None = None,
     receipt: Annotated[Path | None, Parameter(help="Write the receipt to this file too.")] = None,
+    mesh: Annotated[
+        bool, Parameter(negative=(), help="Find a node without the coordinator, and ask it.")
+    ] = False,
     json: Json = False,
     scope: Scope = HERE,
 ) -> None:
@@ -64,7 +67,7 @@ async def run(
     asked = prompt if prompt is not None else _read_prompt()
     options: dict[str, Any] = dataclasses.asdict(choices or Choices())
     async with scope.client() as client:
-        await print_answer(client.run(model, asked, **options), json, receipt)
+        await print_answer(client.run(model, asked, mesh=mesh, **options), json, receipt)
 
 
 async def print_answer(answer: Run, json: bool, receipt: Path | None = None) -> None:

@@ -202,3 +202,5 @@ class NodeView:
     witnessed_tokens_per_s: Annotated[float, Range(0.0, 1e9)]
     seen_at_ms: int
     note: Sentence = ""
+    jobs_donated: int = 0
+    tokens_donated: int = 0

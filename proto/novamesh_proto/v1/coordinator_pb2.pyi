@@ -1164,6 +1164,8 @@ class NodeView(_message.Message):
     WITNESSED_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     SEEN_AT_MS_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    JOBS_DONATED_FIELD_NUMBER: _builtins.int
+    TOKENS_DONATED_FIELD_NUMBER: _builtins.int
     node: _builtins.bytes
     """PeerId, 38 bytes."""
     attached: _builtins.bool
@@ -1184,6 +1186,10 @@ class NodeView(_message.Message):
     """Seen last, milliseconds since 1970."""
     note: _builtins.str
     """Why it takes no work, or why it is banned; empty otherwise."""
+    jobs_donated: _builtins.int
+    """Jobs it did for clients that asked it alone."""
+    tokens_donated: _builtins.int
+    """Completion tokens of these."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it serves, by name."""
@@ -1202,10 +1208,12 @@ class NodeView(_message.Message):
         witnessed_tokens_per_s: _builtins.float = ...,
         seen_at_ms: _builtins.int = ...,
         note: _builtins.str = ...,
+        jobs_donated: _builtins.int = ...,
+        tokens_donated: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "free_slots", b"free_slots", "hardware", b"hardware", "jobs_settled", b"jobs_settled", "models", b"models", "node", b"node", "note", b"note", "seen_at_ms", b"seen_at_ms", "slots", b"slots", "tokens_settled", b"tokens_settled", "witnessed_tokens_per_s", b"witnessed_tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "free_slots", b"free_slots", "hardware", b"hardware", "jobs_donated", b"jobs_donated", "jobs_settled", b"jobs_settled", "models", b"models", "node", b"node", "note", b"note", "seen_at_ms", b"seen_at_ms", "slots", b"slots", "tokens_donated", b"tokens_donated", "tokens_settled", b"tokens_settled", "witnessed_tokens_per_s", b"witnessed_tokens_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,175 @@
+"""Finding nodes: every way by which descriptors come, merged into one table.
+
+Rules: a way is believed for nothing; what it brings is verified, and the table keeps the newest of
+every node. A way that is closed is tried again with growing pauses and stops no other one. Where
+nodes listen is remembered for the next start. Ranking the table is `matching`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+from novamesh.clock import Clock
+from novamesh.config import Pool
+from novamesh.known_nodes import KnownNodes
+from novamesh.paths import direct_endpoints
+from novamesh.pool import PoolConnection
+from novamesh_proto import wire
+from novamesh_proto.errors import NovaMeshError
+from novamesh_proto.identity import PrivateKey, format_node_id
+from novamesh_proto.limits import DESCRIPTOR_BYTES_MAX
+from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId
+from novamesh_proto.node_table import NodeTable, Source
+
+ASK_EVERY_S: Final = 20.0  # descriptors live for two minutes
+PAUSES_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
+ASKED_AT_ONCE: Final = 8
+ASK_S: Final = 2.0
+
+Addresses = Callable[[], Sequence[tuple[NodeId, tuple[str, ...]]]]
+Learn = Callable[[NodeId, NodeDescriptor], None]
+_log: Final = logging.getLogger(__name__)
+
+
+class Discovery(Protocol):
+    """One way by which descriptors come."""
+
+    source: Source
+
+    def descriptors(self) -> AsyncIterator[Envelope]:
+        """Descriptors as they come, unverified, repetitions included.
+
+        Raises:
+            NovaMeshError: the way is closed for now.
+        """
+        ...
+
+
+class PoolList:
+    """What the coordinator lists, asked again and again."""
+
+    source = Source.COORDINATOR
+
+    def __init__(self, pool: PoolConnection) -> None:
+        self._pool = pool
+
+    async def descriptors(self) -> AsyncIterator[Envelope]:
+        """As `Discovery.descriptors`."""
+        while True:
+            for sealed in await self._pool.list_descriptors():
+                yield sealed
+            await asyncio.sleep(ASK_EVERY_S)
+
+
+class Asked:
+    """Nodes at addresses that we know: a static list, or those met before. Each is asked itself."""
+
+    source = Source.STATIC
+
+    def __init__(self, network: str, key: PrivateKey, clock: Clock, addresses: Addresses) -> None:
+        self._network = network
+        self._key = key
+        self._clock = clock
+        self._addresses = addresses
+
+    async def descriptors(self) -> AsyncIterator[Envelope]:
+        """As `Discovery.descriptors`."""
+        while True:
+            known = [(node, each) for node, some in self._addresses() for each in some]
+            for first in range(0, len(known), ASKED_AT_ONCE):
+                some = known[first : first + ASKED_AT_ONCE]
+                for answer in asyncio.as_completed([self._ask(*one) for one in some]):
+                    for sealed in await answer:
+                        yield sealed
+            await asyncio.sleep(ASK_EVERY_S)
+
+    async def _ask(self, node: NodeId, endpoint: str) -> tuple[Envelope, ...]:
+        """What a node says of itself; nothing if it is not there."""
+        pool = Pool(endpoint, format_node_id(node), self._network)
+        connection = PoolConnection(pool, self._key, self._clock, ASK_S)
+        try:
+            return await connection.list_descriptors()
+        except NovaMeshError:
+            return ()
+        finally:
+            await connection.close()
+
+
+class Gossiped:
+    """What peers pass on in the mesh."""
+
+    source = Source.LIBP2P
+
+    def __init__(self, heard: Callable[[], AsyncIterator[bytes]]) -> None:
+        self._heard = heard
+
+    async def descriptors(self) -> AsyncIterator[Envelope]:
+        """As `Discovery.descriptors`."""
+        async for raw in self._heard():
+            with contextlib.suppress(NovaMeshError):
+                yield wire.decode(Envelope, raw, DESCRIPTOR_BYTES_MAX)
+
+
+class Finder:
+    """Owns the table; `run` feeds it until cancelled."""
+
+    def __init__(
+        self, network: str, clock: Clock, ways: Sequence[Discovery], known: KnownNodes, learn: Learn
+    ) -> None:
+        """`learn` is told of every node that was verified anew."""
+        self.table = NodeTable(network)
+        self._clock = clock
+        self._ways = tuple(ways)
+        self._known = known
+        self._learn = learn
+        self._news = asyncio.Condition()
+
+    async def run(self) -> None:
+        """Follow every way until cancelled; what was learnt is saved on the way out."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for way in self._ways:
+                    tasks.create_task(self._follow(way), name=f"find by {way.source}")
+        finally:
+            with contextlib.suppress(NovaMeshError):
+                self._known.save()
+
+    async def wait(self, found: Callable[[], bool], seconds: float) -> bool:
+        """Until something is found in the table, for at most so long; whether it was."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._news:
+                await self._news.wait_for(found)
+        return found()
+
+    async def _follow(self, way: Discovery) -> None:
+        failures = 0
+        while True:
+            try:
+                async for sealed in way.descriptors():
+                    failures = 0
+                    await self._take(sealed, way.source)
+            except NovaMeshError as error:
+                _log.debug("no nodes by way of %s: %s", way.source.value, error.message)
+            await asyncio.sleep(PAUSES_S[min(failures, len(PAUSES_S) - 1)])
+            failures += 1
+
+    async def _take(self, sealed: Envelope, source: Source) -> None:
+        now_ms = self._clock.now_ms()
+        try:
+            if not self.table.take(sealed, source, now_ms):
+                return
+        except NovaMeshError:
+            return  # counted by the table
+        self.table.forget(now_ms)
+        said = wire.decode(NodeDescriptor, sealed.payload)
+        self._known.learn(said.header.issuer, direct_endpoints(said))
+        self._learn(said.header.issuer, said)
+        async with self._news:
+            self._news.notify_all()
+
+
+Start = Callable[[], Awaitable[Finder]]

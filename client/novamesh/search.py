@@ -1,0 +1,128 @@
+"""A client's search for nodes: every way that is open to it, from the first question on.
+
+Rules: it begins when somebody asks for it and ends with the client; a way that is closed on this
+machine (the mesh without its extra) is left out, and said only where no other is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from novamesh.clock import Clock
+from novamesh.config import Config
+from novamesh.direct_lines import DirectLines
+from novamesh.discovery import Asked, Discovery, Finder, Gossiped, PoolList
+from novamesh.known_nodes import KnownNodes
+from novamesh.mesh.mesh import Mesh
+from novamesh.mesh_settings import load_mesh_settings, mesh_config
+from novamesh.paths import tunnel_addresses
+from novamesh.pool import PoolConnection
+from novamesh_proto import wire
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import parse_node_id
+from novamesh_proto.limits import DESCRIPTOR_BYTES_MAX
+from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId
+from novamesh_proto.node_table import open_descriptor
+
+STATIC_HINT: Final = "novamesh config set client.nodes PEERID@HOST:PORT"
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Search:
+    """What a client knows of nodes by itself; `finder` owns the table."""
+
+    def __init__(
+        self, config: Config, pool: PoolConnection, lines: DirectLines, clock: Clock
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._lines = lines
+        self._clock = clock
+        self._stack = contextlib.AsyncExitStack()
+        self._mesh: Mesh | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._finder: Finder | None = None
+        self._starting = asyncio.Lock()
+
+    async def finder(self) -> Finder:
+        """The finder, at work from the first call on.
+
+        Raises:
+            NovaMeshError: BAD_CONFIG for settings that make no sense; UNSUPPORTED where the mesh is
+                the only way and not installed.
+        """
+        async with self._starting:
+            if self._finder is None:
+                self._finder = await self._start()
+            return self._finder
+
+    async def close(self) -> None:
+        """Look no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def _start(self) -> Finder:
+        pool, places = self._pool, self._config.places
+        known = KnownNodes(places.data / "nodes.json")
+        static = parse_nodes(self._config.client.nodes)
+        ways: list[Discovery] = [
+            Asked(pool.network, pool.key, self._clock, lambda: (*static, *known.addresses())),
+            PoolList(pool),
+        ]
+        try:
+            ways.append(Gossiped((await self._enter_mesh()).descriptors))
+        except NovaMeshError as error:
+            if error.code is not Code.UNSUPPORTED or not (static or known.addresses()):
+                raise
+            _log.info("the mesh is left out: %s", error.message)
+        finder = Finder(pool.network, self._clock, ways, known, self._learn)
+        self._task = asyncio.create_task(finder.run(), name="search")
+        return finder
+
+    async def _enter_mesh(self) -> Mesh:
+        """Listen to the mesh, and reach nodes through it."""
+        pool, places = self._pool, self._config.places
+        chosen = load_mesh_settings(places)
+        config = mesh_config(chosen, pool.network, pool.key, places.data / "client-peers.json")
+        network, clock = pool.network, self._clock
+
+        def check(raw: bytes) -> None:
+            sealed = wire.decode(Envelope, raw, DESCRIPTOR_BYTES_MAX)
+            open_descriptor(sealed, network, clock.now_ms())
+
+        self._mesh = await self._stack.enter_async_context(Mesh(config, check))
+        self._lines.tunnel = self._mesh.open_tunnel
+        return self._mesh
+
+    def _learn(self, node: NodeId, said: NodeDescriptor) -> None:
+        addresses = tunnel_addresses(said)
+        if self._mesh is not None and addresses:
+            self._mesh.learn(node, addresses)
+
+
+def parse_nodes(text: str) -> tuple[tuple[NodeId, tuple[str, ...]], ...]:
+    """Nodes of a static list, PEERID@HOST:PORT with commas between.
+
+    Raises:
+        NovaMeshError: BAD_CONFIG naming the entry.
+    """
+    found = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        peer, _, endpoint = entry.partition("@")
+        if not endpoint:
+            raise NovaMeshError(
+                Code.BAD_CONFIG, f"client.nodes: {entry!r} names no address", STATIC_HINT
+            )
+        try:
+            found.append((parse_node_id(peer), (endpoint,)))
+        except NovaMeshError as error:
+            raise NovaMeshError(
+                Code.BAD_CONFIG, f"client.nodes: {error.message}", STATIC_HINT
+            ) from None
+    return tuple(found)
