@@ -31,8 +31,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     "$(echo /wheels/*.whl)[node,p2p]"
 
 FROM python:3.11.14-slim-bookworm AS slim
-RUN useradd --uid 10001 --home-dir /var/lib/novamesh --create-home novamesh \
-    && chmod 0700 /var/lib/novamesh
+RUN useradd --uid 10001 --home-dir /var/lib/novamesh --no-create-home novamesh \
+    && install -d -o novamesh -g novamesh -m 0700 /var/lib/novamesh
 ENV PATH=/opt/novamesh/bin:$PATH NOVAMESH_HOME=/var/lib/novamesh HOME=/var/lib/novamesh
 WORKDIR /var/lib/novamesh
 VOLUME /var/lib/novamesh
@@ -46,8 +46,8 @@ FROM slim AS node
 COPY --from=node-build /opt/novamesh /opt/novamesh
 
 FROM python:3.11.14-bookworm AS node-cuda
-RUN useradd --uid 10001 --home-dir /var/lib/novamesh --create-home novamesh \
-    && chmod 0700 /var/lib/novamesh
+RUN useradd --uid 10001 --home-dir /var/lib/novamesh --no-create-home novamesh \
+    && install -d -o novamesh -g novamesh -m 0700 /var/lib/novamesh
 COPY --from=node-build /opt/novamesh /opt/novamesh
 ENV PATH=/opt/novamesh/bin:$PATH NOVAMESH_HOME=/var/lib/novamesh HOME=/var/lib/novamesh \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -38,6 +38,7 @@ from support.ports import free_port
 from support.postgres_server import PostgresServer
 from support.table import Table
 
+pytestmark = pytest.mark.timeout(400)  # the first time, packages are fetched
 DEPLOY = ROOT / "deploy"
 PROMETHEUS, ALERTS = DEPLOY / "prometheus/prometheus.yml", DEPLOY / "prometheus/alerts.yml"
 DASHBOARDS = sorted((DEPLOY / "grafana/dashboards").glob("*.json"))
