@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import math
 import os
@@ -31,12 +30,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc.aio
-import psutil
 import trio
 
-from novamesh.mesh.host import HostConfig, dial, open_host
-from novamesh_proto.identity import PrivateKey
-from support.mesh_peers import Attendee, Companion, Said, encode, mesh_config
+from support.mesh_churn import come_and_go
+from support.mesh_peers import Attendee, mesh_config
 from support.mesh_processes import Crowd
 
 HEARD_BAR_S: Final = 2.0
@@ -77,62 +74,17 @@ async def outage(peers: int, rounds: int) -> tuple[dict[str, Any], bool]:
 async def churn(visitors: int) -> tuple[dict[str, Any], bool]:
     """Bar: after the first quarter, memory, tasks and descriptors stay as they are."""
     with tempfile.TemporaryDirectory() as folder:
-        return await asyncio.to_thread(trio.run, churn_in_trio, Path(folder), visitors)
-
-
-async def churn_in_trio(folder: Path, visitors: int) -> tuple[dict[str, Any], bool]:
-    """One peer, and visitors who come eight at a time; every second one leaves without a word."""
-    host = Companion(mesh_config(folder))
-    readings: list[tuple[int, int, int]] = []
-    async with trio.open_nursery() as nursery:
-        await nursery.start(host.peer.run)
-        for start in range(0, visitors, 8):
-            async with trio.open_nursery() as visit:
-                for number in range(start, min(start + 8, visitors)):
-                    visit.start_soon(_visit, host, folder, number)
-            if start % max(8, visitors // 8 // 8 * 8) == 0:
-                await trio.sleep(3)
-                readings.append(_reading())
-        await trio.sleep(30)  # the silent ones are found out
-        readings.append(_reading())
-        connections = host.peer.connections
-        nursery.cancel_scope.cancel()
+        readings, left = await asyncio.to_thread(trio.run, come_and_go, Path(folder), visitors)
     settled, last = readings[len(readings) // 4], readings[-1]
     result = {
         "visitors": visitors,
-        "memory_mb": [round(memory / 2**20, 1) for memory, _, _ in readings],
-        "tasks": [tasks for _, tasks, _ in readings],
-        "descriptors": [files for _, _, files in readings],
-        "connections_left": connections,
+        "memory_mb": [round(reading.memory_bytes / 2**20, 1) for reading in readings],
+        "tasks": [reading.tasks for reading in readings],
+        "descriptors": [reading.descriptors for reading in readings],
+        "connections_left": left,
     }
-    flat = last[0] - settled[0] < GROWTH_BYTES_MAX and last[1] <= settled[1] + 16
-    return result, flat and last[2] <= settled[2] + 8
-
-
-async def _visit(host: Companion, folder: Path, number: int) -> None:
-    if number % 2:
-        async with open_host(HostConfig(PrivateKey.generate(), ())) as visitor:
-            await dial(visitor, host.node, host.peer.addresses)
-            await trio.sleep(0.5)
-            for connections in visitor.get_network().connections.values():
-                for connection in connections:  # as a machine that loses its power
-                    await connection.muxed_conn.secured_conn.close()
-        return
-    visitor = Companion(mesh_config(folder, host.peer.addresses, peers_file=folder / "visitor"))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(visitor.peer.run)
-        visitor.peer.say(encode(Said(visitor.node, (), number + 1)), ())
-        with trio.move_on_after(20):
-            while visitor.node not in host.heard:  # noqa: ASYNC110
-                await trio.sleep(0.02)
-        nursery.cancel_scope.cancel()
-
-
-def _reading() -> tuple[int, int, int]:
-    gc.collect()
-    process = psutil.Process()
-    statistics_now = trio.lowlevel.current_statistics()
-    return process.memory_info().rss, statistics_now.tasks_living, process.num_fds()
+    flat = last.memory_bytes - settled.memory_bytes < GROWTH_BYTES_MAX
+    return result, flat and last.tasks <= settled.tasks and last.descriptors <= settled.descriptors
 
 
 async def tunnel(calls: int) -> tuple[dict[str, Any], bool]:
