@@ -345,3 +345,39 @@ async def test_an_answer_goes_on_while_the_disk_takes_no_writes(tmp_path: Path) 
         async with asyncio.timeout(5):
             await made.sequencer.insist(arrived)
         assert made.delivered == [Wake(order.id)]
+
+
+async def test_whoever_may_not_write_any_more_ends_and_tells_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_store(tmp_path / "c.db")
+    made = Rig(Table(), Disk(store))
+    lost = NovaMeshError(Code.CONFLICT, "another coordinator has become the one that writes")
+
+    async def refuse(entries: list[Entry]) -> None:
+        raise lost
+
+    monkeypatch.setattr(made.disk, "commit", refuse)
+    waiting = made.join("client")
+    with pytest.raises(NovaMeshError) as ended:
+        await asyncio.wait_for(made.sequencer.run_writer(), 30)
+    assert ended.value is lost
+    assert not waiting.done()
+    assert made.delivered == []
+    waiting.cancel()
+    await store.close()
+
+
+async def test_no_new_work_is_taken_while_nobody_knows_what_became_of_a_commit(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as made:
+        made.disk._store.unsure = True
+        assert not made.sequencer.healthy
+        with pytest.raises(NovaMeshError) as refused:
+            await made.join("client")
+        assert refused.value.code is Code.STORAGE
+        await asyncio.sleep(0.1)
+        assert not made.sequencer.healthy  # a probe that gets through says nothing of it
+        made.disk._store.unsure = False
+        await made.join("client")
