@@ -21,10 +21,9 @@ from libp2p.abc import IHost
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as new_noise_keys
-from libp2p.network.config import ConnectionConfig
+from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
@@ -73,6 +72,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[IHost]:
     host = _make(config)
     swarm = host.get_network()
     assert isinstance(swarm, Swarm)
+    swarm.retry_config = RetryConfig(max_retries=0)  # whoever dials decides when to try again
     hardening.free_inbound_slots(swarm)
     hardening.stop_dialling_by_itself(swarm)
     swarm.register_notifee(hardening.SocketCloser())
@@ -118,11 +118,9 @@ async def dial(
                         await circuits.dial(with_peer(text, node))
                     return text
                 continue
-            swarm._negative_peer_cache.evict(str(peer))
-            with contextlib.suppress(Exception):  # there were none
-                store.clear_addrs(peer)
+            store.add_addrs(peer, [address], _ADDRESS_LIFE_S)
             with trio.fail_after(DIAL_S):
-                await host.connect(PeerInfo(peer, [address]))
+                await swarm.dial_addr(address, peer)
             return text
     raise NovaMeshError(
         Code.UNAVAILABLE,
