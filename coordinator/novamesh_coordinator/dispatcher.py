@@ -1,11 +1,13 @@
 """Attempts: who works on a job, until when, and what happens when that fails.
 
 Rules: one attempt at a time, each with a fence of its own. A lease is LEASE_MS, renewed by
-progress, under the job's deadline. A node that vanishes, declines or gives up before its first
-chunk costs the job one of ATTEMPTS_MAX attempts, and it goes to another of its candidates; after
-the first chunk the job fails where the lease ends, and its client goes on from what it has. What
-comes from an old fence is evidence and earns nothing. Leases and deadlines are ticks; after a
-restart every attempt gets RETURN_MS, so that its node can find its way back.
+progress, under the job's deadline; of a node whose stream has ended, the lease of what was begun
+ends within GONE_MS. A node that vanishes, declines or gives up before its first chunk costs the job
+one of ATTEMPTS_MAX attempts, and it goes to another of its candidates; after the first chunk the
+job fails where the lease ends, and its client goes on from what it has. What comes from an old
+fence is evidence and earns nothing. Leases and deadlines are ticks; whenever this process was away
+itself, restarted or frozen, every attempt gets RETURN_MS, so that its node can find its way back,
+and what ends before the node was heard again counts against nobody.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ from novamesh_proto.messages import (
 
 ATTEMPTS_MAX: Final = 2
 RETURN_MS: Final = 30_000  # a node that was cut off dials again within 20 s
+GONE_MS: Final = 5_000  # one whose stream broke dials again four times in that
+AWAY_MS: Final = 3_000  # between two ticks: this process was frozen, or its disk was out
 LEASE, DEADLINE, TAIL = 0, 1, 2  # kinds of timers
 Due = tuple[int, bytes]
 
@@ -63,6 +67,8 @@ class Dispatcher:
         self._relay = relay
         self._terms: dict[JobId, Verified[JobTerms]] = {}
         self._timers: Timers[Due] = Timers()
+        self._unheard: set[JobId] = set()  # attempts of which we heard nothing since we were away
+        self._ticked_ms: int | None = None
 
     def next_ms(self) -> int | None:
         """Ticks before which no lease, deadline or tail runs out."""
@@ -81,7 +87,7 @@ class Dispatcher:
         self._terms[job.job] = terms
         left_ms = min(max(0, job.admitted_ms + job.timeout_ms - now.wall_ms), job.timeout_ms)
         self._timers.set((DEADLINE, job.job), now.ticks_ms + left_ms)
-        self._timers.set((LEASE, job.job), now.ticks_ms + RETURN_MS)
+        self._await_return(job.job, now)
         if job.assignment is not None and not self._relay.take_up(job.job, job.fence):
             assignment = envelope.open(job.assignment, JobAssignment, network=network)
             since_us = max(0, now.wall_ms - job.assigned_ms) * 1000
@@ -103,12 +109,14 @@ class Dispatcher:
     def release(self, job: JobId) -> None:
         """Forget what is kept of a job besides its record."""
         self._terms.pop(job, None)
+        self._unheard.discard(job)
         self._relay.drop(job)
         for kind in (LEASE, DEADLINE, TAIL):
             self._timers.drop((kind, job))
 
     def renew(self, turn: Turn, job: Job) -> None:
         """A sign of progress: the lease begins anew."""
+        self._unheard.discard(job.job)
         self._timers.set((LEASE, job.job), turn.now.ticks_ms + LEASE_MS)
 
     def accept(self, turn: Turn, job: Job, decision: Envelope) -> None:
@@ -133,8 +141,9 @@ class Dispatcher:
     ) -> None:
         """An attempt is over without a result: another node, or the job fails.
 
-        `lost` counts against the node, `told` says that the node knows it already, `same_node`
-        that the node itself is as good a candidate as any; `claim` is what it attests of its part.
+        `lost` counts against the node unless we were away ourselves; `told` says that the node
+        knows it already, `same_node` that the node itself is as good a candidate as any; `claim` is
+        what it attests of its part.
         """
         stream = self._relay.get(job.job)
         started = stream is not None and stream.started
@@ -148,7 +157,7 @@ class Dispatcher:
                 job.node,
                 code,
                 message[:500],
-                lost,
+                lost and job.job not in self._unheard,
                 evidence,
             )
         )
@@ -165,13 +174,20 @@ class Dispatcher:
             self._settle(turn, self._job(job.job), stream, signed, JobState.FAILED)
 
     def move_on(self, turn: Turn, node: NodeId) -> None:
-        """A node vanished: what it had not begun goes to others, the rest waits for its lease."""
+        """A node vanished: what it had not begun goes to others; what it had waits for GONE_MS.
+
+        What nobody else can take waits for its lease: the node may come back and begin it.
+        """
+        gone_ms = turn.now.ticks_ms + GONE_MS
         for job in self._jobs.on_node(node):
             stream = self._relay.get(job.job)
             started = stream is not None and stream.started
             if not started and self._successor(turn, job) is not None:
                 message = "the node vanished before its first token"
                 self.end_attempt(turn, job, Code.NODE_LOST, message, lost=True, told=True)
+            elif started:
+                lease_ms = self._timers.due((LEASE, job.job)) or gone_ms
+                self._timers.set((LEASE, job.job), min(lease_ms, gone_ms))
 
     def cancel(self, turn: Turn, job: Job, order: Verified[CancelOrder]) -> None:
         """The client wants no more."""
@@ -210,23 +226,31 @@ class Dispatcher:
         return self._terms.get(job)
 
     def tick(self, turn: Turn) -> None:
-        """End what ran out."""
+        """End what ran out, unless time passed here without us."""
+        now_ms, before_ms = turn.now.ticks_ms, self._ticked_ms
+        self._ticked_ms = now_ms
+        if before_ms is not None and now_ms - before_ms > AWAY_MS:
+            for job in self._jobs.live():
+                self._await_return(job.job, turn.now)
         for kind, job_id in self._timers.take_due(turn.now.ticks_ms):
-            job = self._jobs.get(JobId(job_id))
-            if kind == TAIL or job is None:
+            found = self._jobs.get(JobId(job_id))
+            if kind == TAIL or found is None:
                 self.release(JobId(job_id))
-            elif kind == DEADLINE and not job.state.terminal:
-                self._expire(turn, job)
-            elif kind == LEASE and job.at_work:
-                self.end_attempt(
-                    turn,
-                    job,
-                    Code.NODE_LOST,
-                    f"the node gave no sign of work for {LEASE_MS // 1000} s",
-                    lost=True,
-                )
+            elif kind == DEADLINE and not found.state.terminal:
+                self._expire(turn, found)
+            elif kind == LEASE and found.at_work:
+                here = self._registry.sessions.get(found.node) is not None
+                silent = f"the node gave no sign of work for {LEASE_MS // 1000} s"
+                message = silent if here else "the node vanished and did not come back in time"
+                self.end_attempt(turn, found, Code.NODE_LOST, message, lost=True)
+
+    def _await_return(self, job: JobId, now: Moment) -> None:
+        """We were away: its node has RETURN_MS to be heard of again."""
+        self._unheard.add(job)
+        self._timers.set((LEASE, job), now.ticks_ms + RETURN_MS)
 
     def _begin(self, turn: Turn, job: Job, node: NodeId) -> None:
+        self._unheard.discard(job.job)
         session = self._registry.sessions.get(node)
         assert session is not None
         attempt, fence = job.attempt + 1, self._jobs.last_fence + 1

@@ -2,7 +2,8 @@
 
 Rules: only the newest session of a node speaks for it; what it says of an attempt counts only for
 the job's present attempt and fence, otherwise the node is told to stop, once; a node that breaks
-the protocol of an attempt loses that attempt. Signatures were checked by the verifier.
+the protocol of an attempt loses that attempt. Who hands work back in order, declining or signing
+that it stops, is not blamed for it. Signatures were checked by the verifier.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ SPARE_CHUNKS: Final = 64  # chunks without tokens that an attempt may have
 CHUNKS_MAX: Final = 65_536  # of an attempt; a node sends about 20 a second
 # Why a node is told to stop an attempt of a job that has ended; otherwise it is simply old.
 _STOP_CODES: Final = {JobState.CANCELLED: Code.CANCELLED, JobState.EXPIRED: Code.EXPIRED}
+# A node that signs this gives work back: its owner stops it, or nobody wants it any more.
+HANDED_BACK: Final = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.EXPIRED})
 
 
 class Floor:
@@ -107,8 +110,9 @@ class Floor:
         return tuple(resumed)
 
     def detach(self, turn: Turn, gone: NodeDetached) -> None:
-        """A stream ended."""
-        if self._registry.sessions.close(gone.node, gone.session):
+        """A stream ended. Where we stop ourselves, its attempts wait for our return."""
+        closed = self._registry.sessions.close(gone.node, gone.session)
+        if closed and not gone.stopping:
             self._dispatcher.move_on(turn, gone.node)
 
     def set_load(self, turn: Turn, said: LoadChanged) -> None:
@@ -277,7 +281,7 @@ class Floor:
                 job,
                 Code.NODE_LOST,
                 "the node stopped before the answer was complete",
-                lost=True,
+                lost=att.finish is not FinishReason.CANCELLED,
                 evidence=claim.envelope,
                 told=True,
                 claim=claim,
@@ -289,12 +293,13 @@ class Floor:
         what = failure.message
         job = self._current(turn, failure.issuer, said.session, what.job, what.attempt, what.fence)
         if job is not None:
+            code = parse_code(what.code)
             self._dispatcher.end_attempt(
                 turn,
                 job,
-                parse_code(what.code),
+                code,
                 what.message or "the node could not go on",
-                lost=True,
+                lost=code not in HANDED_BACK,
                 evidence=failure.envelope,
                 told=True,
             )

@@ -109,6 +109,7 @@ class Hub:
     def __init__(self) -> None:
         self._outboxes: dict[tuple[NodeId, bytes], Outbox] = {}
         self._watchers: dict[JobId, list[Watcher]] = {}
+        self.stopping = False  # sessions that end now end because of us
 
     def connect(self, node: NodeId, session: bytes) -> Outbox:
         """The outbox of a new session; an older one is closed when the core says so."""
@@ -143,7 +144,8 @@ class Hub:
             del self._watchers[watcher.job]
 
     def say_goodbye(self, code: Code, message: str) -> None:
-        """End every session."""
+        """End every session: the coordinator stops."""
+        self.stopping = True
         for outbox in self._outboxes.values():
             outbox.close(code, message)
 

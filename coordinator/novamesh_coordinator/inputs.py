@@ -136,10 +136,11 @@ class NodeAttached:
 
 @dataclass(frozen=True, slots=True)
 class NodeDetached:
-    """A stream ended. Harmless for an old session. Reply: None."""
+    """A stream ended, perhaps since we are `stopping`. Harmless for an old session. Reply: None."""
 
     node: NodeId
     session: bytes
+    stopping: bool = False
 
 
 @dataclass(frozen=True, slots=True)

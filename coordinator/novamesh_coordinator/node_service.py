@@ -132,7 +132,8 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             door.hub.disconnect(outbox)
             # Also when the call was cancelled: the session must end, or its slots are never free.
             with contextlib.suppress(NovaMeshError):
-                await asyncio.shield(door.sequencer.insist(NodeDetached(node, session)))
+                gone = NodeDetached(node, session, door.hub.stopping)
+                await asyncio.shield(door.sequencer.insist(gone))
 
     async def _serve(
         self, context: Context, pen: Pen, outbox: Outbox, resumed: tuple[RunningAttempt, ...]

@@ -156,7 +156,9 @@ def test_a_node_lost_after_its_first_token_is_paid_up_to_its_last_checkpoint(
     table.send(attempt, attempt.chunk(2))
     table.detach(one)
     assert not table.taken(Assign)
-    table.pass_time(15.1)
+    table.pass_time(4.9)
+    assert table.view(client, order.id).state is JobState.RUNNING
+    table.pass_time(0.2)
     view = table.view(client, order.id)
     assert (view.state, view.code) == (JobState.FAILED, "node_lost")
     paid = settlements(table)[0]

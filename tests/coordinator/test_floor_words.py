@@ -244,7 +244,7 @@ def test_a_checkpoint_wakes_the_watchers(scene: Scene) -> None:
 def test_a_node_that_stopped_early_is_told_apart_from_one_that_is_done(scene: Scene) -> None:
     table, attempt = scene.table, scene.attempt
     table.send(attempt, attempt.chunk(final=True))
-    sealed = attempt.attest(table.now_ms, FinishReason.CANCELLED)
+    sealed = attempt.attest(table.now_ms, FinishReason.FAILED)
     table.attest(attempt, sealed)
     end = ended(scene)
     words = "the node stopped before the answer was complete"
@@ -316,7 +316,7 @@ def test_a_node_that_gives_up_says_why(scene: Scene, said: str) -> None:
     assert (end.code, end.message, end.lost, end.evidence) == (
         Code.UNAVAILABLE,
         words,
-        True,
+        False,
         sealed,
     )
     assert not table.taken(StopAttempt)

@@ -47,6 +47,7 @@ from support.parties import COORDINATOR, NETWORK
 
 T = TypeVar("T", bound=Effect)
 KEY_DIGEST = bytes(32)
+TICK_S = 1.0
 
 
 class Table:
@@ -91,9 +92,11 @@ class Table:
         return found
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass and the core notice."""
-        self.clock.advance(seconds)
-        self.do(inputs.Ticked())
+        """Let time pass and the core notice, as it does all the time."""
+        whole, rest_s = divmod(seconds, TICK_S)
+        for step_s in (*[TICK_S] * int(whole), rest_s):
+            self.clock.advance(step_s)
+            self.do(inputs.Ticked())
 
     def replayed(self) -> Core:
         """A core that only ever saw the log."""
@@ -217,9 +220,9 @@ class Table:
         self.sessions[node.id] = session
         return resumed
 
-    def detach(self, node: NodeActor) -> None:
+    def detach(self, node: NodeActor, stopping: bool = False) -> None:
         """The stream breaks."""
-        self.do(inputs.NodeDetached(node.id, self.sessions[node.id]))
+        self.do(inputs.NodeDetached(node.id, self.sessions[node.id], stopping))
 
     def load(self, node: NodeActor, free: int, accepting: bool = True, reason: str = "") -> None:
         """A NodeLoad."""
@@ -275,10 +278,10 @@ class Table:
         claim = self.verifier.open_of(sealed, InferenceAttestation, node.id, self.now_ms)
         self.do(inputs.AttemptAttested(self.sessions[node.id], claim))
 
-    def fail(self, attempt: Attempt) -> None:
+    def fail(self, attempt: Attempt, code: str = "internal") -> None:
         """A JobFailure."""
         node = attempt.node
-        sealed = attempt.fail(self.now_ms)
+        sealed = attempt.fail(self.now_ms, code)
         failure = self.verifier.open_of(sealed, JobFailure, node.id, self.now_ms)
         self.do(inputs.AttemptFailed(self.sessions[node.id], failure))
 

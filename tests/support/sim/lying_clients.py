@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
+from novamesh.candidates import verify_candidates
+from novamesh.desk import Desk
 from novamesh.model_choice import choose_model
 from novamesh.order import Draft, draft
 from novamesh.pool import PoolConnection, Wanted
-from novamesh.session import Desk, JobSession
 from novamesh_proto import envelope, sealing
 from novamesh_proto.errors import NovaMeshError
 from novamesh_proto.messages import (
@@ -70,24 +71,25 @@ class Replayer(LyingClient):
     connection = EchoingConnection
 
 
-class DenyingSession(JobSession):
+class DenyingConnection(PoolConnection):
     """It takes the answer, and signs that there was none."""
 
-    async def _acknowledge(self, ack: Envelope) -> None:
+    async def acknowledge(self, ack: Envelope) -> None:
+        """Nothing came."""
         said = envelope.open(ack, StreamAck, network=NETWORK).message
-        nothing = replace(said, chunks=0)
-        await super()._acknowledge(envelope.seal(nothing, self._desk.pool.key))
+        await super().acknowledge(envelope.seal(replace(said, chunks=0), self.key))
 
-    async def _countersign(self, receipt: Envelope) -> None:
+    async def submit_receipt(self, receipt: Envelope) -> None:
+        """Nothing came."""
         said = envelope.open(receipt, ClientReceipt, network=NETWORK).message
         nothing = replace(said, chunks=0, completion_tokens=0, verdict=ReceiptVerdict.INCOMPLETE)
-        await super()._countersign(envelope.seal(nothing, self._desk.pool.key))
+        await super().submit_receipt(envelope.seal(nothing, self.key))
 
 
 class Denier(LyingClient):
     """Denies what it got, and then wants it cancelled."""
 
-    session = DenyingSession
+    connection = DenyingConnection
 
     async def after(self, wish: Wish, desk: Desk) -> None:
         """So that nobody is paid."""
@@ -110,7 +112,8 @@ class DoubleSpender(LyingClient):
                 model = await _model(desk)
                 made = _continued(wish, desk, model, done.job, kept)
                 wanted = Wanted(model.model_profile, 64, wish.tokens + MORE_TOKENS)
-                chosen = JobSession(desk, _ignore)._verify(await desk.pool.match(wanted), model)
+                found, now_ms = await desk.pool.match(wanted), desk.clock.now_ms()
+                chosen = verify_candidates(found, model, NETWORK, now_ms)
                 job = made.wrap([one for one, _ in chosen])
                 await desk.pool.submit(job, [reservation for _, reservation in chosen])
 
@@ -150,10 +153,6 @@ def _continued(
     )
     signed = envelope.open(envelope.seal(terms, desk.pool.key), JobTerms, network=NETWORK)
     return Draft(signed, sealed, body)
-
-
-async def _ignore(piece: object) -> None:
-    del piece
 
 
 LYING_CLIENTS: Final[tuple[type[Client], ...]] = (Replayer, Denier, DoubleSpender, Hoarder)
