@@ -19,17 +19,19 @@ from novamesh.asked import Asked, check_deadline
 from novamesh.clock import Clock
 from novamesh.completion import Completion, Piece
 from novamesh.config import Config, Pool, load_config
+from novamesh.desk import Desk
 from novamesh.direct_lines import DirectLines
 from novamesh.following import Emit
 from novamesh.job_records import JobRecords
 from novamesh.job_transport import JobPool
 from novamesh.keys import load_or_create_key
 from novamesh.mesh_pool import MeshPool
+from novamesh.mesh_settings import load_mesh_settings
 from novamesh.order import order_of
 from novamesh.pool import PoolConnection
 from novamesh.receipts import Receipts
 from novamesh.search import Search
-from novamesh.session import STOP_S, Desk, JobSession
+from novamesh.session import STOP_S, JobSession
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.join_code import parse_join_code
@@ -80,11 +82,13 @@ class Client:
         records.prune(self._clock.now_ms())
         receipts = Receipts(config.places.receipts)
         await self._tasks.__aenter__()
-        self._lines = lines = DirectLines(pool.network, key, self._clock)
-        self._search = Search(config, connection, lines, self._clock)
+        self._search = Search(config, connection, self._clock)
+        tunnel = self._search.tunnel
+        self._lines = lines = DirectLines(pool.network, key, self._clock, tunnel)
+        alone = bool(config.client.nodes) or load_mesh_settings(config.places).on
         self._desk = Desk(
             connection, config.client, records, receipts, self._clock,
-            lines if config.client.direct else None, self._without_coordinator,
+            lines if config.client.direct else None, self._without_coordinator, alone,
         )  # fmt: skip
         return self
 

@@ -60,7 +60,9 @@ class DirectLines:
     async def open(
         self, descriptor: Verified[NodeDescriptor], *, insist: bool = False
     ) -> DirectLine:
-        """A line to a node that answered; `insist` tries also where nobody answered lately.
+        """A line to a node that answered.
+
+        `insist` tries also where nobody answered lately, and tunnels, which take longer to open.
 
         Raises:
             NovaMeshError: UNAVAILABLE if it cannot be reached from here.
@@ -74,7 +76,7 @@ class DirectLines:
             if not insist and self._away.get(node, 0.0) > self._clock.monotonic():
                 raise NovaMeshError(Code.UNAVAILABLE, f"{short(node)} was out of reach just now")
             try:
-                line = await self._dial(descriptor)
+                line = await self._dial(descriptor, tunnels=insist)
             except NovaMeshError:
                 self._remember_away(node)
                 raise
@@ -99,7 +101,7 @@ class DirectLines:
             _, line = self._lines.popitem()
             await line.keep.aclose()
 
-    async def _dial(self, descriptor: Verified[NodeDescriptor]) -> DirectLine:
+    async def _dial(self, descriptor: Verified[NodeDescriptor], *, tunnels: bool) -> DirectLine:
         node, said = descriptor.issuer, descriptor.message
         refusal = NovaMeshError(
             Code.UNAVAILABLE, f"{short(node)} says nowhere that it can be reached"
@@ -110,7 +112,7 @@ class DirectLines:
             except NovaMeshError as error:
                 refusal = error
         addresses = tunnel_addresses(said)
-        if addresses and self.tunnel is not None:
+        if tunnels and addresses and self.tunnel is not None:
             async with AsyncExitStack() as keep:
                 endpoint = await keep.enter_async_context(self.tunnel(node, addresses))
                 return await self._probe(node, endpoint, JobPath.TUNNEL, keep.pop_all())

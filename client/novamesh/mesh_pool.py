@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from novamesh.clock import Clock
@@ -94,11 +95,14 @@ class MeshPool:
         Raises:
             NovaMeshError: as `matching.unservable`; UNAVAILABLE if none could be reached.
         """
+        offered = partial(self._is_offered, wanted.model_profile)
+        await self._finder.wait(offered, FIND_S)
         refusal: NovaMeshError | None = None
         for _ in range(TRIED_MAX):
             chosen = self._rank(wanted, refusal)
             try:
-                self._line, self._chosen = await self._lines.open(chosen), chosen
+                self._line = await self._lines.open(chosen, insist=True)
+                self._chosen = chosen
                 return
             except NovaMeshError as error:
                 refusal = error
@@ -174,6 +178,10 @@ class MeshPool:
         found = self._finder.table.get(ranking.chosen[0].node, now_ms)
         assert found is not None, "whoever is ranked is in the table"
         return found
+
+    def _is_offered(self, profile: ProfileDigest) -> bool:
+        entries = self._finder.table.fresh(self._clock.now_ms())
+        return any(entry.state.offer(profile) is not None for entry in entries)
 
     def _models(self) -> tuple[PoolModel, ...]:
         models: dict[ProfileDigest, PoolModel] = {}

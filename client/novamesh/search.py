@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator
 from typing import Final
 
 from novamesh.clock import Clock
 from novamesh.config import Config
-from novamesh.direct_lines import DirectLines
 from novamesh.discovery import Asked, Discovery, Finder, Gossiped, PoolList
 from novamesh.known_nodes import KnownNodes
 from novamesh.mesh.mesh import Mesh
@@ -35,12 +35,9 @@ _log: Final = logging.getLogger(__name__)
 class Search:
     """What a client knows of nodes by itself; `finder` owns the table."""
 
-    def __init__(
-        self, config: Config, pool: PoolConnection, lines: DirectLines, clock: Clock
-    ) -> None:
+    def __init__(self, config: Config, pool: PoolConnection, clock: Clock) -> None:
         self._config = config
         self._pool = pool
-        self._lines = lines
         self._clock = clock
         self._stack = contextlib.AsyncExitStack()
         self._mesh: Mesh | None = None
@@ -59,6 +56,19 @@ class Search:
             if self._finder is None:
                 self._finder = await self._start()
             return self._finder
+
+    @contextlib.asynccontextmanager
+    async def tunnel(self, node: NodeId, addresses: tuple[str, ...]) -> AsyncIterator[str]:
+        """An address behind which that node answers; the search begins with the first one.
+
+        Raises:
+            NovaMeshError: UNAVAILABLE, UNSUPPORTED without the mesh.
+        """
+        await self.finder()
+        if self._mesh is None:
+            raise NovaMeshError(Code.UNSUPPORTED, "this machine is in no mesh")
+        async with self._mesh.open_tunnel(node, addresses) as address:
+            yield address
 
     async def close(self) -> None:
         """Look no more."""
@@ -97,7 +107,6 @@ class Search:
             open_descriptor(sealed, network, clock.now_ms())
 
         self._mesh = await self._stack.enter_async_context(Mesh(config, check))
-        self._lines.tunnel = self._mesh.open_tunnel
         return self._mesh
 
     def _learn(self, node: NodeId, said: NodeDescriptor) -> None:

@@ -14,24 +14,20 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from novamesh import retries
 from novamesh.candidates import verify_candidates
-from novamesh.clock import Clock
 from novamesh.completion import Completion, Piece, parts_of
-from novamesh.config import ClientSettings
-from novamesh.direct_lines import DirectLines
+from novamesh.desk import Desk
 from novamesh.failover import Course, continue_from
 from novamesh.following import Emit, Following
-from novamesh.job_records import JobRecord, JobRecords
+from novamesh.job_records import JobRecord
 from novamesh.job_transport import JobPool, JobTransport, Wanted
 from novamesh.model_choice import choose_model
 from novamesh.order import Draft, Order, draft, max_tokens, prompt_bytes
-from novamesh.pool import PoolConnection
 from novamesh.reader import AnswerReader, Conclusion
-from novamesh.receipts import Receipts
 from novamesh.retries import ask, pause
 from novamesh.two_ways import TwoWays
 from novamesh_proto.attestation import BURST_RULE, witnessed_speed
@@ -56,25 +52,6 @@ _NOBODY_ELSE: Final = frozenset({Code.MODEL_NOT_FOUND, Code.NO_CAPACITY})
 _ENDS: Final = frozenset({FinishReason.STOP, FinishReason.LENGTH})
 
 _log: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """What every session of a client works with."""
-
-    pool: PoolConnection
-    settings: ClientSettings
-    records: JobRecords
-    receipts: Receipts
-    clock: Clock
-    lines: DirectLines | None = None  # to nodes themselves; None: everything is relayed
-    mesh: Callable[[], Awaitable[JobPool]] | None = None  # a pool without its coordinator
-
-    async def without_coordinator(self) -> JobPool:
-        """Nodes that are found and asked themselves. Raises UNSUPPORTED where there is no way."""
-        if self.mesh is None:
-            raise NovaMeshError(Code.UNSUPPORTED, "this client looks for no nodes itself")
-        return await self.mesh()
 
 
 class JobSession:
@@ -133,7 +110,12 @@ class JobSession:
         ends_s, course = clock.monotonic() + order.deadline_s, Course()
         if order.mesh:
             self._pool = await self._desk.without_coordinator()
-        models = await ask(self._pool.list_models, settings.retries, order.deadline_s)
+        try:
+            models = await ask(self._pool.list_models, settings.retries, order.deadline_s)
+        except NovaMeshError as error:
+            if not await self._leave_coordinator(error):
+                raise
+            models = await self._pool.list_models()
         model = choose_model(order.model, models)
         try:
             return await ask(
@@ -153,6 +135,15 @@ class JobSession:
                 return await self._part(part, model, before, course.lost)
             except NovaMeshError as error:
                 failure = error
+                await self._leave_coordinator(error)
+
+    async def _leave_coordinator(self, error: NovaMeshError) -> bool:
+        """Ask nodes themselves from now on, where it is away and nobody has taken the job."""
+        away = error.code is Code.UNAVAILABLE and self._running is None
+        if not away or not self._desk.alone or self._pool is not self._desk.pool:
+            return False
+        self._pool = await self._desk.without_coordinator()
+        return True
 
     def _may_run_again(self, error: NovaMeshError) -> bool | float:
         """A new answer is safe once the old job has ended without delivering anything."""

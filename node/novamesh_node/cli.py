@@ -64,6 +64,10 @@ def start(
     endpoint: Annotated[
         str | None, Parameter(help="HOST:PORT that clients are told, where it is another one.")
     ] = None,
+    map_port: Annotated[
+        bool | None, Parameter(negative=(), help="Ask the home router to pass our port on.")
+    ] = None,
+    mesh: Annotated[bool | None, Parameter(negative=(), help="Take part in the mesh.")] = None,
     donate: Annotated[
         bool | None, Parameter(negative=(), help="Work unpaid while the coordinator is away.")
     ] = None,
@@ -82,8 +86,9 @@ def start(
         "listen": listen,
         "endpoint": endpoint,
         "donate": donate,
+        "map_port": map_port,
     }
-    config = load_node_config(home, flags=flags, join=join)
+    config = load_node_config(home, flags=flags, join=join, mesh=mesh)
     logs.configure(config.log_format)
     asyncio.run(daemon.serve(config, daemon.Voice(_say, _ready)))
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from novamesh import settings
 from novamesh.config import Places, Pool, find_places, load_pool, read_tables
+from novamesh.mesh_settings import MeshSettings, load_mesh_settings
 from novamesh.settings import option
 from novamesh.transport import split_address
 from novamesh_node.admission import Policy
@@ -68,6 +69,7 @@ class NodeSettings:
         "", "HOST:PORT that clients are told; empty = this machine's own address", greatest=160
     )
     donate: bool = option(False, "work for clients while the coordinator is away, unpaid")
+    map_port: bool = option(False, "ask the home router to pass our port on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class NodeConfig:
     broker: Broker | None
     listen: str
     endpoint: str
+    map_port: bool
+    mesh: MeshSettings
 
 
 def load_node_config(
@@ -93,6 +97,7 @@ def load_node_config(
     env: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
     join: str | None = None,
+    mesh: bool | None = None,
 ) -> NodeConfig:
     """The configuration of `node start`; `flags` are keys of `NodeSettings`.
 
@@ -136,6 +141,8 @@ def load_node_config(
         ),
         listen=_address("listen", chosen.listen, port_least=0),
         endpoint=_address("endpoint", chosen.endpoint),
+        map_port=chosen.map_port,
+        mesh=load_mesh_settings(places, env, {"on": mesh}),
     )
 
 

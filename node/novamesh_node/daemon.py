@@ -26,7 +26,7 @@ import torch
 
 from novamesh.config import save_pool
 from novamesh.keys import create_key, load_key
-from novamesh_node import control, devices, direct_service, lifecycle, loading
+from novamesh_node import control, devices, lifecycle, loading, reach
 from novamesh_node.admission import Admission, House
 from novamesh_node.attestor import Machine
 from novamesh_node.clock import Clock
@@ -35,7 +35,6 @@ from novamesh_node.crew import Crew, Served, Station
 from novamesh_node.descriptor import Advertiser
 from novamesh_node.desk import SLOTS_MAX, Desk, Fixtures
 from novamesh_node.donations import Donations
-from novamesh_node.endpoint import endpoint_of
 from novamesh_node.failures import first_error
 from novamesh_node.front import Front, Means
 from novamesh_node.hardware import mark
@@ -151,10 +150,13 @@ class _Daemon:
                 )
                 session, front = self._assemble(tasks, key, crew, advertiser, journal)
                 presence = self._present(key, advertiser)
-                orders.complete(session, lambda: crew.inventory() | _broker(presence))
                 self._keeper.lend(crew.slots)
-                async with direct_service.listen(front, key, self._config.listen) as listener:
-                    self._advertise(advertiser, listener)
+                async with reach.opened(
+                    self._config, key, front, advertiser, self._clock, self._voice.say
+                ) as open_to:
+                    orders.complete(
+                        session, lambda: crew.inventory() | _broker(presence) | open_to.told()
+                    )
                     self._keeper.apply(lifecycle.Loaded())
                     watchman = Watchman(crew, self._keeper, advertiser, self._tell)
                     await self._work(tasks, session, presence, key, watchman)
@@ -191,15 +193,6 @@ class _Daemon:
             version("novamesh"),
         )  # fmt: skip
         return session, Front(means, tasks)
-
-    def _advertise(self, advertiser: Advertiser, listener: direct_service.Listener) -> None:
-        """Tell clients where this node listens, if it does."""
-        if not listener.port:
-            return
-        host, _, _ = self._config.listen.rpartition(":")
-        told = self._config.endpoint or endpoint_of(host, listener.port, self._config.pool.address)
-        advertiser.listen_at((told,))
-        self._voice.say("listens", f"at {self._config.listen}, clients are told {told}")
 
     def _present(self, key: PrivateKey, advertiser: Advertiser) -> Presence | None:
         """Being found at a broker, where one is named."""

@@ -4,7 +4,9 @@ While the client follows the attempt at this node, chunks go to it alone; the co
 signs of work and checkpoints, and at the end the attestation with what the client signed for. When
 the client's stream breaks, the coordinator gets what it lacks from the attempt's tail, so nobody
 misses anything. Work that was asked of this node alone has no coordinator: its messages wait in the
-tail until the client comes. Used on the loop only.
+tail until the client comes. Rules: what is passed on is in the tail already, so whoever comes in
+between has it with what it lacked, and is not told twice; a gap that the tail cannot fill is not
+papered over: then the client's word is all that the coordinator gets. Used on the loop only.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Final
 
 from novamesh_node.outbox import Outbox
 from novamesh_node.tail import Tail
+from novamesh_proto.errors import NovaMeshError
 from novamesh_proto.messages import AttachRequest, Envelope
 
 WITNESS_S: Final = 2.0  # the client's receipt follows the attestation within this, or not at all
@@ -37,6 +40,7 @@ class Delivery:
         self._countersigned = asyncio.Event()
         self._ended = False
         self._attested = False  # to the coordinator
+        self._torn = False  # it lacks chunks that are no longer here
 
     @property
     def alone(self) -> bool:
@@ -52,12 +56,16 @@ class Delivery:
         """Pass messages on, in order; waits while the way they go is full."""
         if not messages:
             return
+        before = self._follower, self._outbox()
         async with self._order:
-            follower, outbox = self._follower, self._outbox()
+            # Whoever came while this waited got these messages with what it lacked.
+            here = self._follower, self._outbox()
+            follower, outbox = (a if a is b else None for a, b in zip(here, before, strict=True))
+            alone = self._follower is not None or self._torn
             for message in messages:
                 if follower is not None and message.progress is None:
                     await follower.put(message)
-                if outbox is not None and (follower is None or not _for_client_alone(message)):
+                if outbox is not None and not (alone and _for_client_alone(message)):
                     await outbox.put(message)
                     self._count(message)
 
@@ -71,7 +79,7 @@ class Delivery:
         if outbox is not None:
             outbox.post(message)
 
-    def follow(
+    async def follow(
         self, tail: Tail | None, from_chunk: int
     ) -> tuple[tuple[AttachRequest, ...], Outbox]:
         """The client comes: what it lacks, and where the rest will be. A newer one takes its place.
@@ -80,23 +88,27 @@ class Delivery:
             NovaMeshError: STALE if that chunk is no longer here.
         """
         backlog = tail.since(from_chunk) if tail is not None else ()
-        if self._follower is not None:
-            self._follower.closed = True
-            self._follower.end()
-        self._follower, self.followed = Outbox(), True
-        return backlog, self._follower
+        follower, before = Outbox(), self._follower
+        self._follower, self.followed = follower, True
+        if self._ended:
+            follower.end()
+        if before is not None:
+            await before.close()  # whoever waits for room in it goes on
+        return backlog, follower
 
     async def unfollow(self, outbox: Outbox, tail: Tail | None) -> None:
         """The client's stream ended before the attempt: the coordinator gets what it lacks."""
         await outbox.close()
         if outbox is not self._follower:
             return
-        self._follower = None
-        session = self._outbox()
-        if session is None or tail is None or self._ended:
-            return
         async with self._order:
-            for message in tail.since(self._relayed):
+            if outbox is not self._follower:
+                return
+            self._follower = None
+            session = self._outbox()
+            if session is None or tail is None or self._ended:
+                return
+            for message in self._lacking(tail):
                 await session.put(message)
                 self._count(message)
 
@@ -106,12 +118,16 @@ class Delivery:
         Raises:
             NovaMeshError: STALE if that chunk is no longer here and nobody else receives it.
         """
+        self._relayed, self._torn = chunk, False
         if self.direct or self.receipt is not None:
-            self._relayed = chunk
-            return (*self.witnesses(), *tail.statements())
-        lacking = tail.since(chunk)
-        self._relayed = tail.chunks
-        return lacking
+            told = (*self.witnesses(), *tail.statements())
+            if not self._attested and self.receipt is None:  # `conclude` brings claim and witness
+                told = tuple(message for message in told if message.attestation is None)
+        else:
+            told = tail.since(chunk)
+        for message in told:
+            self._count(message)
+        return told
 
     def witnesses(self) -> tuple[AttachRequest, ...]:
         """What the client signed for: it stands in the place of a relay."""
@@ -141,10 +157,18 @@ class Delivery:
             if outbox is None or self._attested:
                 return
             signed = self.witnesses()
-            told = (*signed, *tail.statements()) if signed else tail.since(self._relayed)
+            told = (*signed, *tail.statements()) if signed else self._lacking(tail)
             for message in told:
                 await outbox.put(message)
                 self._count(message)
+
+    def _lacking(self, tail: Tail) -> tuple[AttachRequest, ...]:
+        """What the coordinator lacks; nothing where that cannot be told without a gap."""
+        try:
+            return tail.since(self._relayed)
+        except NovaMeshError:
+            self._torn = True
+            return ()
 
     def _outbox(self) -> Outbox | None:
         return None if self._session is None else self._session()

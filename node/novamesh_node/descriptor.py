@@ -24,6 +24,7 @@ from novamesh_proto.limits import (
     CONTROL_LIFE_MS,
     DESCRIPTOR_BYTES_MAX,
     DESCRIPTOR_LIFE_MS,
+    ENDPOINTS_MAX,
 )
 from novamesh_proto.messages import (
     Envelope,
@@ -80,7 +81,7 @@ class Advertiser:
         self._next_sequence = next_sequence
         self._free_slots = free_slots
         self._policy_digest = policy_digest
-        self._endpoints: tuple[str, ...] = ()
+        self._endpoints: dict[str, tuple[str, ...]] = {}  # by way, in the order they were opened
         self._issued: dict[MessageId, _Issued] = {}
         self._changed = False
 
@@ -89,10 +90,17 @@ class Advertiser:
         self._changed = self._changed or facts != self._facts
         self._facts = facts
 
-    def listen_at(self, endpoints: tuple[str, ...]) -> None:
-        """Clients reach the node there from now on."""
-        self._changed = self._changed or endpoints != self._endpoints
-        self._endpoints = endpoints
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where clients are told to reach the node, at most ENDPOINTS_MAX."""
+        every = dict.fromkeys(one for some in self._endpoints.values() for one in some)
+        return tuple(every)[:ENDPOINTS_MAX]
+
+    def listen_at(self, way: str, endpoints: tuple[str, ...]) -> None:
+        """Clients reach the node there by that way from now on."""
+        before = self.endpoints
+        self._endpoints[way] = endpoints
+        self._changed = self._changed or before != self.endpoints
 
     def due(self, now_ms: int) -> bool:
         """Whether a new descriptor should be issued; also when the wall clock was set back."""
@@ -127,7 +135,7 @@ class Advertiser:
             hardware=self._facts.hardware,
             engine_build=self._facts.engine_build,
             slots=self._facts.slots,
-            endpoints=self._endpoints,
+            endpoints=self.endpoints,
             free_slots=free,
             policy_digest=self._policy_digest,
         )

@@ -18,11 +18,12 @@ from typing import Any
 from novamesh.clock import Clock
 from novamesh.completion import Completion, Piece
 from novamesh.config import ClientSettings, Pool
+from novamesh.desk import Desk
 from novamesh.job_records import JobRecords
 from novamesh.order import Options, Order, Prompt
 from novamesh.pool import PoolConnection
 from novamesh.receipts import Receipts, verify_file
-from novamesh.session import Desk, JobSession
+from novamesh.session import JobSession
 from novamesh_coordinator.check import check
 from novamesh_coordinator.config import CoordinatorConfig, PostgresUrl
 from novamesh_coordinator.events import AttemptSettled, JobAdmitted

@@ -1,7 +1,7 @@
 """`novamesh config …`: what this machine is set to, and where that is written.
 
-Client, pool and node share one file. A coordinator has its own, in its own folder, which these
-commands leave alone. The node's settings are reached by import string.
+Client, pool, mesh and node share one file. A coordinator has its own, in its own folder, which
+these commands leave alone. The node's settings are reached by import string.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from novamesh import settings
 from novamesh.cli.output import say, write, write_json, write_table
 from novamesh.cli.scope import HERE, Json, Scope
 from novamesh.config import ClientSettings, Pool, read_tables, save_setting
+from novamesh.mesh_settings import MeshSettings, load_mesh_settings
 from novamesh_proto.errors import Code, NovaMeshError
 
 app = App(name="config", help="What this machine is set to.")
@@ -27,12 +28,12 @@ _SECRET: Final = "invite"  # noqa: S105, the name of a key and not a secret
 def sections() -> dict[str, type]:
     """The tables of config.toml and the class whose fields are their keys."""
     node: type = importlib.import_module(_NODE).NodeSettings
-    return {"client": ClientSettings, "pool": Pool, "node": node}
+    return {"client": ClientSettings, "pool": Pool, "mesh": MeshSettings, "node": node}
 
 
 @app.command
 def show(*, json: Json = False, scope: Scope = HERE) -> None:
-    """Print every setting of client, pool and node with its value and meaning.
+    """Print every setting of client, pool, mesh and node with its value and meaning.
 
     A coordinator has its own config.toml; docs/cli.md lists every setting of every part.
     """
@@ -59,7 +60,7 @@ def path(*, scope: Scope = HERE) -> None:
 
 @app.command(name="set")
 def set_value(key: str, value: str, /, *, scope: Scope = HERE) -> None:
-    """Write one setting of client, pool or node; comments in the file stay.
+    """Write one setting of client, pool, mesh or node; comments in the file stay.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ def set_value(key: str, value: str, /, *, scope: Scope = HERE) -> None:
         raise NovaMeshError(
             Code.BAD_CONFIG,
             f"unknown key {key!r}",
-            "keys are client.NAME, pool.NAME and node.NAME:  novamesh config show",
+            f"keys are {', '.join(f'{one}.NAME' for one in known)}:  novamesh config show",
         )
     parsed = settings.parse(known[section], section, name, value)
     places = scope.places
@@ -90,4 +91,5 @@ def _holders(scope: Scope) -> dict[str, Any]:
     node: Any = settings.resolve(
         sections()["node"], "node", env=os.environ, table=table, file=str(file)
     )
-    return {"client": config.client, "pool": config.pool or Pool(), "node": node}
+    mesh = load_mesh_settings(config.places)
+    return {"client": config.client, "pool": config.pool or Pool(), "mesh": mesh, "node": node}

@@ -21,11 +21,12 @@ from google.protobuf.message import DecodeError
 from novamesh.clock import Clock
 from novamesh.completion import Piece
 from novamesh.config import ClientSettings, Pool
+from novamesh.desk import Desk
 from novamesh.job_records import JobRecords
 from novamesh.model_choice import choose_model
 from novamesh.pool import PoolConnection, Wanted
 from novamesh.receipts import Receipts
-from novamesh.session import Desk, JobSession
+from novamesh.session import JobSession
 from novamesh.transport import Channel as PinnedChannel
 from novamesh_proto import envelope, wire
 from novamesh_proto.chunks import ChunkSealer

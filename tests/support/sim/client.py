@@ -10,11 +10,12 @@ from typing import ClassVar
 from novamesh.clock import Clock
 from novamesh.completion import Completion, Piece
 from novamesh.config import ClientSettings
+from novamesh.desk import Desk
 from novamesh.job_records import JobRecords
 from novamesh.order import Options, Order, Prompt
 from novamesh.pool import PoolConnection
 from novamesh.receipts import Receipts
-from novamesh.session import Desk, JobSession
+from novamesh.session import JobSession
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import ChatMessage, ChatPrompt
 from support.parties import OFFER, party
