@@ -2,8 +2,8 @@
 
 Rules: a job is admitted once and ends once; every position of an answer is paid at most once, and
 none that neither relay nor client saw; what was settled rests on statements that verify, each of
-exactly that attempt. Pure: it finds and tells, and mends nothing. Used by `novamesh coordinator check` and
-after every simulated run.
+exactly that attempt. Pure: it finds and tells, and mends nothing. Used by `novamesh coordinator
+check` and after every simulated run.
 """
 
 from __future__ import annotations

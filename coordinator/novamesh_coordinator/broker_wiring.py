@@ -14,7 +14,6 @@ from novamesh_coordinator.inputs import ProbeWanted
 from novamesh_coordinator.presence import Doors, Presence, open_entrance
 from novamesh_coordinator.service import Door
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.node_table import NodeTable
 
 Loop = Callable[[], Coroutine[object, object, None]]
 
@@ -40,7 +39,7 @@ async def small_broker(config: CoordinatorConfig, network: str) -> AsyncIterator
         yield
 
 
-def presence_loops(door: Door, config: CoordinatorConfig, table: NodeTable) -> tuple[Loop, ...]:
+def presence_loops(door: Door, config: CoordinatorConfig) -> tuple[Loop, ...]:
     """What keeps the table of who is here by a broker; nothing where none is named.
 
     Raises:
@@ -56,6 +55,7 @@ def presence_loops(door: Door, config: CoordinatorConfig, table: NodeTable) -> t
         now_ms=door.clock.now_ms,
         monotonic_s=door.clock.monotonic,
     )
+    table = door.table
     presence = Presence(
         open_entrance(broker), door.identity.network, table, doors, random.SystemRandom()
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from itertools import islice
 from typing import Any, Final, cast
 
 from novamesh_coordinator.events import AttemptSettled
@@ -23,11 +24,12 @@ from novamesh_coordinator.service import Context, Door, guarded
 from novamesh_coordinator.watch import Follower
 from novamesh_proto import envelope, wire
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import CANDIDATES_MAX
+from novamesh_proto.limits import CANDIDATES_MAX, DESCRIPTORS_LISTED_MAX
 from novamesh_proto.messages import (
     CancelOrder,
     ClientReceipt,
     DescriptorsQuery,
+    Envelope,
     JobId,
     JobQuery,
     JobsQuery,
@@ -36,6 +38,7 @@ from novamesh_proto.messages import (
     MatchQuery,
     ModelsQuery,
     PoolCard,
+    ProfileDigest,
     SealedJob,
     StreamAck,
     WatchQuery,
@@ -85,8 +88,10 @@ class PoolService(coordinator_pb2_grpc.PoolServiceServicer):
     ) -> pb.ListDescriptorsResponse:
         """Who is here?"""
         query = self.door.open_query(request.query, DescriptorsQuery)
-        found: Any = await self.door.sequencer.submit(DescriptorsAsked(query))
-        return pb.ListDescriptorsResponse(descriptors=[wire.to_pb(each) for each in found])
+        attached: Any = await self.door.sequencer.submit(DescriptorsAsked(query))
+        found = dict.fromkeys((*attached, *self._found(query.message.model_profile)))
+        listed = islice(found, DESCRIPTORS_LISTED_MAX)
+        return pb.ListDescriptorsResponse(descriptors=[wire.to_pb(each) for each in listed])
 
     @guarded
     async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchResponse:
@@ -165,6 +170,12 @@ class PoolService(coordinator_pb2_grpc.PoolServiceServicer):
         query = self.door.open_query(request.query, JobsQuery)
         views: Any = await self.door.sequencer.submit(JobsAsked(query))
         return pb.ListJobsResponse(jobs=[wire.to_pb(view) for view in views])
+
+    def _found(self, profile: bytes) -> Iterator[Envelope]:
+        """Descriptors that came by a broker; an empty profile is any."""
+        for entry in self.door.table.fresh(self.door.clock.now_ms()):
+            if not profile or entry.state.offer(ProfileDigest(profile)) is not None:
+                yield entry.descriptor.envelope
 
     async def _events(self, watcher: Watcher, query: WatchQuery) -> AsyncIterator[WatchResponse]:
         """A job's events in order, the last one its terminal state."""

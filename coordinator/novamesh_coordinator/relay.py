@@ -3,8 +3,8 @@
 A stream is one attempt. The relay follows the attempt's hash chain over the ciphertexts, so that it
 can say what it saw, and keeps the items (assignment, chunks, checkpoints) for whoever follows the
 job, now or again later. It has no key and reads nothing. Where the client follows its node itself,
-chunks do not come here: what both sign of the chain is kept in their place. Nothing is logged: after
-a restart the node sends the attempt from its first chunk again. Times are ticks, microseconds.
+chunks do not come here: what both sign of the chain is kept in their place. Nothing is logged:
+after a restart the node sends the attempt from its first chunk again. Times are ticks, µs.
 
 Bounds: STREAM_BYTES_MAX a stream, then its oldest items go; RELAY_BYTES_MAX in all, then ended
 streams go, oldest first.

@@ -51,7 +51,6 @@ from novamesh_coordinator.standby import Standby
 from novamesh_coordinator.store import Store, open_store, open_store_to_follow
 from novamesh_coordinator.verifier import Verifier
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.node_table import NodeTable
 from novamesh_proto.transport_identity import ServerCertificate, make_certificate
 from novamesh_proto.v1 import coordinator_pb2_grpc, node_pb2_grpc
 
@@ -118,7 +117,7 @@ async def run_coordinator(
         http_port = await _serve_http(stack, config, _pages(door))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         await stack.enter_async_context(small_broker(config, identity.network))
-        found = presence_loops(door, config, NodeTable(identity.network))
+        found = presence_loops(door, config)
         running = (*door.sequencer.loops(), door.bouncer.run, store.guard, *found)
         loops = [tasks.create_task(loop(), name=loop.__qualname__) for loop in running]
         await server.start()

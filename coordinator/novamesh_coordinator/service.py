@@ -34,6 +34,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
 from novamesh_proto.messages import Envelope, ErrorDetail
 from novamesh_proto.names import ERROR_METADATA
+from novamesh_proto.node_table import NodeTable
 
 T = TypeVar("T", bound=Signable)
 DEADLINE_S_MAX: Final = 600.0
@@ -105,9 +106,11 @@ class Door:
     guests: Guests = field(init=False)
     bouncer: Bouncer = field(init=False)
     parties: Buckets = field(init=False)
+    table: NodeTable = field(init=False)  # who is here by other ways than a stream to us
 
     def __post_init__(self) -> None:
         limits = self.limits
+        object.__setattr__(self, "table", NodeTable(self.identity.network))
         object.__setattr__(self, "addresses", Buckets(limits.address))
         bouncer = Bouncer(limits.connections, self.clock.monotonic)
         guests = Guests(limits.guests, limits.all_guests, bouncer.strike)

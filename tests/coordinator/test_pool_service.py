@@ -17,11 +17,19 @@ from novamesh_coordinator.hub import WATCHERS_MAX
 from novamesh_coordinator.server import Running
 from novamesh_proto import envelope, sealing, wire
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.messages import Envelope, JobId, JobState, NodeDescriptor, PoolCard
+from novamesh_proto.messages import (
+    DescriptorsQuery,
+    Envelope,
+    JobId,
+    JobState,
+    NodeDescriptor,
+    PoolCard,
+)
+from novamesh_proto.node_table import Source
 from novamesh_proto.v1 import coordinator_pb2 as pb
 from support.actors import Attempt, ClientActor, NodeActor, Order
 from support.memory_channel import AttachCall, Caller, call, serve_in_memory
-from support.parties import COORDINATOR, NETWORK
+from support.parties import COORDINATOR, NETWORK, PROFILE
 from support.waiting import wait_until
 
 
@@ -165,3 +173,23 @@ async def test_a_job_that_is_handed_in_again_keeps_the_wraps_it_came_with(scene:
     again = replace(scene.order.job, wraps=(wrapped,))
     await scene.caller.submit(replace(scene.order, job=again))
     assert await store.body(scene.order.id) == before
+
+
+async def test_members_may_keep_the_descriptors_of_whoever_is_here(scene: Scene) -> None:
+    """Those with a stream to us, and those that were found at a broker."""
+    client, table = scene.client, scene.running.door.table
+    elsewhere = NodeActor("elsewhere", COORDINATOR.node_id).descriptor(now_ms())
+    assert table.take(elsewhere, Source.MQTT, now_ms())
+    assert scene.node.advert is not None
+
+    async def listed(profile: bytes = b"") -> list[Envelope]:
+        query = DescriptorsQuery(client.header(now_ms()), profile)
+        return await scene.caller.descriptors(client.sign(query))
+
+    assert set(await listed()) == {scene.node.advert, elsewhere}
+    assert set(await listed(PROFILE)) == {scene.node.advert, elsewhere}
+    assert await listed(bytes(32)) == []
+    stranger = ClientActor("stranger", COORDINATOR.node_id)
+    with pytest.raises(NovaMeshError) as refused:
+        await scene.caller.descriptors(stranger.sign(DescriptorsQuery(stranger.header(now_ms()))))
+    assert refused.value.code is Code.NOT_A_MEMBER

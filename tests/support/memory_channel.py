@@ -85,6 +85,12 @@ class Caller:
         reply = await call(self.pool.ListModels, pb.ListModelsRequest(query=wire.to_pb(query)))
         return tuple(wire.from_pb(PoolModel, model) for model in reply.models)
 
+    async def descriptors(self, query: Envelope) -> list[Envelope]:
+        """ListDescriptors."""
+        request = pb.ListDescriptorsRequest(query=wire.to_pb(query))
+        response = await call(self.pool.ListDescriptors, request)
+        return [wire.from_pb(Envelope, each) for each in response.descriptors]
+
     async def match(self, query: Envelope) -> tuple[Candidate, ...]:
         """Match."""
         reply = await call(self.pool.Match, pb.MatchRequest(query=wire.to_pb(query)))
