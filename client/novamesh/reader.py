@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from novamesh.completion import Piece
+from novamesh.conclusion import Conclusion, failure_of, lost_answer
 from novamesh.job_records import JobRecord
 from novamesh.received import ReceivedAttempt
 from novamesh_proto import attestation, envelope
-from novamesh_proto.attestation import Finding, Witness
+from novamesh_proto.attestation import Witness
 from novamesh_proto.envelope import Signable, Verified
-from novamesh_proto.errors import Code, NovaMeshError, PeerError, parse_code
+from novamesh_proto.errors import Code, NovaMeshError, PeerError
 from novamesh_proto.evidence import VerifiedReceipt, check_evidence
 from novamesh_proto.identity import PrivateKey, format_node_id, short
 from novamesh_proto.limits import RECORD_LIFE_MS
@@ -249,15 +250,15 @@ class AnswerReader:
         if not self.attested and (view is None or not view.state.terminal):
             raise NovaMeshError(Code.UNAVAILABLE, "the job's events ended before the job did")
         if not self.attested and view is not None and view.state is not JobState.SETTLED:
-            raise _failure(view)
+            raise failure_of(view)
         attempt = self._attempt
         if attempt is None:
-            raise _lost()
+            raise lost_answer()
         if self._attestation is None or self._client_receipt is None:
             raise NovaMeshError(Code.CORRUPT, "the job was settled without an attestation")
         verdict = self._client_receipt.message.verdict
         if verdict is ReceiptVerdict.INCOMPLETE:
-            raise _lost()
+            raise lost_answer()
         if verdict is not ReceiptVerdict.OK:
             raise attempt.accuse(Code.CORRUPT, _ANOTHER)
         return Conclusion(
@@ -366,40 +367,6 @@ class AnswerReader:
         if self._attempt is None:
             raise NovaMeshError(Code.CORRUPT, f"the coordinator sent {what} before any assignment")
         return self._attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Conclusion:
-    """What a job brought that ended well, and what proves it."""
-
-    attestation: Verified[InferenceAttestation]
-    client_receipt: Verified[ClientReceipt]
-    pieces: tuple[Piece, ...]
-    findings: tuple[Finding, ...]
-    proof: VerifiedReceipt
-    receipt: Receipt
-
-
-def _failure(view: JobView) -> NovaMeshError:
-    """Why a job ended badly."""
-    fallback = {JobState.EXPIRED: Code.EXPIRED, JobState.CANCELLED: Code.CANCELLED}
-    code = parse_code(view.code) if view.code else fallback.get(view.state, Code.NODE_LOST)
-    hints = {
-        Code.EXPIRED: "allow more time:  --deadline-s",
-        Code.NODE_LOST: "run it again; another node may get it",
-        Code.BUSY: "run it again; another node may have room for it",
-    }
-    message = view.message or f"the job ended {view.state.name.lower()}"
-    return NovaMeshError(code, message, hints.get(code, ""))
-
-
-def _lost() -> NovaMeshError:
-    """The pool relayed the answer, and does not hold it any more: nobody is accused of that."""
-    return NovaMeshError(
-        Code.STALE,
-        "the answer was given, but the pool holds no more of it than its proof",
-        "run it again",
-    )
 
 
 def _envelope(part: Verified[T] | None) -> Envelope | None:

@@ -20,6 +20,7 @@ from typing import Final
 from novamesh import retries
 from novamesh.candidates import verify_candidates
 from novamesh.completion import Completion, Piece, parts_of
+from novamesh.conclusion import Conclusion
 from novamesh.desk import Desk
 from novamesh.failover import Course, continue_from
 from novamesh.following import Emit, Following
@@ -27,7 +28,7 @@ from novamesh.job_records import JobRecord
 from novamesh.job_transport import JobPool, JobTransport, Wanted
 from novamesh.model_choice import choose_model
 from novamesh.order import Draft, Order, draft, max_tokens, prompt_bytes
-from novamesh.reader import AnswerReader, Conclusion
+from novamesh.reader import AnswerReader
 from novamesh.retries import ask, pause
 from novamesh.two_ways import TwoWays
 from novamesh_proto.attestation import BURST_RULE, witnessed_speed

@@ -43,6 +43,7 @@ _NETWORK: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,  # ms
     "application_name": "novamesh coordinator",
+    "client_encoding": "utf8",  # whatever the database was made with: a C locale gives bytes
 }
 # The server's own view of a session: how long it waits for us, and what it does before it answers.
 _WRITER: Final = (

@@ -65,6 +65,7 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # not pinged by us: only who is silent for longer is, and we notice that he is gone in 25 s.
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # or whoever stands still is given a minute
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from novamesh.reader import AnswerReader, Conclusion, Step
+from novamesh.conclusion import Conclusion
+from novamesh.reader import AnswerReader, Step
 from novamesh_proto import envelope
 from novamesh_proto.errors import Code, NovaMeshError, PeerError
 from novamesh_proto.messages import (
