@@ -40,6 +40,7 @@ from support.table import Table
 BAR_S: Final = 5.0
 LIVE: Final = 32
 AGE_S: Final = 1_200  # of the oldest job; jobs are kept for half an hour after their end
+RENEW_S: Final = 40  # how often a node signs a new descriptor
 BATCH: Final = 500  # records in a transaction
 CONFIG: Final = f'network = "{NETWORK}"\nlisten = "127.0.0.1:0"\nhttp = ""\nopen = true\n'
 
@@ -63,6 +64,8 @@ async def _write_log(path: Path, jobs: int) -> None:
     await store.load()
     snapshotter = Snapshotter(store)
     for number in range(jobs):
+        if number % max(1, jobs * RENEW_S // AGE_S) == 0:
+            table.renew(node)
         order = table.order(client, node, key=f"job-{number}")
         attempt = table.assigned(node)
         if number < jobs - LIVE:

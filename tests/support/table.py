@@ -220,6 +220,13 @@ class Table:
         self.sessions[node.id] = session
         return resumed
 
+    def renew(self, node: NodeActor, **changes: Any) -> None:
+        """A newer descriptor of an attached node."""
+        node.sequence += 1
+        node.advert = node.descriptor(self.now_ms, **changes)
+        opened = self.verifier.open_descriptor(node.advert, node.id, self.now_ms)
+        self.do(inputs.DescriptorRenewed(node.id, self.sessions[node.id], opened))
+
     def detach(self, node: NodeActor, stopping: bool = False) -> None:
         """The stream breaks."""
         self.do(inputs.NodeDetached(node.id, self.sessions[node.id], stopping))
