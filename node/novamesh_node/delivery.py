@@ -56,18 +56,16 @@ class Delivery:
         """Pass messages on, in order; waits while the way they go is full."""
         if not messages:
             return
-        before = self._follower, self._outbox()
+        before = self._follower
         async with self._order:
-            # Whoever came while this waited got these messages with what it lacked.
-            here = self._follower, self._outbox()
-            follower, outbox = (a if a is b else None for a, b in zip(here, before, strict=True))
-            alone = self._follower is not None or self._torn
+            follower, outbox = self._follower, self._outbox()
+            alone = follower is not None or self._torn
             for message in messages:
-                if follower is not None and message.progress is None:
+                # Whoever came while this waited got these messages with what it lacked.
+                if follower is not None and follower is before and message.progress is None:
                     await follower.put(message)
                 if outbox is not None and not (alone and _for_client_alone(message)):
-                    await outbox.put(message)
-                    self._count(message)
+                    await self._relay(outbox, message)
 
     def post(self, message: AttachRequest) -> None:
         """Pass a decision or a failure on without waiting."""
@@ -109,8 +107,7 @@ class Delivery:
             if session is None or tail is None or self._ended:
                 return
             for message in self._lacking(tail):
-                await session.put(message)
-                self._count(message)
+                await self._relay(session, message)
 
     def resume(self, tail: Tail, chunk: int) -> tuple[AttachRequest, ...]:
         """What a new session lacks that has the chunks before `chunk`.
@@ -159,8 +156,7 @@ class Delivery:
             signed = self.witnesses()
             told = (*signed, *tail.statements()) if signed else self._lacking(tail)
             for message in told:
-                await outbox.put(message)
-                self._count(message)
+                await self._relay(outbox, message)
 
     def _lacking(self, tail: Tail) -> tuple[AttachRequest, ...]:
         """What the coordinator lacks; nothing where that cannot be told without a gap."""
@@ -172,6 +168,13 @@ class Delivery:
 
     def _outbox(self) -> Outbox | None:
         return None if self._session is None else self._session()
+
+    async def _relay(self, outbox: Outbox, message: AttachRequest) -> None:
+        """To the coordinator, unless it has that, or got it with its new session meanwhile."""
+        repeated = message.chunk is not None and message.chunk.chunk.index < self._relayed
+        if not repeated and not (message.attestation is not None and self._attested):
+            await outbox.put(message)
+            self._count(message)
 
     def _count(self, message: AttachRequest) -> None:
         if message.chunk is not None:

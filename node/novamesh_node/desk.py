@@ -23,7 +23,7 @@ from novamesh_node.clock import Clock
 from novamesh_node.crew import Crew, Served
 from novamesh_node.delivery import Delivery
 from novamesh_node.descriptor import Advertiser
-from novamesh_node.finished import FINISHED_MAX, Finished
+from novamesh_node.finished import FINISHED_MAX, Ended, Finished
 from novamesh_node.governor import Ruling
 from novamesh_node.outbox import Outbox
 from novamesh_node.request import build_request, render_prompt
@@ -159,8 +159,8 @@ class Desk:
             if run.admitted.key.job == job:
                 return run.seen
         for ended in reversed(self._finished.fresh(self._fixtures.clock.monotonic_ms()).values()):
-            if ended.answer.key.job == job:
-                work = ended.answer.admitted
+            work = ended.admitted
+            if work.key.job == job:
                 return Attempt(work.terms, work.assignment, ended.delivery, ended.answer, False)
         return None
 
@@ -205,7 +205,11 @@ class Desk:
         """What a hello says is still here: at work, or ended and perhaps not received."""
         now_ms = self._fixtures.clock.monotonic_ms()
         fresh = self._finished.fresh(now_ms)
-        chunks = {k: e.answer.chunks for k, e in fresh.items() if not e.delivery.alone}
+        chunks = {
+            key: ended.answer.chunks
+            for key, ended in fresh.items()
+            if ended.answer is not None and not ended.delivery.alone
+        }
         for key, run in self._runs.items():
             if not run.delivery.alone:
                 chunks[key] = 0 if run.answer is None else run.answer.chunks
@@ -267,6 +271,8 @@ class Desk:
         if run.ticket is not None and run.served is not None:
             run.served.worker.forget(run.ticket)
         run.delivery.end()
+        if run.delivery.alone and run.admitted.key not in self._finished.kept:
+            self._keep(run)  # why it failed; a coordinator was told, its client may not be here
         self._fixtures.crew.release(run.station)
         del self._runs[run.admitted.key]
         self._owner.ended()
@@ -296,13 +302,17 @@ class Desk:
         while not run.answer.ended:
             if not await self._advance(run.answer, run.ticket, run.delivery):
                 await self._show_progress(run, served, len(request.prompt), prefilled)
-        self._finished.add(run.answer, run.delivery, tools.clock.monotonic_ms())
+        self._keep(run)
         claim = run.delivery.conclude(run.answer.tail)
         self._tasks.create_task(claim, name="conclude")  # the slot is free meanwhile
         _log.info(
             "answered", attempt=admitted.key.name, tokens=run.answer.tokens,
             device=run.station.device.id,
         )  # fmt: skip
+
+    def _keep(self, run: Run) -> None:
+        now_ms = self._fixtures.clock.monotonic_ms()
+        self._finished.add(Ended(run.admitted, run.answer, run.delivery, now_ms))
 
     def _prepare(self, admitted: Admitted, body: JobBody, served: Served) -> Request:
         """Tokenizing may take a while: this runs beside the loop."""

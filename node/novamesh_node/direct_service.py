@@ -51,6 +51,7 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -79,7 +80,7 @@ def _guarded(handler: Handler) -> Handler:
             await _refuse(context, error)
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
-        except Exception as bug:
+        except Exception as bug:  # one call must never end the node
             _log.error("a call failed", kind=type(bug).__name__)
             await _refuse(context, NovaMeshError(Code.INTERNAL, "this node failed"))
 
@@ -116,7 +117,7 @@ class DirectService(rpc.PoolServiceServicer):
     ) -> None:
         """Follow an attempt."""
         events = self._front.watch(wire.from_pb(Envelope, request.query))
-        async with contextlib.aclosing(events):  # type: ignore[type-var]
+        async with contextlib.aclosing(events):
             async for event in events:
                 try:
                     async with asyncio.timeout(WRITE_S):

@@ -1,6 +1,7 @@
-"""Answers that ended lately, kept because their attestation may have been lost on its way.
+"""Attempts that ended lately, kept because what they ended in may have been lost on its way.
 
-Rules: bounded in number, bytes and time; the oldest goes first.
+Rules: bounded in number, bytes and time; the oldest goes first. One that ended before its answer
+began is kept for its client alone, who may not have asked yet.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from novamesh_node.admission import Admitted
 from novamesh_node.answer import Answer
 from novamesh_node.attempt import AttemptKey
 from novamesh_node.delivery import Delivery
@@ -20,22 +22,23 @@ FINISHED_MS: Final = TAIL_KEPT_MS  # a coordinator may be away for as long
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An answer that ended at a monotonic time, and how it was delivered."""
+    """An attempt that ended at a monotonic time, its answer if it had one, and its delivery."""
 
-    answer: Answer
+    admitted: Admitted
+    answer: Answer | None
     delivery: Delivery
     at_ms: int
 
 
 @dataclass(slots=True)
 class Finished:
-    """Answers that ended lately, oldest first."""
+    """Attempts that ended lately, oldest first."""
 
     kept: dict[AttemptKey, Ended] = field(default_factory=dict)
 
-    def add(self, answer: Answer, delivery: Delivery, now_ms: int) -> None:
+    def add(self, ended: Ended) -> None:
         """Keep one more."""
-        self.kept[answer.key] = Ended(answer, delivery, now_ms)
+        self.kept[ended.admitted.key] = ended
         while len(self.kept) > FINISHED_MAX or self._bytes() > FINISHED_BYTES_MAX:
             del self.kept[next(iter(self.kept))]
 
@@ -47,4 +50,4 @@ class Finished:
         return dict(self.kept)
 
     def _bytes(self) -> int:
-        return sum(each.answer.tail.size for each in self.kept.values())
+        return sum(each.answer.tail.size for each in self.kept.values() if each.answer is not None)

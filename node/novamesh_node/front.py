@@ -10,7 +10,7 @@ is decided by the desk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -57,6 +57,7 @@ _ENDS: Final = {
 }
 
 T = TypeVar("T", bound=Signable)
+_End = tuple[JobState, str, str]  # how an attempt stands, code and sentence of a failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Front:
     def __init__(self, means: Means, tasks: asyncio.TaskGroup) -> None:
         self._means = means
         self._tasks = tasks
+        self._orphans: dict[JobId, asyncio.TimerHandle] = {}  # work whose client is not here
 
     def card(self) -> Envelope:
         """Who this is and what time it is."""
@@ -105,10 +107,10 @@ class Front:
             )  # fmt: skip
         attempt = desk.take_alone(job)
         if known is None:
-            self._tasks.create_task(self._forsake(attempt), name="orphan")
+            self._forsake(attempt)
         return self._view(attempt)
 
-    async def watch(self, sealed: Envelope) -> AsyncIterator[WatchResponse]:
+    async def watch(self, sealed: Envelope) -> AsyncGenerator[WatchResponse]:
         """The events of a client's attempt here, from the chunk it asks for, to the last.
 
         Raises:
@@ -118,7 +120,8 @@ class Front:
         attempt, asked = self._require(query, query.message.job), query.message
         from_chunk = asked.from_chunk if asked.attempt == attempt.number else 0
         delivery, answer = attempt.delivery, attempt.answer
-        backlog, outbox = delivery.follow(answer.tail if answer else None, from_chunk)
+        self._claim(asked.job)
+        backlog, outbox = await delivery.follow(answer.tail if answer else None, from_chunk)
         try:
             yield WatchResponse(assignment=attempt.assignment.envelope)
             for message in (*backlog, *([delivery.last_word] if delivery.last_word else [])):
@@ -138,7 +141,7 @@ class Front:
         self._means.desk.acknowledge(ack)
 
     def countersign(self, sealed: Envelope) -> None:
-        """What the client makes of its answer. Raises NOT_FOUND, STALE."""
+        """What the client makes of its answer. Raises NOT_FOUND, STALE, STORAGE."""
         receipt = self._open(sealed, ClientReceipt)
         attempt = self._require(receipt, receipt.message.job)
         if key_of(receipt.message) != key_of(attempt.assignment.message):
@@ -182,25 +185,16 @@ class Front:
         if message.checkpoint is not None:
             return (WatchResponse(checkpoint=message.checkpoint),)
         if message.attestation is not None:
-            claim = wire.decode(InferenceAttestation, message.attestation.payload)
-            state = _ENDS.get(claim.finish, JobState.FAILED)
-            end = self._view(attempt, state, Code.NODE_LOST if state is JobState.FAILED else None)
+            end = self._view(self._newest(attempt), _end_of(message.attestation))
             last = (WatchResponse(job=end),) if attempt.delivery.alone else ()
             return (WatchResponse(attestation=message.attestation), *last)
         ended = _refusal(message)
         if ended is None or not attempt.delivery.alone:
             return ()
-        return (WatchResponse(job=self._view(attempt, JobState.FAILED, *ended)),)
+        return (WatchResponse(job=self._view(self._newest(attempt), ended)),)
 
-    def _view(
-        self,
-        attempt: Attempt,
-        state: JobState | None = None,
-        code: Code | str | None = None,
-        message: str = "",
-    ) -> JobView:
-        if state is None:
-            state = JobState.RUNNING if attempt.running else JobState.SETTLED
+    def _view(self, attempt: Attempt, end: _End | None = None) -> JobView:
+        state, code, message = end or _standing(attempt)
         given = attempt.assignment.message
         return JobView(
             job=given.job,
@@ -210,14 +204,13 @@ class Front:
             model_profile=attempt.terms.message.model_profile,
             admitted_at_ms=given.header.issued_at_ms,
             tokens=attempt.answer.tokens if attempt.answer else 0,
-            code=str(code or ""),
+            code=code,
             message=message,
         )
 
     def _keep(self, attempt: Attempt, answer: Answer, receipt: Verified[ClientReceipt]) -> None:
         """Donated work that its client confirms is told to the coordinator when it is there."""
-        said = (m.attestation for m in answer.tail.statements() if m.attestation is not None)
-        claim = next(said, None)
+        claim = _claim_of(answer)
         if claim is None or receipt.message.verdict is not ReceiptVerdict.OK:
             return
         donation = Donation(
@@ -231,25 +224,65 @@ class Front:
         self._means.donate(donation)
 
     async def _unfollow(self, attempt: Attempt, delivery: Delivery, outbox: Outbox) -> None:
-        now = self._means.desk.find(attempt.assignment.message.job) or attempt
+        now = self._newest(attempt)
         await delivery.unfollow(outbox, now.answer.tail if now.answer else None)
-        await self._forsake(now)
+        if now.running:
+            self._forsake(now)
 
-    async def _forsake(self, attempt: Attempt) -> None:
-        """Work that nobody waits for ends."""
-        if not attempt.delivery.alone:
-            return
-        await asyncio.sleep(ORPHAN_S)
-        if not attempt.delivery.direct:
-            self._means.desk.abort(attempt.assignment.message.job)
+    def _newest(self, attempt: Attempt) -> Attempt:
+        """The same attempt as it is now, where it still is here."""
+        now = self._means.desk.find(attempt.assignment.message.job)
+        return now if now is not None and now.delivery is attempt.delivery else attempt
+
+    def _forsake(self, attempt: Attempt) -> None:
+        """Work that nobody waits for ends; by a timer, since a node that stops awaits its tasks."""
+        if attempt.delivery.alone and not attempt.delivery.direct:
+            job = attempt.assignment.message.job
+            self._claim(job)
+            loop = asyncio.get_running_loop()
+            self._orphans[job] = loop.call_later(ORPHAN_S, self._abort_orphan, job)
+
+    def _claim(self, job: JobId) -> None:
+        timer = self._orphans.pop(job, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _abort_orphan(self, job: JobId) -> None:
+        del self._orphans[job]
+        self._means.desk.abort(job)
 
 
-def _refusal(message: AttachRequest) -> tuple[str, str] | None:
-    """Code and sentence of a failure or of a refused job."""
+def _standing(attempt: Attempt) -> _End:
+    """Where an attempt is."""
+    if attempt.running:
+        return JobState.RUNNING, "", ""
+    claim = _claim_of(attempt.answer) if attempt.answer is not None else None
+    if claim is not None:
+        return _end_of(claim)
+    refused = _refusal(attempt.delivery.last_word) if attempt.delivery.last_word else None
+    return refused or (JobState.FAILED, str(Code.NODE_LOST), "")
+
+
+def _claim_of(answer: Answer) -> Envelope | None:
+    """The attestation of an answer that has ended."""
+    said = (message.attestation for message in answer.tail.statements())
+    return next((each for each in said if each is not None), None)
+
+
+def _end_of(attestation: Envelope) -> _End:
+    """How an attempt ended by the node's own claim."""
+    state = _ENDS.get(
+        wire.decode(InferenceAttestation, attestation.payload).finish, JobState.FAILED
+    )
+    return state, str(Code.NODE_LOST) if state is JobState.FAILED else "", ""
+
+
+def _refusal(message: AttachRequest) -> _End | None:
+    """The end that a failure is, or the refusal of a job."""
     if message.failure is not None:
         failed = wire.decode(JobFailure, message.failure.payload)
-        return failed.code, failed.message
+        return JobState.FAILED, failed.code, failed.message
     if message.decision is not None:
         decided = wire.decode(JobDecision, message.decision.payload)
-        return None if decided.accepted else (decided.code, decided.message)
+        return None if decided.accepted else (JobState.FAILED, decided.code, decided.message)
     return None

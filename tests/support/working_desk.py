@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from novamesh_node.admission import Admission, House
+from novamesh_node.admission import Admission, House, Policy
 from novamesh_node.clock import Clock
 from novamesh_node.crew import Crew
 from novamesh_node.desk import SLOTS_MAX, Desk, Fixtures
@@ -113,13 +113,14 @@ async def node(
     remember: Callable[[MessageId, int], None] = lambda _id, _until: None,
     clock: Clock = CLOCK,
     crew: Crew | None = None,
+    policy: Policy = Policy(),  # noqa: B008  a frozen value
 ) -> AsyncIterator[Node]:
     engine, owner, source = engine or FakeEngine(), Owner(), advertiser()
     crew = crew or Crew([station("cpu", engine, clock=clock)], SLOTS_MAX)
     workers = [worker for each in crew.stations for worker in each.workers]
     for worker in workers:
         worker.start()
-    house = House(NODE.node_id, COORDINATOR.node_id, NETWORK, {PROFILE: CONTEXT})
+    house = House(NODE.node_id, COORDINATOR.node_id, NETWORK, {PROFILE: CONTEXT}, policy)
     fixtures = Fixtures(Admission(house, ReplayWindow()), source, SIGNER, crew, remember, clock)
     try:
         async with asyncio.TaskGroup() as tasks:

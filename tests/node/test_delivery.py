@@ -1,0 +1,314 @@
+"""Whoever follows and leaves, and whenever: each side gets one chain, and nobody a chunk twice."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from novamesh_node import delivery
+from novamesh_node.delivery import Delivery
+from novamesh_node.outbox import OUTBOX_MAX, Outbox
+from novamesh_node.tail import Tail
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.messages import (
+    AttachRequest,
+    AttemptChunk,
+    Envelope,
+    JobId,
+    JobProgress,
+    Signature,
+    StreamChunk,
+)
+
+JOB = JobId(bytes(32))
+
+
+def said(name: bytes) -> Envelope:
+    return Envelope("t", name, (Signature(bytes(38), bytes(64)),))
+
+
+def chunk(index: int, size: int = 32) -> AttachRequest:
+    return AttachRequest(chunk=AttemptChunk(JOB, 1, 1, StreamChunk(index, 1, False, bytes(size))))
+
+
+RECEIPT, ACK, CLAIM = said(b"receipt"), said(b"ack"), AttachRequest(attestation=said(b"claim"))
+WITNESSES = (AttachRequest(witness=ACK), AttachRequest(witness=RECEIPT))
+PROGRESS = AttachRequest(progress=JobProgress(JOB, 1, 1, 3))
+
+
+class Work:
+    """An attempt that makes a chunk when told, its client, and the coordinator's end."""
+
+    def __init__(self, *, alone: bool = False, bytes_max: int = 1 << 20) -> None:
+        self.session = Outbox()
+        self.delivery = Delivery(None if alone else lambda: self.session)
+        self.tail = Tail(bytes_max)
+        self.made = 0
+        self.client: list[int] = []  # chunks that the client holds
+        self.coordinator: list[int] = []
+        self.claims = 0
+        self.witnesses: list[AttachRequest] = []
+        self.outbox: Outbox | None = None  # the client's
+        self._checkpoints = itertools.count()
+
+    async def make(self, *, last: bool = False, size: int = 32) -> None:
+        """What the desk does with one engine output."""
+        messages = [chunk(self.made, size)]
+        self.made += 1
+        self.tail.append(messages[0], self.made)
+        after = CLAIM if last else AttachRequest(checkpoint=said(b"%d" % next(self._checkpoints)))
+        self.tail.append(after, self.made)
+        await self.delivery.send((*messages, after))
+
+    async def follow(self) -> None:
+        backlog, self.outbox = await self.delivery.follow(self.tail, len(self.client))
+        for message in backlog:
+            self.client_takes(message)
+
+    async def leave(self) -> None:
+        outbox, self.outbox = self.outbox, None
+        if outbox is not None:
+            await self.delivery.unfollow(outbox, self.tail)
+
+    async def attach(self, outbox: Outbox | None = None) -> None:
+        """A new session of the coordinator, that knows what it has."""
+        before, self.session = self.session, outbox or Outbox()
+        for message in self.delivery.resume(self.tail, len(self.coordinator)):
+            self.coordinator_takes(message)
+        await before.close()
+
+    async def read(self) -> None:
+        """Whatever waits on either side arrives."""
+        for _ in range(3):
+            await asyncio.sleep(0)
+            while self.outbox is not None and len(self.outbox):
+                message = await self.outbox.next()
+                assert message is not None
+                self.client_takes(message)
+            while len(self.session):
+                message = await self.session.next()
+                assert message is not None
+                self.coordinator_takes(message)
+
+    def client_takes(self, message: AttachRequest) -> None:
+        if message.chunk is not None:
+            assert message.chunk.chunk.index == len(self.client), "a gap or a repeat"
+            self.client.append(message.chunk.chunk.index)
+
+    def coordinator_takes(self, message: AttachRequest) -> None:
+        if message.chunk is not None:
+            assert message.chunk.chunk.index == len(self.coordinator), "a gap or a repeat"
+            self.coordinator.append(message.chunk.chunk.index)
+        if message.witness is not None:
+            self.witnesses.append(message)
+        self.claims += message.attestation is not None
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "WITNESS_S", 0.01)
+
+
+@asynccontextmanager
+async def making(work: Work) -> AsyncIterator[asyncio.Queue[bool]]:
+    """The attempt's own task: it makes a chunk for everything that is put into the queue."""
+    orders: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def run() -> None:
+        while True:
+            await work.make(last=await orders.get())
+            orders.task_done()
+
+    task = asyncio.create_task(run())
+    try:
+        yield orders
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+STEPS = ("make", "make", "make", "follow", "leave", "attach", "read", "yield")
+
+
+async def play(steps: list[str]) -> None:
+    work = Work()
+    leaving: set[asyncio.Task[None]] = set()
+    async with making(work) as orders:
+        for step in steps:
+            if step == "make":
+                orders.put_nowait(False)
+            elif step == "leave":
+                leaving.add(asyncio.create_task(work.leave()))
+            elif step == "follow":
+                await work.follow()
+            elif step == "attach":
+                await work.attach()
+            elif step == "read":
+                await work.read()
+            else:
+                await asyncio.sleep(0)
+        orders.put_nowait(True)
+        if work.outbox is not None:
+            leaving.add(asyncio.create_task(work.leave()))
+        leaving.add(asyncio.create_task(orders.join()))
+        while leaving:
+            await work.read()
+            leaving = {task for task in leaving if not task.done()}
+    await work.delivery.conclude(work.tail)
+    await work.read()
+    assert work.coordinator == list(range(work.made)), "nobody else is here"
+    assert work.claims >= 1
+    work.claims = 0
+    await work.delivery.conclude(work.tail)
+    await work.read()
+    assert work.claims == 0
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_the_coordinator_gets_one_chain_whenever_a_client_comes_and_leaves(
+    steps: list[str],
+) -> None:
+    asyncio.run(play(steps))
+
+
+async def test_while_its_client_is_here_chunks_go_to_it_alone() -> None:
+    work = Work()
+    await work.make()
+    await work.follow()
+    await work.make()
+    await work.delivery.send((PROGRESS,))
+    waiting = [await work.session.next() for _ in range(len(work.session))]
+    kinds = [
+        "chunk" if m.chunk else "checkpoint" if m.checkpoint else "progress" for m in waiting if m
+    ]
+    assert kinds == ["chunk", "checkpoint", "checkpoint", "progress"]
+    await work.read()
+    assert work.client == [0, 1]
+    assert work.delivery.direct
+    assert work.delivery.followed
+
+
+async def test_who_comes_later_takes_the_place_and_nobody_waits_for_the_first() -> None:
+    """The first one's connection stands still: its outbox is full, and the engine waits."""
+    work = Work()
+    await work.follow()
+    first = work.outbox
+    assert first is not None
+    for _ in range(OUTBOX_MAX):
+        first.post(PROGRESS)
+    held = asyncio.create_task(work.make())
+    await asyncio.sleep(0)
+    assert not held.done()
+    await work.follow()
+    await asyncio.wait_for(held, 5)
+    assert await first.next() is None
+    assert work.client == [0]
+    await work.delivery.unfollow(first, work.tail)
+    assert work.delivery.direct, "who was replaced takes nothing away by leaving"
+    await work.make()
+    await work.read()
+    assert work.client == [0, 1]
+    assert work.coordinator == []
+
+
+async def test_a_client_that_confirms_its_answer_stands_in_the_place_of_the_relay() -> None:
+    work = Work()
+    await work.follow()
+    await work.make()
+    await work.make(last=True)
+    work.delivery.ack = ACK
+    work.delivery.countersign(RECEIPT)
+    work.delivery.end()
+    await work.delivery.conclude(work.tail)
+    await work.read()
+    assert (work.coordinator, work.claims, tuple(work.witnesses)) == ([], 1, WITNESSES)
+    await work.delivery.conclude(work.tail)
+    assert len(work.session) == 0
+
+
+async def test_without_a_word_of_its_client_the_coordinator_gets_everything() -> None:
+    work = Work()
+    await work.follow()
+    await work.make()
+    await work.make(last=True)
+    await work.delivery.conclude(work.tail)
+    await work.read()
+    assert (work.coordinator, work.claims) == ([0, 1], 1)
+
+
+async def test_a_claim_is_not_told_before_its_witness_may_have_come() -> None:
+    """Else a session that begins in between is told of work that nobody witnessed."""
+    work = Work()
+    await work.follow()
+    await work.make(last=True)
+    await work.attach()
+    assert work.claims == 0
+    work.delivery.countersign(RECEIPT)
+    await work.delivery.conclude(work.tail)
+    await work.read()
+    assert (work.claims, work.witnesses) == (1, [WITNESSES[1]])
+    await work.attach()
+    assert work.claims == 2, "a new session may not have got it"
+
+
+async def test_what_the_tail_has_lost_is_no_reason_to_fail() -> None:
+    """The coordinator lacks what only the client has: it goes without; the client's word counts."""
+    work = Work(bytes_max=1_500)
+    await work.follow()
+    for _ in range(6):
+        await work.make(size=256)
+    await work.read()
+    await work.leave()
+    await work.make(size=256)
+    await work.read()
+    assert work.coordinator == []
+    backlog, _ = await work.delivery.follow(work.tail, len(work.client))
+    assert [m.chunk.chunk.index for m in backlog if m.chunk] == [6]
+    await work.make(last=True)
+    await work.delivery.conclude(work.tail)
+    await work.read()
+    assert (work.coordinator, work.claims) == ([], 0)
+    with pytest.raises(NovaMeshError) as caught:
+        await work.delivery.follow(work.tail, 0)
+    assert caught.value.code is Code.STALE
+
+
+async def test_work_without_a_coordinator_waits_for_its_client() -> None:
+    work = Work(alone=True)
+    assert work.delivery.alone
+    await work.make()
+    await work.follow()
+    await work.make(last=True)
+    work.delivery.end()
+    await work.read()
+    assert work.client == [0, 1]
+    await work.delivery.conclude(work.tail)
+    await work.leave()
+    assert len(work.session) == 0
+
+
+async def test_a_failure_is_told_to_everybody_and_kept_for_who_comes_late() -> None:
+    work, failure = Work(), AttachRequest(failure=said(b"failure"))
+    await work.follow()
+    assert work.outbox is not None
+    work.delivery.post(failure)
+    assert await work.outbox.next() is failure
+    assert await work.session.next() is failure
+    assert work.delivery.last_word is failure
+
+
+async def test_who_comes_after_the_end_gets_what_there_is_and_then_the_end() -> None:
+    work = Work(alone=True)
+    await work.make(last=True)
+    work.delivery.end()
+    await work.follow()
+    assert work.client == [0]
+    assert work.outbox is not None
+    assert await asyncio.wait_for(work.outbox.next(), 5) is None
