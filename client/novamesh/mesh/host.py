@@ -22,6 +22,7 @@ from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as new_noise_keys
 from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection import swarm_connection
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -63,9 +64,7 @@ async def open_host(config: HostConfig) -> AsyncIterator[IHost]:
     Raises:
         NovaMeshError: BAD_CONFIG for an address that cannot be listened on or a bad key.
     """
-    for name in _NOISY:
-        logging.getLogger(name).addHandler(logging.NullHandler())
-        logging.getLogger(name).propagate = False
+    _quieten()
     listen = [parse_address(text) for text in config.listen]
     for address in listen:
         _claim_port(address)
@@ -185,6 +184,14 @@ def node_of(peer: ID) -> NodeId | None:
     except NovaMeshError:
         return None
     return node
+
+
+def _quieten() -> None:
+    """Keep the libraries' talk out of our logs, and out of a root logger that nobody set up."""
+    for name in _NOISY:
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
+    swarm_connection.logging = logging.getLogger(swarm_connection.__name__)
 
 
 def _make(config: HostConfig) -> IHost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -126,6 +127,24 @@ def test_port_of_somebody_else_is_refused_and_not_shared() -> None:
             assert raised.value.code is Code.BAD_CONFIG
 
         _run(main)
+
+
+def test_libraries_say_nothing_in_our_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = _config(), _config()
+    said: set[str] = set()
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.add(record.name.split(".")[0])
+
+    async def main() -> None:
+        async with open_host(one) as host, open_host(other) as target:
+            await dial(host, other.key.node_id, announced(target))
+
+    monkeypatch.setattr(logging.root, "handlers", [Ear()])
+    monkeypatch.setattr(logging.root, "level", logging.DEBUG)
+    _run(main)
+    assert not said & {"libp2p", "multiaddr", "root"}
 
 
 def test_host_can_come_back_at_its_port() -> None:
