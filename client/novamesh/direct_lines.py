@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakValueDictionary
 
 from novamesh.clock import Clock
 from novamesh.config import Pool
@@ -55,7 +56,8 @@ class DirectLines:
         self.tunnel = tunnel
         self._lines: OrderedDict[NodeId, DirectLine] = OrderedDict()
         self._away: OrderedDict[NodeId, float] = OrderedDict()  # until when, monotonic seconds
-        self._dialing: dict[NodeId, asyncio.Lock] = {}
+        # Held by whoever dials: two that dial the same node wait for each other.
+        self._dialing: WeakValueDictionary[NodeId, asyncio.Lock] = WeakValueDictionary()
 
     async def open(
         self, descriptor: Verified[NodeDescriptor], *, insist: bool = False
@@ -68,7 +70,8 @@ class DirectLines:
             NovaMeshError: UNAVAILABLE if it cannot be reached from here.
         """
         node = descriptor.issuer
-        async with self._dialing.setdefault(node, asyncio.Lock()):
+        dialing = self._dialing.setdefault(node, asyncio.Lock())
+        async with dialing:
             line = self._lines.get(node)
             if line is not None:
                 self._lines.move_to_end(node)
@@ -80,8 +83,6 @@ class DirectLines:
             except NovaMeshError:
                 self._remember_away(node)
                 raise
-            finally:
-                self._dialing.pop(node, None)
             self._lines[node] = line
             self._away.pop(node, None)
         while len(self._lines) > LINES_MAX:
@@ -89,10 +90,10 @@ class DirectLines:
             await oldest.keep.aclose()
         return line
 
-    async def drop(self, node: NodeId) -> None:
-        """A line failed: the next one is dialled anew."""
-        line = self._lines.pop(node, None)
-        if line is not None:
+    async def drop(self, node: NodeId, line: DirectLine) -> None:
+        """A line failed: the next one is dialled anew, unless somebody did that already."""
+        if self._lines.get(node) is line:
+            del self._lines[node]
             await line.keep.aclose()
 
     async def close(self) -> None:

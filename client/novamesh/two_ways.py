@@ -3,17 +3,18 @@
 The coordinator says who works on the job; once it does, the node is asked itself, and where it can
 be reached its chunks come from it alone. Rules: both streams are in order, so whichever brings the
 next chunk brings it, and nothing comes twice; what ends a job waits until the direct stream has
-ended; when that breaks, the relay goes on, and when the coordinator is away, the direct stream
-does. What the client signs goes to whoever can use it. What events mean is `reader`'s business.
+ended or stands still; when that breaks, the relay goes on, and when the coordinator is away, the
+direct stream does; where neither goes on and the node is not there any more, it is lost. What the
+client signs goes to whoever can use it. What events mean is `reader`'s business.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from novamesh.direct_lines import DirectLine, DirectLines
 from novamesh.job_records import JobRecord
@@ -33,7 +34,10 @@ from novamesh_proto.messages import (
 )
 
 EVENTS_WAITING_MAX: Final = 16  # of each stream; then it waits for its reader
+HELD_MAX: Final = 16  # events that end a job; no job has so many
+HELD_S: Final = 3.0  # a node that brings nothing for so long, when its job has ended, stands still
 SETTLING_S: Final = 3.0  # a coordinator that is away longer settles without us
+_GONE: Final = frozenset({Code.UNAVAILABLE, Code.EXPIRED})
 
 
 class TwoWays:
@@ -48,10 +52,17 @@ class TwoWays:
         self._record = record
         self._relay_rtt_s = relay_rtt_s
         self._node: NodeId | None = None
-        self._line: DirectLine | None = None
-        self._chunks = 0  # of the present attempt, passed on so far
-        self._attested = False
+        self._line: DirectLine | None = None  # where the node takes what the client signs
+        self._attempt = 0
+        self._chunks = 0  # of it, passed on so far
+        self._followed = 0  # the attempt of which the node itself brought a part
+        self._attested = False  # by the node itself
+        self._relayed = True  # the coordinator's stream is open
+        self._direct = 0  # number of the node's stream that is open; 0: none
+        self._dialed = 0  # streams to nodes so far
+        self._tried: tuple[int, bool, int] | None = None  # attempt, insisting, chunks at the time
         self._events: asyncio.Queue[_Arrival] = asyncio.Queue(EVENTS_WAITING_MAX)
+        self._tasks: list[asyncio.Task[None]] = []
         self.path = JobPath.RELAYED
 
     async def submit(self, job: SealedJob, reservations: Sequence[bytes]) -> JobView:
@@ -71,6 +82,8 @@ class TwoWays:
         if self._line is not None:
             with contextlib.suppress(NovaMeshError):
                 await self._line.connection.acknowledge(ack)
+            if not self._relayed:
+                return  # acks that wait for a coordinator that is away would hold the answer back
         await self._pool.acknowledge(ack)
 
     async def submit_receipt(self, receipt: Envelope) -> None:
@@ -84,97 +97,103 @@ class TwoWays:
         self, job: JobId, attempt: int, from_chunk: int
     ) -> AsyncGenerator[WatchResponse]:
         """The events of a job until its end, after those that `attempt` and `from_chunk` name."""
-        self._chunks, self._events = from_chunk, asyncio.Queue(EVENTS_WAITING_MAX)
-        relay = self._pool.watch(job, attempt, from_chunk)
-        tasks = [asyncio.create_task(self._relay(relay), name="relayed")]
+        self._attempt, self._chunks, self._tried = attempt, from_chunk, None
+        self._line, self._relayed, self._direct = None, True, 0
+        self._events = asyncio.Queue(EVENTS_WAITING_MAX)
+        self._start(self._relay(self._pool.watch(job, attempt, from_chunk)), "relayed")
+        self._go_direct(insist=False)
         try:
-            async with contextlib.aclosing(self._merge(job, attempt, tasks)) as events:
+            async with contextlib.aclosing(self._merge()) as events:
                 async for event in events:
                     yield event
         finally:
-            self._line = None
+            tasks, self._tasks = self._tasks, []
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _merge(
-        self, job: JobId, attempt: int, tasks: list[asyncio.Task[None]]
-    ) -> AsyncGenerator[WatchResponse]:
+    async def _merge(self) -> AsyncGenerator[WatchResponse]:
         """Both streams as one. Raises NovaMeshError where neither goes on."""
         held: list[WatchResponse] = []
-        broken: NovaMeshError | None = None
-
-        def go_direct(number: int, insist: bool) -> bool:
-            if self._node is None or self._attested or number == 0:
-                return False
-            task = self._follow_node(job, number, insist)
-            tasks.append(asyncio.create_task(task, name="direct"))
-            return True
-
-        relayed, direct = True, go_direct(attempt, False)
+        broken = _away()
         while True:
-            arrival = await self._next(direct)
-            event = arrival.event
-            if event is None and arrival.direct:
-                direct, self._line = False, None
-                for kept in held:
-                    yield kept
-                if any(_ends(kept) for kept in held):
-                    return
-                held.clear()
-                if not relayed:
-                    raise broken or _away()
+            arrival = await self._next(bool(held))
+            event, direct = arrival.event, bool(arrival.stream)
+            ready: list[WatchResponse] = []
+            if direct and arrival.stream != self._direct:
+                continue  # of a stream that was given up
+            if event is None and direct:
+                self._direct, self._line = 0, None if arrival.error else self._line
             elif event is None:
-                relayed, broken = False, arrival.error or _away()
-                direct = direct or go_direct(attempt, True)
-                if not direct:
-                    raise broken
-            elif direct and not arrival.direct and _concludes(event):
+                self._relayed, broken = False, arrival.error or broken
+            elif self._direct and not direct and _concludes(event):
                 held.append(event)
+                if len(held) > HELD_MAX:
+                    raise NovaMeshError(Code.CORRUPT, "the coordinator ends this job without end")
             else:
-                if event.assignment is not None and not arrival.direct:
-                    attempt = self._take_assignment(event.assignment, attempt)
-                    direct = direct or go_direct(attempt, False)
-                if self._is_next(event, arrival.direct):
-                    yield event
-                if _ends(event):
+                if event.assignment is not None:
+                    self._take_assignment(event.assignment)
+                if self._is_next(event, direct):
+                    ready.append(event)
+            if not self._direct:
+                ready, held = [*held, *ready], []
+            for each in ready:
+                yield each
+                if _ends(each):
                     return
+            if event is not None and event.assignment is not None:
+                self._go_direct(insist=False)
+            if not self._direct and not self._relayed and not self._go_direct(insist=True):
+                raise self._loss(broken)
 
-    async def _next(self, direct: bool) -> _Arrival:
+    async def _next(self, held: bool) -> _Arrival:
         """What comes next; a proved answer waits for its settlement for a moment only."""
+        settling = self._attested and not self._direct
         try:
-            async with asyncio.timeout(SETTLING_S if self._attested and not direct else None):
+            async with asyncio.timeout(HELD_S if held else SETTLING_S if settling else None):
                 return await self._events.get()
         except TimeoutError:
+            if held:
+                return _Arrival(self._direct, None, _away())
             raise _away() from None
 
-    def _take_assignment(self, sealed: Envelope, attempt: int) -> int:
+    def _take_assignment(self, sealed: Envelope) -> None:
         """Remember who works; that it says so truly is checked by the reader."""
         given = wire.decode(JobAssignment, sealed.payload)
-        if given.attempt != attempt:  # else it is told again after a broken connection
-            self._chunks = 0
+        if given.attempt != self._attempt:  # else it is told again after a broken connection
+            self._attempt, self._chunks, self._direct, self._line = given.attempt, 0, 0, None
         self._node = given.node
-        return given.attempt
 
     def _is_next(self, event: WatchResponse, direct: bool) -> bool:
-        """Whether an event is passed on: chunks each once, in order, whoever brings them."""
-        if event.attestation is not None and direct:
-            self._attested = True
+        """Whether an event is passed on: chunks each once, whoever brings them."""
         if event.chunk is None:
-            return not (direct and event.job is not None)
-        if event.chunk.index != self._chunks:
+            if event.attestation is not None and direct and self.path is not JobPath.RELAYED:
+                self._attested = True
+            return True
+        if event.chunk.index < self._chunks:
             return False
-        self._chunks += 1
-        if direct and self._line is not None:
-            self.path = self._line.path
-        elif not direct:
+        self._chunks = event.chunk.index + 1
+        if not direct:
             self.path = JobPath.RELAYED
+        elif self._line is not None:
+            self.path, self._followed = self._line.path, self._attempt
         return True
 
-    async def _follow_node(self, job: JobId, attempt: int, insist: bool) -> None:
+    def _go_direct(self, *, insist: bool) -> bool:
+        """Ask the node itself, unless that brought nothing the last time; whether it is asked."""
+        node, trying = self._node, (self._attempt, insist, self._chunks)
+        if self._direct or node is None or not self._attempt or self._attested:
+            return bool(self._direct)
+        if self._tried == trying:
+            return False
+        self._tried = trying
+        self._dialed += 1
+        self._direct = self._dialed
+        self._start(self._follow_node(node, self._direct, self._attempt, insist), "direct")
+        return True
+
+    async def _follow_node(self, node: NodeId, stream: int, attempt: int, insist: bool) -> None:
         """Follow the attempt at its node, where that is better than the relayed way."""
-        node = self._node
-        assert node is not None
         try:
             descriptor = self._record.candidate(node)
             if descriptor is None:
@@ -183,33 +202,58 @@ class TwoWays:
             if not insist and not is_better(line.path, line.rtt_s, self._relay_rtt_s):
                 raise NovaMeshError(Code.UNAVAILABLE, "the direct way is a detour")
         except NovaMeshError as error:
-            await self._events.put(_Arrival(True, None, error))
+            await self._events.put(_Arrival(stream, None, error))
             return
+        if stream != self._direct:
+            return  # the job began again elsewhere meanwhile
         self._line = line
-        if await self._pump(line.connection.watch(job, attempt, self._chunks), True):
-            await self._lines.drop(node)
+        job = self._record.job
+        failure = await self._pump(line.connection.watch(job, attempt, self._chunks), stream)
+        if failure is not None and failure.code in _GONE:
+            await self._lines.drop(node, line)  # before it is told: the next one is dialled anew
+        await self._events.put(_Arrival(stream, None, failure))
 
     async def _relay(self, events: AsyncGenerator[WatchResponse]) -> None:
-        await self._pump(events, False)
+        failure = await self._pump(events, 0)
+        await self._events.put(_Arrival(0, None, failure))
 
-    async def _pump(self, events: AsyncGenerator[WatchResponse], direct: bool) -> bool:
-        """Pass a stream's events on, then its end; whether it broke."""
-        failure: NovaMeshError | None = None
+    async def _pump(
+        self, events: AsyncGenerator[WatchResponse], stream: int
+    ) -> NovaMeshError | None:
+        """Pass a stream's events on; why it broke. Who works, only the coordinator says."""
         try:
             async with contextlib.aclosing(events):
                 async for event in events:
-                    await self._events.put(_Arrival(direct, event))
+                    if stream and event.assignment is not None:
+                        self._require_same(event.assignment)
+                    elif not stream or event.job is None:
+                        await self._events.put(_Arrival(stream, event))
         except NovaMeshError as error:
-            failure = error
-        await self._events.put(_Arrival(direct, None, failure))
-        return failure is not None
+            return error
+        return None
+
+    def _require_same(self, sealed: Envelope) -> None:
+        if wire.decode(JobAssignment, sealed.payload).attempt != self._attempt:
+            raise NovaMeshError(Code.STALE, "the node works on another attempt")
+
+    def _loss(self, broken: NovaMeshError) -> NovaMeshError:
+        """What neither way goes on with; a node that had brought a part is lost."""
+        if self._attested or not self._attempt or self._followed != self._attempt:
+            return broken
+        return NovaMeshError(
+            Code.NODE_LOST, "neither the node nor the coordinator can be reached", broken.hint
+        )
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._tasks.append(asyncio.create_task(work, name=name))
 
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
-    """What came on one of the two ways: an event, or the stream's end and why."""
+    """What came on a stream, 0 being the coordinator's: an event, or its end and why."""
 
-    direct: bool
+    stream: int
     event: WatchResponse | None
     error: NovaMeshError | None = None
 
