@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Final, Protocol
 
 from novamesh.clock import Clock
@@ -40,7 +40,7 @@ class Discovery(Protocol):
 
     source: Source
 
-    def descriptors(self) -> AsyncIterator[Envelope]:
+    def descriptors(self) -> AsyncGenerator[Envelope]:
         """Descriptors as they come, unverified, repetitions included.
 
         Raises:
@@ -57,7 +57,7 @@ class PoolList:
     def __init__(self, pool: PoolConnection) -> None:
         self._pool = pool
 
-    async def descriptors(self) -> AsyncIterator[Envelope]:
+    async def descriptors(self) -> AsyncGenerator[Envelope]:
         """As `Discovery.descriptors`."""
         while True:
             for sealed in await self._pool.list_descriptors():
@@ -76,15 +76,21 @@ class Asked:
         self._clock = clock
         self._addresses = addresses
 
-    async def descriptors(self) -> AsyncIterator[Envelope]:
+    async def descriptors(self) -> AsyncGenerator[Envelope]:
         """As `Discovery.descriptors`."""
         while True:
             known = [(node, each) for node, some in self._addresses() for each in some]
             for first in range(0, len(known), ASKED_AT_ONCE):
                 some = known[first : first + ASKED_AT_ONCE]
-                for answer in asyncio.as_completed([self._ask(*one) for one in some]):
-                    for sealed in await answer:
-                        yield sealed
+                asked = [asyncio.create_task(self._ask(*one), name="ask a node") for one in some]
+                try:
+                    for answer in asyncio.as_completed(asked):
+                        for sealed in await answer:
+                            yield sealed
+                finally:  # nobody is asked any more once the search has ended
+                    for task in asked:
+                        task.cancel()
+                    await asyncio.gather(*asked, return_exceptions=True)
             await asyncio.sleep(ASK_EVERY_S)
 
     async def _ask(self, node: NodeId, endpoint: str) -> tuple[Envelope, ...]:
@@ -107,7 +113,7 @@ class Gossiped:
     def __init__(self, heard: Callable[[], AsyncIterator[bytes]]) -> None:
         self._heard = heard
 
-    async def descriptors(self) -> AsyncIterator[Envelope]:
+    async def descriptors(self) -> AsyncGenerator[Envelope]:
         """As `Discovery.descriptors`."""
         async for raw in self._heard():
             with contextlib.suppress(NovaMeshError):
@@ -149,9 +155,10 @@ class Finder:
         failures = 0
         while True:
             try:
-                async for sealed in way.descriptors():
-                    failures = 0
-                    await self._take(sealed, way.source)
+                async with contextlib.aclosing(way.descriptors()) as descriptors:
+                    async for sealed in descriptors:
+                        failures = 0
+                        await self._take(sealed, way.source)
             except NovaMeshError as error:
                 _log.debug("no nodes by way of %s: %s", way.source.value, error.message)
             await asyncio.sleep(PAUSES_S[min(failures, len(PAUSES_S) - 1)])
@@ -170,6 +177,3 @@ class Finder:
         self._learn(said.header.issuer, said)
         async with self._news:
             self._news.notify_all()
-
-
-Start = Callable[[], Awaitable[Finder]]
