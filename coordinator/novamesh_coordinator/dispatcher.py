@@ -185,7 +185,8 @@ class Dispatcher:
             if not started and self._successor(turn, job) is not None:
                 message = "the node vanished before its first token"
                 self.end_attempt(turn, job, Code.NODE_LOST, message, lost=True, told=True)
-            elif started:
+            elif started and stream is not None and not stream.direct:
+                # Whom its client follows directly may be at work: its lease tells.
                 lease_ms = self._timers.due((LEASE, job.job)) or gone_ms
                 self._timers.set((LEASE, job.job), min(lease_ms, gone_ms))
 

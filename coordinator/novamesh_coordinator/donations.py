@@ -1,8 +1,8 @@
 """Work that nodes did for clients while the coordinator was away: counted, never paid.
 
-Rules: a job is taken once, however often it is told of; what is older than the longest life of
-terms and job is not taken, so what has to be remembered is bounded in time; in number it is bounded
-by REMEMBERED_MAX, the oldest goes first. Whether the evidence holds was checked before.
+Rules: a job is taken once, however often it is told of; what is older than KEPT_MS is not taken, so
+what has to be remembered is bounded in time; at REMEMBERED_MAX nothing more is taken until some of
+it is that old. Whether the evidence holds was checked before.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Donations:
             raise NovaMeshError(Code.EXPIRED, "this work was done too long ago to be counted")
         if proof.job in self._jobs:
             return
+        if len(self._jobs) >= REMEMBERED_MAX:
+            raise NovaMeshError(Code.BUSY, "no more donations can be counted now")
         assert proof.attestation is not None
         claim = proof.attestation.message
         turn.log(
@@ -96,5 +98,8 @@ class Donations:
             record.node, before.jobs + 1, before.completion_tokens + record.completion_tokens
         )
         self._jobs[record.job] = record.expires_at_ms
-        if len(self._jobs) > REMEMBERED_MAX:
-            del self._jobs[next(iter(self._jobs))]
+        while self._jobs:
+            oldest, expires_ms = next(iter(self._jobs.items()))
+            if expires_ms + KEPT_MS >= record.at_ms:
+                break
+            del self._jobs[oldest]

@@ -177,6 +177,7 @@ class Floor:
         try:
             self._check_room(job, stream, came.chunk.tokens)
             self._relay.add_chunk(job.job, came.chunk, turn.now.ticks_us)
+            stream.catch_up(job.start_position)
         except PeerError as error:
             self._lose(turn, job, error)
             return
@@ -266,7 +267,7 @@ class Floor:
             self._settle_ended(turn, job, stream, terms, said)
             return
         try:
-            if stream.direct:
+            if stream.vouched(att):
                 check_attestation(claim, terms, stream.assignment)
             else:
                 check_claim(claim, terms, stream)

@@ -51,6 +51,7 @@ from novamesh_proto.messages import (
     ChunkCheckpoint,
     Donation,
     DonationTaken,
+    Envelope,
     IdleReport,
     InferenceAttestation,
     JobDecision,
@@ -178,10 +179,29 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         if message.donation is not None:
             await self._take_donation(message.donation, outbox)
             return
+        if message.witness is not None:
+            await self._take_witness(message.witness, outbox)
+            return
         await self.door.sequencer.insist(self._input(message, outbox.node, outbox.session))
+
+    async def _take_witness(self, sealed: Envelope, outbox: Outbox) -> None:
+        """A client's word that its node brings; what is wrong with it is not the node's fault."""
+        try:
+            witness = self.door.verifier.open_witness(sealed, self.door.clock.now_ms())
+            said = WitnessArrived(outbox.node, outbox.session, witness)
+            await self.door.sequencer.insist(said)
+        except NovaMeshError as error:
+            if error.code is Code.STORAGE:
+                raise
+            self.door.metrics.count_refusal(error.code)
+            _log.info("witness refused", node=short(outbox.node), code=error.code.value)
 
     async def _take_donation(self, given: Donation, outbox: Outbox) -> None:
         """Log donated work; what is refused once would be refused again, so the node forgets it."""
+        try:
+            self.door.donors.take(outbox.node, self.door.clock.monotonic())
+        except NovaMeshError:
+            return  # it keeps it, and tells us again when it attaches again
         try:
             proof = self.door.verifier.open_donation(given)
             await self.door.sequencer.insist(WorkOffered(outbox.node, outbox.session, proof))
@@ -218,8 +238,6 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         if message.descriptor is not None:
             renewed = verifier.open_descriptor(message.descriptor, node, now_ms)
             return DescriptorRenewed(node, session, renewed)
-        if message.witness is not None:
-            return WitnessArrived(node, session, verifier.open_witness(message.witness, now_ms))
         if message.echo is not None:
             return EchoArrived(node, session, message.echo.nonce)
         raise NovaMeshError(Code.WRONG_TYPE, "a stream has one hello")

@@ -17,11 +17,14 @@ from itertools import pairwise
 from typing import Final
 
 from novamesh_proto.envelope import Verified
+from novamesh_proto.errors import Code, PeerError
+from novamesh_proto.identity import format_node_id
 from novamesh_proto.limits import MIB
 from novamesh_proto.messages import (
     ChunkCheckpoint,
     ClientReceipt,
     Envelope,
+    InferenceAttestation,
     JobAssignment,
     JobId,
     StreamAck,
@@ -114,6 +117,29 @@ class Stream:
             return False
         mark = self.marks[point.chunks]
         return (point.chain_head, point.position) == (mark.head, start_position + mark.tokens)
+
+    def vouched(self, claim: InferenceAttestation) -> bool:
+        """Whether the client signed for the whole chain that a claim names."""
+        whole = (claim.chunks, claim.chain_head)
+        signed = [one.message for one in (self.ack, self.receipt) if one is not None]
+        return any((one.chunks, one.chain_head) == whole for one in signed)
+
+    def catch_up(self, start_position: int) -> None:
+        """Hold what the node committed to ahead of us against the chain, once it is here.
+
+        Raises:
+            PeerError: CORRUPT if it committed to another one.
+        """
+        ahead = self.ahead
+        if ahead is None or ahead.message.chunks > self.chain.chunks:
+            return
+        if not self.holds(ahead.message, start_position):
+            raise PeerError(
+                Code.CORRUPT,
+                "its checkpoint names another chain than the relay saw",
+                format_node_id(ahead.issuer),
+            )
+        self.checkpoint, self.ahead = ahead, None
 
     def append(self, item: WatchResponse, payload_bytes: int) -> None:
         """Keep one more item."""

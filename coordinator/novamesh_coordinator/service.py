@@ -84,6 +84,7 @@ class Limits:
     address: Rate = field(default=Rate(200, 600))
     party: Rate = field(default=Rate(100, 400))
     stream: Rate = field(default=Rate(4_000, 8_000))  # messages of one node's stream
+    donor: Rate = field(default=Rate(1, 256))  # donations that one node tells of
     connections: int = 400  # of one address, which several members may share
     guests: int = 256  # calls of one address that are begun and not yet heard
     all_guests: int = 2_048
@@ -107,6 +108,7 @@ class Door:
     guests: Guests = field(init=False)
     bouncer: Bouncer = field(init=False)
     parties: Buckets = field(init=False)
+    donors: Buckets = field(init=False)
     table: NodeTable = field(init=False)  # who is here by other ways than a stream to us
 
     def __post_init__(self) -> None:
@@ -118,6 +120,7 @@ class Door:
         object.__setattr__(self, "bouncer", bouncer)
         object.__setattr__(self, "guests", guests)
         object.__setattr__(self, "parties", Buckets(self.limits.party))
+        object.__setattr__(self, "donors", Buckets(self.limits.donor))
 
     def check_call(self, context: Context) -> None:
         """Refuse a call without a deadline.

@@ -40,6 +40,7 @@ from novamesh_proto.messages import (
     ReceiptVerdict,
     RelayReceipt,
     Settlement,
+    StreamAck,
 )
 from novamesh_proto.settlement import Work, settle
 
@@ -346,6 +347,28 @@ def _check_chain(r: VerifiedReceipt) -> None:
             raise wrong(part, f"it counts {tokens} tokens, the attestation {all_tokens}")
 
 
+def _all_acknowledged(
+    r: VerifiedReceipt, claim: InferenceAttestation | ChunkCheckpoint
+) -> StreamAck | None:
+    """The most that the client can have signed for, where no other witness is in the file."""
+    if r.relay_receipt is not None or r.client_receipt is not None:
+        return None
+    if isinstance(claim, InferenceAttestation):
+        position = r.terms.message.start_position + claim.completion_tokens
+    else:
+        position = claim.position
+    return StreamAck(
+        header=claim.header,
+        job=claim.job,
+        attempt=claim.attempt,
+        fence=claim.fence,
+        chunks=claim.chunks,
+        position=position,
+        chain_head=claim.chain_head,
+        challenge=b"",
+    )
+
+
 def _check_settlement(r: VerifiedReceipt, settled: Settlement) -> None:
     """It pays what the rule gives; on a direct path, whose acks are not here, at most that."""
     claim = r.attestation or r.checkpoint
@@ -359,6 +382,7 @@ def _check_settlement(r: VerifiedReceipt, settled: Settlement) -> None:
         checkpoint=None if r.checkpoint is None else r.checkpoint.message,
         relay_receipt=None if r.relay_receipt is None else r.relay_receipt.message,
         client_receipt=None if r.client_receipt is None else r.client_receipt.message,
+        ack=_all_acknowledged(r, claim.message),
         paid_until=settled.start_position,
     )
     due = settle(work)

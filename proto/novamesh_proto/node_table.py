@@ -2,8 +2,9 @@
 
 Rules: a descriptor is verified on receipt and believed for nothing but what its node signed; the
 newest sequence wins; expired means absent, by the descriptor's own word and by the time since it
-came, so that no clock but ours keeps a silent node here. Where the table is full, who expires
-first makes room. Ranking is `matching`'s business. No clock and no files: `now_ms` is ours.
+came, so that no clock but ours keeps a silent node here. Where the table is full, what strangers
+pass on in the mesh makes room for what came by other ways, and gets none itself. Ranking is
+`matching`'s business. No clock and no files: `now_ms` is ours.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A node that is here until `until_ms`, and who told of the newest descriptor."""
+    """A node that is here until `until_ms`, and by which ways it was told of."""
 
     descriptor: Verified[NodeDescriptor]
     sources: frozenset[Source]
@@ -100,8 +101,8 @@ class NodeTable:
         """Take a descriptor; True if it says something newer than what was here.
 
         Raises:
-            NovaMeshError: STALE for an older sequence, or another descriptor with the same; and as
-                `open_descriptor`.
+            NovaMeshError: STALE for an older sequence, or another descriptor with the same; BUSY if
+                the table is full; and as `open_descriptor`.
         """
         try:
             return self._take(open_descriptor(sealed, self._network, now_ms), source, now_ms)
@@ -136,15 +137,21 @@ class NodeTable:
                 Code.STALE, f"descriptor {sequence} of this node is not newer than {newest}"
             )
         if known is None and len(self._entries) >= self._capacity:
-            self._make_room(now_ms)
-        self._entries[opened.issuer] = Entry(opened, frozenset({source}), _until(opened, now_ms))
+            self._make_room(source, now_ms)
+        sources = frozenset({source}) if known is None else known.sources | {source}
+        self._entries[opened.issuer] = Entry(opened, sources, _until(opened, now_ms))
         return True
 
-    def _make_room(self, now_ms: int) -> None:
-        self.forget(now_ms)
-        if len(self._entries) >= self._capacity:
-            first = min(self._entries.values(), key=lambda entry: (entry.until_ms, entry.node))
-            del self._entries[first.node]
+    def _make_room(self, source: Source, now_ms: int) -> None:
+        self._entries = {entry.node: entry for entry in self.fresh(now_ms)}
+        if len(self._entries) < self._capacity:
+            return
+        if source is Source.LIBP2P:  # anybody can make as many of these as he likes
+            raise NovaMeshError(Code.BUSY, f"{self._capacity} nodes are known already")
+        gossiped = [e for e in self._entries.values() if e.sources == {Source.LIBP2P}]
+        candidates = gossiped or self._entries.values()
+        first = min(candidates, key=lambda entry: (entry.until_ms, entry.node))
+        del self._entries[first.node]
 
 
 def _until(opened: Verified[NodeDescriptor], now_ms: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from novamesh_coordinator.audit import Auditor
@@ -11,17 +13,18 @@ from novamesh_coordinator.inputs import EchoArrived, ProbeWanted, WorkOffered
 from novamesh_coordinator.registry import PROBE_MS
 from novamesh_proto import envelope
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import LEASE_MS, RECORD_LIFE_MS
+from novamesh_proto.evidence import VerifiedReceipt, check_evidence
 from novamesh_proto.messages import (
+    ChunkCheckpoint,
     Donation,
     Envelope,
-    FinishReason,
-    JobAssignment,
     JobState,
+    NodeDescriptor,
     ReceiptVerdict,
     Settlement,
 )
 from support.actors import ClientActor, NodeActor
+from support.donated_work import donated
 from support.parties import COORDINATOR, NETWORK, party
 from support.scene import Scene
 from support.table import Table
@@ -55,13 +58,58 @@ def test_an_answer_that_only_its_client_saw_is_paid_by_its_receipt(scene: Scene)
     assert envelope.message_id(paid.witness or paid.claim) in told.evidence
 
 
-def test_no_more_is_paid_than_the_client_signed_for(scene: Scene) -> None:
+def test_a_claim_beyond_what_the_client_signed_for_needs_a_relay(scene: Scene) -> None:
     table, attempt = scene.table, scene.attempt
     attempt.chunk(3)
     table.witness(attempt, scene.client.acknowledge(attempt, table.now_ms))
     attempt.chunk(4, final=True)
+    for chunk in attempt.sent:  # the client signs no more, so its node brings the answer to us
+        table.send(attempt, chunk)
     table.attest(attempt, attempt.attest(table.now_ms))
-    assert settled(scene).completion_tokens == 3
+    paid = settled(scene)
+    assert (paid.completion_tokens, paid.relay_receipt is None) == (7, False)
+
+
+def test_a_claim_that_nobody_saw_is_no_answer(scene: Scene) -> None:
+    """One checkpoint of the node's own making does not make it the client's word."""
+    table, attempt = scene.table, scene.attempt
+    attempt.chunk(3)
+    table.checkpoint(attempt)
+    table.witness(attempt, scene.client.acknowledge(attempt, table.now_ms, chunks=0))
+    attempt.chunk(4, final=True)
+    table.attest(attempt, attempt.attest(table.now_ms))
+    assert scene.state is JobState.FAILED
+    assert all(paid.prompt_tokens == 0 for paid in scene.records(AttemptSettled))
+
+
+def test_what_was_committed_ahead_of_us_is_held_against_the_chain_when_it_comes(
+    scene: Scene,
+) -> None:
+    table, attempt = scene.table, scene.attempt
+    attempt.chunk(2)
+    table.checkpoint(attempt)
+    table.send(attempt, attempt.sent[0])
+    stream = table.core.relay.get(scene.order.id)
+    assert stream is not None
+    assert (stream.ahead, stream.checkpoint is not None) == (None, True)
+    attempt.chunk(2)
+    table.checkpoint(attempt, chain_head=bytes(32))
+    table.send(attempt, attempt.sent[1])
+    assert table.view(scene.client, scene.order.id).code == "corrupt"
+
+
+def test_a_direct_answer_outlasts_a_broken_stream_of_its_node(scene: Scene) -> None:
+    table, attempt = scene.table, scene.attempt
+    attempt.chunk(3)
+    table.checkpoint(attempt)
+    table.detach(scene.node)
+    table.pass_time(8)
+    (resumed,) = table.attach(scene.node, (attempt.running,))
+    assert resumed.attempt == attempt.ids["attempt"]
+    attempt.chunk(2, final=True)
+    table.witness(attempt, scene.client.countersign(attempt, table.now_ms))
+    table.attest(attempt, attempt.attest(table.now_ms))
+    assert settled(scene).completion_tokens == 5
 
 
 def test_a_part_that_was_relayed_first_is_paid_once(scene: Scene) -> None:
@@ -118,6 +166,27 @@ def test_a_node_lost_on_a_direct_path_is_paid_up_to_what_both_signed(scene: Scen
     paid = settled(scene)
     assert (scene.state, paid.outcome) == (JobState.FAILED, JobState.FAILED)
     assert (paid.completion_tokens, paid.prompt_tokens) == (4, 0)
+    _holds_together(scene, paid)
+
+
+def _holds_together(scene: Scene, paid: AttemptSettled) -> None:
+    """What its client keeps of such a part verifies, although its acks are not in the file."""
+    assert scene.node.advert is not None
+    kept = VerifiedReceipt(
+        descriptor=envelope.open(scene.node.advert, NodeDescriptor, network=NETWORK),
+        terms=scene.attempt.terms,
+        assignment=scene.attempt.assignment,
+        checkpoint=envelope.open(paid.claim, ChunkCheckpoint, network=NETWORK),
+        attestation=None,
+        relay_receipt=None,
+        client_receipt=None,
+        settlement=envelope.open(paid.settlement, Settlement, network=NETWORK),
+    )
+    check_evidence(kept)
+    more = scene.attempt.checkpoint(scene.table.now_ms, position=3)  # less than was paid for
+    opened = envelope.open(more, ChunkCheckpoint, network=NETWORK)
+    with pytest.raises(NovaMeshError):
+        check_evidence(replace(kept, checkpoint=opened))
 
 
 def test_an_answer_that_began_elsewhere_is_not_begun_again() -> None:
@@ -152,23 +221,6 @@ def test_a_restart_in_between_loses_nothing(scene: Scene) -> None:
     table.witness(attempt, scene.client.countersign(attempt, table.now_ms))
     table.attest(attempt, attempt.attest(table.now_ms))
     assert settled(scene).completion_tokens == 5
-
-
-def donated(table: Table, client: ClientActor, node: NodeActor, **receipt: object) -> Donation:
-    """Work that a node did for a client alone."""
-    descriptor = node.descriptor(table.now_ms)
-    header = client.header(table.now_ms, node.id)
-    order = client.seal([descriptor], table.now_ms, header=header)
-    parties = node.header(table.now_ms, node.id, client.id, in_reply_to=order.terms.id)
-    own = node.sign(JobAssignment(parties, order.id, node.id, 1, 1, LEASE_MS))
-    attempt = node.take(own, order.job)
-    attempt.chunk(3, final=True)
-    claim = attempt.attest(table.now_ms, FinishReason.STOP)
-    answers = client.header(
-        table.now_ms, node.id, in_reply_to=envelope.message_id(claim), life_ms=RECORD_LIFE_MS
-    )
-    said = client.countersign(attempt, table.now_ms, header=answers, **receipt)
-    return Donation(order.job.terms, own, claim, said, descriptor)
 
 
 def offer(table: Table, node: NodeActor, given: Donation) -> None:

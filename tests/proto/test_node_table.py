@@ -125,6 +125,17 @@ def test_who_expires_first_makes_room() -> None:
     assert names == {party("b").node_id, party("c").node_id}
 
 
+def test_what_strangers_pass_on_displaces_nobody() -> None:
+    table = NodeTable(NETWORK, capacity=2)
+    table.take(advert("a", at_ms=START_MS - 50_000), Source.COORDINATOR, START_MS - 50_000)
+    table.take(advert("b"), Source.LIBP2P, START_MS)
+    with refused(Code.BUSY, "2 nodes are known already"):
+        table.take(advert("c"), Source.LIBP2P, START_MS)
+    table.take(advert("d"), Source.MQTT, START_MS)
+    names = {entry.node for entry in table.fresh(START_MS)}
+    assert names == {party("a").node_id, party("d").node_id}, "gossip gives way"
+
+
 def test_a_node_is_ranked_by_its_own_word_only(table: NodeTable) -> None:
     table.take(advert(free_slots=9), Source.STATIC, START_MS)
     (entry,) = table.fresh(START_MS)
