@@ -85,7 +85,10 @@ class Client:
         self._search = Search(config, connection, self._clock)
         tunnel = self._search.tunnel
         self._lines = lines = DirectLines(pool.network, key, self._clock, tunnel)
-        alone = bool(config.client.nodes) or load_mesh_settings(config.places).on
+        mesh = load_mesh_settings(config.places).on
+        alone = mesh or bool(config.client.nodes)
+        if mesh:
+            self._search.warm_up()
         self._desk = Desk(
             connection, config.client, records, receipts, self._clock,
             lines if config.client.direct else None, self._without_coordinator, alone,

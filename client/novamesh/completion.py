@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from novamesh_proto.attestation import Finding
 from novamesh_proto.evidence import VerifiedReceipt
 from novamesh_proto.messages import (
     FinishReason,
     JobId,
+    JobPath,
     NodeId,
     PositionLogprobs,
     ProfileDigest,
 )
 from novamesh_proto.receipt import Receipt
+
+_PATHS: Final = {JobPath.RELAYED: "relay", JobPath.DIRECT: "direct", JobPath.TUNNEL: "tunnel"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,9 @@ class AnswerPart:
     """What one job brought of an answer: positions `start` up to, without it, `end`.
 
     The node signed for those before `signed`; what follows was witnessed by the client alone.
-    `path` says how it came: "relay" is through the coordinator.
+    `path` says how it came, as the client signed: direct from the node, through a tunnel to it, or
+    relayed by the coordinator; empty where it broke off, and nothing was signed for. `donated` is
+    work that the node was asked for without a coordinator.
     """
 
     job: JobId
@@ -43,7 +49,8 @@ class AnswerPart:
     start: int
     signed: int
     end: int
-    path: str = "relay"
+    path: str = ""
+    donated: bool = False
 
     @property
     def unattested(self) -> int:
@@ -85,6 +92,11 @@ class Completion:
         return self.text
 
     @property
+    def donated(self) -> bool:
+        """Whether any part of it was done without a coordinator, for nothing."""
+        return any(part.donated for part in self.parts)
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens of the answer."""
         return len(self.token_ids)
@@ -93,4 +105,14 @@ class Completion:
 def parts_of(proof: VerifiedReceipt) -> tuple[AnswerPart, ...]:
     """The parts of an answer, as its receipt proves them."""
     pairs = zip(proof.parts, proof.spans, strict=True)
-    return tuple(AnswerPart(v.job, v.node, span.start, span.signed, span.end) for v, span in pairs)
+    return tuple(
+        AnswerPart(
+            part.job, part.node, span.start, span.signed, span.end, _path(part), part.donated
+        )
+        for part, span in pairs
+    )
+
+
+def _path(part: VerifiedReceipt) -> str:
+    receipt = part.client_receipt
+    return "" if receipt is None else _PATHS.get(receipt.message.path, "")

@@ -1,9 +1,9 @@
 """Follow one submitted job over its transport to its end: events in, pieces out, acks back.
 
 Rules: a stream that breaks off is taken up where it broke off, unless what broke it says that the
-node is lost; a reader that is slower than the node holds the stream back; acks overtake nobody and
-are bounded; everything that was sent has been answered or given up when following ends. What events
-mean is decided by `reader`.
+node is lost, or nobody was reached for as long as there is patience; a reader that is slower than
+the node holds the stream back; acks overtake nobody and are bounded; everything that was sent has
+been answered or given up when following ends. What events mean is decided by `reader`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ Emit = Callable[[Piece], Awaitable[None]]
 
 ACKS_WAITING_MAX: Final = 16  # then reading waits for them
 REWATCHES: Final = 12  # tries at the stream of one job
+IMPATIENT_S: Final = 0.2  # between tries where patience is short
 WATCH_S_MAX: Final = (JOB_TIMEOUT_MS_MAX + TAIL_KEPT_MS) / 1000
 
 
 @dataclass(slots=True)
 class Following:
-    """One job on its way to its client; used once, in one task."""
+    """One job on its way to its client; used once, in one task.
+
+    `patience_s` is how long a stream that broke is asked for again; None: REWATCHES times.
+    """
 
     job: JobId
     transport: JobTransport
@@ -41,6 +45,8 @@ class Following:
     emit: Emit
     clock: Clock
     settings: ClientSettings
+    patience_s: float | None = None
+    _broken_s: float | None = None  # since when nobody was reached, monotonic
     _acks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ACKS_WAITING_MAX))
 
     async def to_its_end(self) -> None:
@@ -62,15 +68,37 @@ class Following:
             raise failure
 
     def _again(self, error: NovaMeshError) -> bool | float:
-        over = self.reader.attested or error.code is Code.NODE_LOST
-        return not over and pause(error)
+        left_s = self._left_s()
+        over = self.reader.attested or error.code is Code.NODE_LOST or left_s == 0
+        if over or left_s is None:
+            return not over and pause(error)
+        return pause(error) and IMPATIENT_S
+
+    def _left_s(self) -> float | None:
+        """How much longer a stream that broke is asked for again; None: nobody counts seconds."""
+        if self.patience_s is None or self._broken_s is None:
+            return None
+        return max(0.0, self._broken_s + self.patience_s - self.clock.monotonic())
 
     async def _read(self, sends: asyncio.TaskGroup) -> None:
         """Follow the stream, from where the last one broke off."""
+        try:
+            async with asyncio.timeout(self._left_s()) as limit:
+                await self._take_events(sends, limit)
+        except (TimeoutError, NovaMeshError) as error:
+            self._broken_s = self.clock.monotonic() if self._broken_s is None else self._broken_s
+            if isinstance(error, NovaMeshError):
+                raise
+            raise NovaMeshError(Code.UNAVAILABLE, "nobody who has the job was reached") from None
+
+    async def _take_events(self, sends: asyncio.TaskGroup, limit: asyncio.Timeout) -> None:
         reader, clock = self.reader, self.clock
         watch = self.transport.watch(self.job, reader.attempt, reader.chunks)
         async with contextlib.aclosing(watch) as events:
             async for event in events:
+                if self._broken_s is not None:
+                    self._broken_s = None
+                    limit.reschedule(None)
                 reader.path = self.transport.path
                 step = reader.take(event, clock.now_ms(), clock.monotonic())
                 if step.piece is not None:

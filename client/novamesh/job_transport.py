@@ -103,6 +103,10 @@ class JobPool(JobTransport, Protocol):
         """Get ready for a job like this one, before its terms name anybody."""
         ...
 
+    def may_try_again(self, error: NovaMeshError) -> bool | float:
+        """Whether the same terms are handed in again, or after how many seconds."""
+        ...
+
     def may_ask_another(self, error: NovaMeshError) -> bool:
         """Whether a job that was refused so, and not taken, may be drafted for somebody else."""
         ...

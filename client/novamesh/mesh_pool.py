@@ -8,6 +8,7 @@ reached or declines is passed over; one session uses one of these.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from novamesh.clock import Clock
 from novamesh.direct_lines import DirectLine, DirectLines
 from novamesh.discovery import Finder
 from novamesh.job_transport import Wanted
+from novamesh.retries import pause
 from novamesh_proto import envelope
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
@@ -110,6 +112,10 @@ class MeshPool:
         assert refusal is not None
         raise refusal
 
+    def may_try_again(self, error: NovaMeshError) -> bool | float:
+        """What can heal; a node that has no room is passed over, not waited for."""
+        return error.code is not Code.BUSY and pause(error)
+
     def may_ask_another(self, error: NovaMeshError) -> bool:
         """Whether another node may take what this one refused; then this one is passed over."""
         if self._chosen is None or error.code not in _OTHERS_MAY:
@@ -134,9 +140,26 @@ class MeshPool:
         """Hand the job to the node."""
         return await self._to_node().connection.submit(job, ())
 
-    def watch(self, job: JobId, attempt: int, from_chunk: int) -> AsyncGenerator[WatchResponse]:
-        """The events of the job, from the node."""
-        return self._to_node().connection.watch(job, attempt, from_chunk)
+    async def watch(
+        self, job: JobId, attempt: int, from_chunk: int
+    ) -> AsyncGenerator[WatchResponse]:
+        """The events of the job, from the node; where the line broke, over a new one."""
+        if self._line is None:
+            self._line = await self._lines.open(self._aimed(), insist=True)
+        line = self._line
+        try:
+            async with contextlib.aclosing(
+                line.connection.watch(job, attempt, from_chunk)
+            ) as events:
+                async for event in events:
+                    yield event
+        except NovaMeshError as error:
+            if error.code is Code.NOT_FOUND:  # it began anew, and nobody else has the job
+                raise NovaMeshError(Code.NODE_LOST, error.message) from None
+            if error.code is Code.UNAVAILABLE:
+                self._line = None
+                await self._lines.drop(self.coordinator, line)
+            raise
 
     async def acknowledge(self, ack: Envelope) -> None:
         """Tell the node what is here."""

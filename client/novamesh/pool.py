@@ -19,6 +19,7 @@ from novamesh import transport
 from novamesh.clock import Clock
 from novamesh.config import Pool
 from novamesh.job_transport import Wanted
+from novamesh.retries import pause
 from novamesh_proto import envelope, wire
 from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.errors import Code, NovaMeshError
@@ -138,6 +139,10 @@ class PoolConnection:
     async def aim(self, wanted: Wanted) -> None:
         """Nothing: the coordinator chooses nodes when a job is there."""
 
+    def may_try_again(self, error: NovaMeshError) -> bool | float:
+        """What can heal; a pool that is full is waited for."""
+        return pause(error)
+
     def may_ask_another(self, error: NovaMeshError) -> bool:
         """No: the coordinator has asked whom it could."""
         return False
@@ -184,6 +189,10 @@ class PoolConnection:
                 call.cancel()
         except grpc.aio.AioRpcError as error:
             raise self._refused(line, error) from None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise NovaMeshError(Code.UNAVAILABLE, "the line was closed meanwhile") from None
         finally:
             await self._release(line)
 
@@ -247,6 +256,10 @@ class PoolConnection:
             return answer
         except grpc.aio.AioRpcError as error:
             raise self._refused(line, error) from None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise NovaMeshError(Code.UNAVAILABLE, "the line was closed meanwhile") from None
         finally:
             await self._release(line)
 
@@ -269,3 +282,9 @@ class PoolConnection:
         line.calls -= 1
         if line.stale and not line.calls:
             await line.channel.close()
+
+
+def _is_cancelled() -> bool:
+    """Whether it was this task; gRPC ends the calls of a channel that is closed just as if."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

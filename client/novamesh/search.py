@@ -1,7 +1,8 @@
 """A client's search for nodes: every way that is open to it, from the first question on.
 
-Rules: it begins when somebody asks for it and ends with the client; a way that is closed on this
-machine (the mesh without its extra) is left out, and said only where no other is left.
+Rules: it begins when somebody asks for it, soon after the client where the mesh is on, and ends
+with the client; a way that is closed on this machine (the mesh without its extra) is left out, and
+said only where no other is left.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from novamesh.paths import tunnel_addresses
 from novamesh.pool import PoolConnection
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.identity import parse_node_id
+from novamesh_proto.identity import PrivateKey, parse_node_id
 from novamesh_proto.limits import DESCRIPTOR_BYTES_MAX
 from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId
 from novamesh_proto.node_table import open_descriptor
 
+WARM_UP_S: Final = 2.0  # a client that asks one short question is over by then
 STATIC_HINT: Final = "novamesh config set client.nodes PEERID@HOST:PORT"
 
 _log: Final = logging.getLogger(__name__)
@@ -44,6 +46,13 @@ class Search:
         self._task: asyncio.Task[None] | None = None
         self._finder: Finder | None = None
         self._starting = asyncio.Lock()
+        # Whoever only looks for nodes needs no name, and strangers need not learn the job's.
+        self._nobody = PrivateKey.generate()
+        self._warming: asyncio.Task[None] | None = None
+
+    def warm_up(self) -> None:
+        """Begin soon, so that whoever must do without the coordinator need not wait for it."""
+        self._warming = asyncio.create_task(self._warm_up(), name="warm up the search")
 
     async def finder(self) -> Finder:
         """The finder, at work from the first call on.
@@ -72,17 +81,25 @@ class Search:
 
     async def close(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in filter(None, (self._warming, self._task)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         await self._stack.aclose()
+
+    async def _warm_up(self) -> None:
+        await asyncio.sleep(WARM_UP_S)
+        try:
+            await self.finder()
+        except NovaMeshError as error:
+            _log.info("nodes are not looked for: %s", error.message)
 
     async def _start(self) -> Finder:
         pool, places = self._pool, self._config.places
         known = KnownNodes(places.data / "nodes.json")
         static = parse_nodes(self._config.client.nodes)
         ways: list[Discovery] = [
-            Asked(pool.network, pool.key, self._clock, lambda: (*static, *known.addresses())),
+            Asked(pool.network, self._nobody, self._clock, lambda: static),
+            Asked(pool.network, self._nobody, self._clock, known.addresses),
             PoolList(pool),
         ]
         try:
@@ -99,7 +116,7 @@ class Search:
         """Listen to the mesh, and reach nodes through it."""
         pool, places = self._pool, self._config.places
         chosen = load_mesh_settings(places)
-        config = mesh_config(chosen, pool.network, pool.key, places.data / "client-peers.json")
+        config = mesh_config(chosen, pool.network, self._nobody, places.data / "client-peers.json")
         network, clock = pool.network, self._clock
 
         def check(raw: bytes) -> None:

@@ -34,22 +34,17 @@ from novamesh.two_ways import TwoWays
 from novamesh_proto.attestation import BURST_RULE, witnessed_speed
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import CONTROL_LIFE_MS
-from novamesh_proto.messages import (
-    Candidate,
-    ClientReceipt,
-    FinishReason,
-    JobId,
-    NodeId,
-    PoolModel,
-)
+from novamesh_proto.messages import Candidate, ClientReceipt, FinishReason, JobId, NodeId, PoolModel
 from novamesh_proto.receipt import encode_receipt, verify_receipt
 
 GRACE_S: Final = 2.0  # the pool's own word about a deadline comes this much later at most
+UNREACHED_S: Final = 5.0  # a node is given up that neither way leads to, where others can be asked
 STOP_S: Final = 2.0  # a cancel order may take this long
 # What cannot be reached now: the job may go on, and `Client.resume` takes it up.
 _RESUMABLE: Final = frozenset({Code.UNAVAILABLE, Code.BUSY, Code.STORAGE})
 # Nobody else offers the model, or none of them ever takes such a job.
 _NOBODY_ELSE: Final = frozenset({Code.MODEL_NOT_FOUND, Code.NO_CAPACITY})
+_NOT_TAKEN: Final = frozenset({Code.BUSY, Code.POLICY})
 _ENDS: Final = frozenset({FinishReason.STOP, FinishReason.LENGTH})
 
 _log: Final = logging.getLogger(__name__)
@@ -112,39 +107,60 @@ class JobSession:
         if order.mesh:
             self._pool = await self._desk.without_coordinator()
         try:
-            models = await ask(self._pool.list_models, settings.retries, order.deadline_s)
+            models = await ask(
+                self._pool.list_models, settings.retries, order.deadline_s, self._may_try_again
+            )
         except NovaMeshError as error:
             if not await self._leave_coordinator(error):
                 raise
             models = await self._pool.list_models()
         model = choose_model(order.model, models)
         try:
-            return await ask(
-                lambda: self._part(order, model),
-                settings.retries,
-                order.deadline_s,
-                self._may_run_again,
-            )
+            return await self._begin(order, model)
         except NovaMeshError as error:
             failure = error
         before: JobRecord | None = None
         while True:
             left_s = ends_s - clock.monotonic()
             course, before = await self._go_on(failure, course, before, left_s)
+            await self._leave_coordinator(failure)
             part = replace(order, deadline_s=ends_s - clock.monotonic())
             try:
                 return await self._part(part, model, before, course.lost)
             except NovaMeshError as error:
                 failure = error
-                await self._leave_coordinator(error)
+
+    async def _begin(self, order: Order, model: PoolModel) -> Completion:
+        """The first part, from nodes themselves where the coordinator went before it had a job."""
+        tries, deadline_s = self._desk.settings.retries, order.deadline_s
+        while True:
+            try:
+                return await ask(
+                    lambda: self._part(order, model), tries, deadline_s, self._may_run_again
+                )
+            except NovaMeshError as error:
+                if self._reader is not None or not await self._leave_coordinator(error):
+                    raise
 
     async def _leave_coordinator(self, error: NovaMeshError) -> bool:
         """Ask nodes themselves from now on, where it is away and nobody has taken the job."""
-        away = error.code is Code.UNAVAILABLE and self._running is None
-        if not away or not self._desk.alone or self._pool is not self._desk.pool:
+        if not self._may_leave(error):
             return False
         self._pool = await self._desk.without_coordinator()
         return True
+
+    def _may_leave(self, error: NovaMeshError) -> bool:
+        away = error.code is Code.UNAVAILABLE and self._running is None
+        return away and self._desk.alone and self._pool is self._desk.pool
+
+    def _may_try_again(self, error: NovaMeshError) -> bool | float:
+        """Whether the same is asked again: not of a coordinator that is done without."""
+        return not self._may_leave(error) and self._pool.may_try_again(error)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether the answer can go on without the coordinator."""
+        return self._desk.alone or self._pool is not self._desk.pool
 
     def _may_run_again(self, error: NovaMeshError) -> bool | float:
         """A new answer is safe once the old job has ended without delivering anything."""
@@ -164,7 +180,8 @@ class JobSession:
             NovaMeshError: the failure, where the answer ends with it.
         """
         reader = self._reader
-        lost = failure.code is Code.NODE_LOST
+        # Where nodes can be asked themselves, one that nobody reaches any more is given up too.
+        lost = failure.code is Code.NODE_LOST or (self._alone and failure.code is Code.UNAVAILABLE)
         if reader is not None and not (reader.ended or lost):
             raise failure  # the job may go on without us
         pieces = reader.pieces if reader is not None else ()
@@ -222,7 +239,10 @@ class JobSession:
         )
         # The same terms are handed in again: a job that did arrive is not asked for twice.
         record = await ask(
-            lambda: self._hand_in(made, model, wanted), settings.retries, order.deadline_s
+            lambda: self._hand_in(made, model, wanted),
+            settings.retries,
+            order.deadline_s,
+            self._may_try_again,
         )
         return await self._follow(record)
 
@@ -257,9 +277,7 @@ class JobSession:
         try:
             await self._way.submit(job, [reservation for _, reservation in chosen])
         except NovaMeshError as error:
-            if (
-                error.code is Code.BUSY and first
-            ):  # certainly not taken: nothing to resume or to stop
+            if error.code in _NOT_TAKEN and first:  # nothing to resume or to stop
                 self._running = None
                 desk.records.remove(made.job)
             raise
@@ -294,15 +312,14 @@ class JobSession:
 
     async def _follow(self, record: JobRecord) -> Completion:
         """Read a submitted job to its end and keep its receipt."""
-        desk = self._desk
-        started_s = self._request_s(record)
-        pool = self._pool
+        desk, pool, started_s = self._desk, self._pool, self._request_s(record)
         reader = AnswerReader(record, pool.key, pool.coordinator, started_s, os.urandom)
         self._reader, self._running = reader, record.job
         self._way = self._choose_way(record)
         following = Following(
-            record.job, self._way, reader, self._deliver, desk.clock, desk.settings
-        )
+            record.job, self._way, reader, self._deliver, desk.clock, desk.settings,
+            UNREACHED_S if self._alone else None,
+        )  # fmt: skip
         try:
             await following.to_its_end()
             conclusion = reader.conclude()

@@ -1,4 +1,4 @@
-"""A real Mosquitto on a free loopback port: for everybody, or as deploy/mosquitto sets it up."""
+"""A real Mosquitto on a free port: for everybody, or as deploy/mosquitto sets it up on loopback."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Mosquitto:
     accounts: Mapping[str, str] | None = None  # user and password; None lets everybody in, no TLS
     extra: str = ""
     port: int = field(default_factory=free_port)
+    host: str = "127.0.0.1"  # where it listens that lets everybody in
     _process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Mosquitto:
@@ -63,7 +64,7 @@ class Mosquitto:
     def broker(self, account: str = "", user: str = "") -> Broker:
         """Its address, for somebody with an account."""
         if self.accounts is None:
-            return Broker("127.0.0.1", self.port, False)
+            return Broker(self.host, self.port, False)
         secret = self.folder / f"{account}.password"
         return Broker("127.0.0.1", self.port, True, user, str(secret), str(self.authority))
 
@@ -77,7 +78,7 @@ class Mosquitto:
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and self._process.poll() is None:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                if probe.connect_ex((self.host, self.port)) == 0:
                     return
             time.sleep(0.02)
         self.kill()
@@ -96,7 +97,7 @@ class Mosquitto:
         self._process.send_signal(number)
 
     def _open(self) -> str:
-        return f"listener {self.port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n"
+        return f"listener {self.port} {self.host}\nallow_anonymous true\nset_tcp_nodelay true\n"
 
     def _deployed(self, accounts: Mapping[str, str]) -> str:
         """The files that we ship, with this folder's paths and accounts."""

@@ -42,6 +42,10 @@ class SpreadPool(RealPool):
 
     def command(self, home: str) -> list[str]:
         """The command line, there."""
+        return [*self.prefix(home), *super().command(home)]
+
+    def prefix(self, home: str) -> list[str]:
+        """What stands in front of a command at a party's place."""
         place = self.net.places.get(home) or self.net.places["pool"]
         host = place.host if isinstance(place, Home) else place
-        return [*host.prefix, *super().command(home)]
+        return host.prefix

@@ -1,0 +1,161 @@
+"""A whole pool on a small internet, to take apart: two homes behind NAT, a public node, a broker.
+
+`ada` and `bob` listen nowhere; `pia` does, and passes streams of the mesh on for them. The client
+has a home of its own. All serve one model that is slow enough to be watched: the built-in one with
+a longer context, so that an answer lasts.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from novamesh_engine.catalogue import locate
+from novamesh_engine.quant.profile import read_profile, write_profile
+from support.mosquitto import Mosquitto
+from support.network_beds import Host
+from support.processes import Daemon
+from support.spread_pool import SpreadPool
+
+HOMES: Final = ("ada", "bob")
+PUBLIC: Final = "pia"
+MODEL: Final = "nova-long"
+CONTEXT: Final = 8192
+MESH_PORT: Final = 4001
+BROKER_PORT: Final = 1883
+
+
+@dataclass
+class OutagePool(SpreadPool):
+    """As a spread pool, with a broker at a place of its own."""
+
+    broker: Mosquitto | None = None
+    bootstrap: str = ""
+
+    def start_all(self, slots: int) -> None:
+        """Everybody is there and knows everybody; each home has `slots`, `pia` room for all."""
+        write_long_model(self.root / MODEL)
+        self.net.add_host(PUBLIC)
+        for name in (*HOMES, "client"):
+            self.add_home(name)
+        public = self._start(PUBLIC, 4 * slots, "--listen", f"{self._host(PUBLIC).address}:7701")
+        at = f"/ip4/{self._host(PUBLIC).address}/tcp/{MESH_PORT}"
+        self.bootstrap = f"{at}/p2p/{public.ready.split()[-1]}"
+        with ThreadPoolExecutor(max_workers=2) as starting:
+            list(starting.map(lambda name: self._start(name, slots), HOMES))
+        self.join()
+        self.await_nodes(3)
+
+    def start_coordinator(self) -> Daemon:
+        """It finds nodes by the broker too, which is started before it."""
+        if self.broker is None:
+            host = self.net.add_host("broker")
+            self.broker = Mosquitto(self.root / "broker", port=BROKER_PORT, host=host.address)
+            host.call(self.broker.__enter__)
+        return super().start_coordinator()
+
+    def start(self, home: str, arguments: list[str]) -> Daemon:
+        """Every daemon is told of the broker."""
+        assert self.broker is not None
+        return super().start(home, [*arguments, "--mqtt", str(self.broker.broker())])
+
+    def environment(self, home: str) -> dict[str, str]:
+        """Everybody's part in the mesh is told by the environment."""
+        public = home == PUBLIC
+        mesh = {
+            "ON": str(home == "client" or public or home in HOMES).lower(),
+            "LISTEN": f"/ip4/0.0.0.0/tcp/{MESH_PORT}",
+            "MDNS": "false",
+            "RELAY": str(public).lower(),
+            "BOOTSTRAP": "" if public else self.bootstrap,
+        }
+        told = {f"NOVAMESH_MESH_{key}": value for key, value in mesh.items()}
+        return super().environment(home) | told
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.broker is not None:
+            self.broker.kill()
+        super().__exit__(kind, error, trace)
+
+    def _start(self, name: str, slots: int, *arguments: str) -> Daemon:
+        model = str(self.root / MODEL)
+        flags = ("--donate", "--model", model, "--slots", str(slots))
+        return self.start_node(name, *flags, *arguments)
+
+    def _host(self, name: str) -> Host:
+        place = self.net.places[name]
+        assert isinstance(place, Host)
+        return place
+
+
+class Streams:
+    """Answers that a client in a process of its own streams, as it tells of them."""
+
+    def __init__(self, pool: OutagePool) -> None:
+        self.said: dict[int, list[dict[str, Any]]] = {}
+        self._process = subprocess.Popen(
+            [*pool.prefix("client"), sys.executable, "-m", "support.streaming_client", MODEL],
+            env=pool.environment("client"), cwd=Path(__file__).parent.parent, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._read, name="streams")
+        self._thread.start()
+
+    def ask(self, stream: int, tokens: int, seed: int) -> None:
+        """Begin one more."""
+        self.said[stream] = []
+        assert self._process.stdin is not None
+        asked = {"stream": stream, "tokens": tokens, "seed": seed}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+
+    def wait(self, found: Callable[[dict[str, Any]], bool], seconds: float) -> None:
+        """Until what each stream said last is as wanted."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            last = [said[-1] if said else {} for said in self.said.values()]
+            failed = [one for one in last if "failed" in one]
+            assert not failed, failed
+            if all(map(found, last)):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not within {seconds} s: {last}")
+
+    def close(self) -> None:
+        """End the client."""
+        self._process.kill()
+        self._process.wait()
+        self._thread.join()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                told = json.loads(line)
+                self.said[told.pop("stream")].append(told)
+
+
+def write_long_model(folder: Path) -> None:
+    """The built-in model under another name, with room for a longer answer."""
+    source = locate("nova-pico")
+    shutil.copytree(source, folder)
+    config = folder / "config.json"
+    raw = json.loads(config.read_text())
+    config.write_text(json.dumps(raw | {"max_position_embeddings": CONTEXT}))
+    profile = read_profile(source)
+    write_profile(folder, MODEL, profile.quant, profile.file_names)
