@@ -15,7 +15,7 @@ MESSAGES ?= 100000
 MINUTES ?= 30
 SECONDS ?= 600
 .DELETE_ON_ERROR:   # half a venv would be taken for a whole one
-.PHONY: demo test coverage mutants sim crash disk restart fuzz hostile siege load soak sanitize kernels lint fix proto check-proto check-compose docs bench train clean
+.PHONY: demo test coverage mutants sim crash chaos disk restart fuzz hostile siege load soak sanitize kernels lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/novamesh demo
@@ -30,6 +30,8 @@ sim: $(VENV)/.run
 crash: $(VENV)/.run
 	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.crash --rounds $(ROUNDS)
 	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.kills --jobs 200
+chaos: $(VENV)/.run
+	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.chaos --jobs 200
 disk: $(VENV)/.run
 	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.disk_faults --rounds $(ROUNDS)
 restart: $(VENV)/.run

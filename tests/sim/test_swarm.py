@@ -13,9 +13,11 @@ from support.sim.campaign import run_seed
 from support.sim.liars import LIES
 from support.sim.lying_clients import LYING_CLIENTS
 from support.sim.sabotage import SABOTAGES, Sabotage
+from support.sim.sabotage_absence import ABSENCE_SABOTAGES
 from support.sim.swarm import Swarm
 
 SEEDS = 300
+DIRECT_SEEDS = 60
 BLOCK = 30
 ANSWERED_SHARE = 0.3
 TESTS = Path(__file__).parent.parent
@@ -31,6 +33,15 @@ def test_nothing_breaks(first: int) -> None:
     assert answered >= wished * ANSWERED_SHARE
 
 
+@pytest.mark.parametrize("first", range(0, DIRECT_SEEDS, BLOCK))
+def test_nothing_breaks_on_direct_paths(first: int) -> None:
+    """Nodes that listen, clients that reach them or not, and work while the pool is away."""
+    verdicts = [run_seed(seed, direct=True) for seed in range(first, first + BLOCK)]
+    failed = {verdict.seed: verdict.problems for verdict in verdicts if verdict.problems}
+    assert not failed, f"replay: python -m support.sim.campaign --direct --seed {min(failed)}"
+    assert sum(v.answered for v in verdicts) >= sum(v.wished for v in verdicts) * ANSWERED_SHARE
+
+
 def test_every_lie_is_told(tmp_path: Path) -> None:
     told: set[str] = set()
     for seed in range(SEEDS):
@@ -40,20 +51,23 @@ def test_every_lie_is_told(tmp_path: Path) -> None:
     assert told == {*LIES, *(kind.__name__ for kind in LYING_CLIENTS)}
 
 
-@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda one: one.bug.__name__)
+@pytest.mark.parametrize(
+    "sabotage", [*SABOTAGES, *ABSENCE_SABOTAGES], ids=lambda one: one.bug.__name__
+)
 def test_the_simulator_finds_it(sabotage: Sabotage, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the promise that it breaks, in one of the seeds; those come first that are known to."""
     sabotage.bug(monkeypatch)
     seeds = sorted(range(SEEDS), key=lambda seed: abs(seed - sabotage.near))
-    assert any(sabotage.finds in problem for seed in seeds for problem in run_seed(seed).problems)
+    worlds = (run_seed(seed, sabotage.direct) for seed in seeds)
+    assert any(sabotage.finds in problem for world in worlds for problem in world.problems)
 
 
-@pytest.mark.parametrize("seed", [3, 18])
-def test_a_seed_gives_the_same_run_in_another_process(seed: int) -> None:
-    here = run_seed(seed).digest
+@pytest.mark.parametrize(("seed", "direct"), [(3, ()), (18, ()), (7, ("--direct",))])
+def test_a_seed_gives_the_same_run_in_another_process(seed: int, direct: tuple[str, ...]) -> None:
+    here = run_seed(seed, bool(direct)).digest
     for hash_seed in ("1", "2"):
         shown = subprocess.run(
-            [sys.executable, "-m", "support.sim.campaign", "--seed", str(seed)],
+            [sys.executable, "-m", "support.sim.campaign", "--seed", str(seed), *direct],
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
             cwd=TESTS,
             capture_output=True,

@@ -109,10 +109,13 @@ class Asker:
     ) -> None:
         async def emit(piece: Piece) -> None:
             wish.pieces.append(piece)
+            wish.came_s.append(time.monotonic())
 
         desk = replace(self._desk, settings=ClientSettings(retries=tries))
+        session = JobSession(desk, emit)
+        wish.survived = session.survived
         try:
-            wish.completion = await work(JobSession(desk, emit))
+            wish.completion = await work(session)
         except NovaMeshError as error:
             wish.error = error
 

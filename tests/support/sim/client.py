@@ -41,6 +41,9 @@ class Wish:
     completion: Completion | None = None
     error: NovaMeshError | None = None
     survived: list[NovaMeshError] = field(default_factory=list)  # the answer went on after them
+    mesh: bool = False  # asked of a node itself
+    came_s: list[float] = field(default_factory=list)  # when pieces did, on a real clock
+    took_s: float = 0.0  # until there was an answer, or a reason why there is none
     over: bool = False
 
 
@@ -74,7 +77,7 @@ class Client(Party):
     async def _run(self, process: Process) -> None:
         clock = Clock(process.now_ms, process.monotonic)
         pool = self.connection(self._world.pool, self.key, clock, 5.0)
-        desk = Desk(pool, SETTINGS, self.records, self.receipts, clock)
+        desk = self.furnish(pool, clock)
         try:
             await self._resume(desk)
             for number, wish in enumerate(self.wishes):
@@ -93,7 +96,15 @@ class Client(Party):
                     await self.after(wish, desk)
                     await asyncio.sleep(self._world.rng.uniform(0, 2))
         finally:
+            await self.leave()
             await pool.close()
+
+    def furnish(self, pool: PoolConnection, clock: Clock) -> Desk:
+        """What its sessions work with."""
+        return Desk(pool, SETTINGS, self.records, self.receipts, clock)
+
+    async def leave(self) -> None:
+        """Let go of what else it works with."""
 
     async def _resume(self, desk: Desk) -> None:
         """What an earlier life handed in and did not see the end of."""
@@ -111,7 +122,7 @@ class Client(Party):
                 raise asyncio.CancelledError
 
         session = self.session(desk, emit)
-        wish.survived = session.survived
+        wish.survived, began_s = session.survived, desk.clock.monotonic()
         try:
             wish.completion = await work(session)
             self._world.note(f"{self.name} has {len(wish.completion.token_ids)} tokens")
@@ -122,10 +133,12 @@ class Client(Party):
             if wish.stop_after is None or len(wish.pieces) < wish.stop_after:
                 raise
             self._world.note(f"{self.name} lost interest")
+        finally:
+            wish.took_s = desk.clock.monotonic() - began_s
 
 
 def make_order(prompt: str, wish: Wish) -> Order:
     """What is asked of the pool for a wish."""
     chat = ChatPrompt((ChatMessage("user", SECRET + prompt),))
     options = replace(Options(), max_tokens=wish.tokens)
-    return Order(OFFER.name, Prompt(chat=chat), options, wish.deadline_s)
+    return Order(OFFER.name, Prompt(chat=chat), options, wish.deadline_s, wish.mesh)

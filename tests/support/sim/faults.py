@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from novamesh_coordinator.inputs import ProbeWanted
+from novamesh_proto.errors import NovaMeshError
 from novamesh_proto.messages import NodeId
 from support.sim.client import Client
 from support.sim.network import Weather
@@ -23,6 +26,7 @@ WRITTEN: Final = (
     "part", "snapshot", "part dropped",
 )  # fmt: skip
 
+_OF_POOL: Final = ("kill pool", "stop pool", "disk ")
 AWAY_S: Final = (0.05, 1.0, 8.0, 25.0)
 
 Party = Coordinator | Node | Client
@@ -38,6 +42,11 @@ class Fault:
     name: str
     strike: Strike
 
+    @property
+    def of_pool(self) -> bool:
+        """Whether it is the pool's own, and nobody else's."""
+        return self.name.startswith(_OF_POOL) and " and " not in self.name
+
 
 @dataclass
 class Faults:
@@ -48,6 +57,7 @@ class Faults:
     pool: Coordinator
     nodes: Sequence[Node]
     clients: Sequence[Client]
+    direct: bool = False  # whether clients reach nodes themselves
     returning: list[asyncio.Task[None]] = field(default_factory=list)
 
     def draw(self, within_s: float) -> list[Fault]:
@@ -57,6 +67,11 @@ class Faults:
             self._stop_pool, self._kill_node, self._kill_client, self._cut, self._disk,
             self._clock, self._flicker, self._outage, self._outage,
         )  # fmt: skip
+        if self.direct:
+            kinds += (
+                self._cut_direct, self._cut_direct, self._cut_direct, self._freeze, self._rumour,
+                self._drop_direct, self._long_absence, self._long_absence,
+            )  # fmt: skip
         drawn = [
             Fault(self.rng.uniform(0, within_s), *self.rng.choice(kinds)())
             for _ in range(self.rng.choice((0, 1, 2, 3, 5, 8)))
@@ -156,6 +171,61 @@ class Faults:
                 self.world.network.cut(source, target, seconds)
 
         return f"cut {cut}", strike
+
+    def _cut_direct(self) -> Named:
+        """Between a client and a node, one way or both; each still reaches the pool."""
+        ends = self.rng.choice(self.clients).name, self.rng.choice(self.nodes).name
+        pairs = [ends, ends[::-1]]
+        cut = pairs if self.rng.random() < 0.5 else [self.rng.choice(pairs)]
+        seconds = self.rng.choice((0.5, 5.0, 20.0, 50.0))
+
+        async def strike() -> None:
+            for source, target in cut:
+                self.world.network.cut(source, target, seconds)
+
+        return f"cut {cut}", strike
+
+    def _drop_direct(self) -> Named:
+        """A node's connections break, a few times, while it answers."""
+        node = self.rng.choice(self.nodes).name
+        moments = [self.rng.uniform(0, 3) for _ in range(self.rng.randint(1, 4))]
+
+        async def strike() -> None:
+            for moment in moments:
+                self.world.loop.call_later(moment, self.world.network.drop, node)
+
+        return f"connections of {node} break", strike
+
+    def _freeze(self) -> Named:
+        """SIGSTOP: connections stand and nobody answers, then all goes on where it was."""
+        node, seconds = self.rng.choice(self.nodes), self.rng.choice((3.0, 20.0, 60.0))
+        others = ["pool", *(client.name for client in self.clients)]
+
+        async def strike() -> None:
+            if node.process is None:
+                return
+            node.process.frozen_until_s = self.world.loop.time() + seconds
+            for other in others:
+                self.world.network.cut(node.name, other, seconds)
+                self.world.network.cut(other, node.name, seconds)
+
+        return f"{node.name} is frozen for {seconds} s", strike
+
+    def _rumour(self) -> Named:
+        """A broker says of a node that it is gone: its last will, or a broker that died."""
+        node = self.rng.choice(self.nodes)
+
+        async def strike() -> None:
+            if self.pool.door is not None and self.pool.process is not None:
+                work = self.pool.door.sequencer.submit(ProbeWanted(node.key.node_id))
+                with contextlib.suppress(NovaMeshError):
+                    await asyncio.wait_for(work, 1.0)
+
+        return f"somebody says that {node.name} is gone", strike
+
+    def _long_absence(self) -> Named:
+        """The pool is away for so long that clients ask nodes themselves."""
+        return "kill pool for long", self._restart(self.pool, (12.0, 40.0))
 
     def _flicker(self) -> Named:
         """A line that drops every connection a few times, a moment apart."""

@@ -20,10 +20,12 @@ from novamesh_coordinator.events import (
     JobEnded,
     MemberJoined,
     Record,
+    WorkDonated,
 )
 from novamesh_coordinator.log_chain import read_row
 from novamesh_proto import envelope
 from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.limits import LEASE_MS
 from novamesh_proto.messages import (
     ClientReceipt,
     JobId,
@@ -112,7 +114,8 @@ def _acknowledged(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
     admitted = {r.job for r in records if isinstance(r, JobAdmitted)}
     settled = {r.settlement for r in records if isinstance(r, AttemptSettled)}
     for client in swarm.clients:
-        done = [w.completion for w in (*client.wishes, *client.resumed) if w.completion]
+        got = [w.completion for w in (*client.wishes, *client.resumed) if w.completion]
+        done = [completion for completion in got if completion.receipt.settlement is not None]
         if done and client.key.node_id not in members:
             yield f"{client.name} was served and is no member"
         for completion in done:
@@ -217,11 +220,48 @@ def _proved(client: Client, wish: Wish) -> Iterator[str]:
     if len(completion.token_ids) != wish.tokens:
         yield f"{client.name} holds {len(completion.token_ids)} of {wish.tokens} tokens as a whole"
     try:
-        verify_file(completion.receipt_path, COORDINATOR.node_id, client.key.node_id)
+        proof = verify_file(completion.receipt_path, None, client.key.node_id)
+        if proof.coordinator not in (COORDINATOR.node_id, proof.node):
+            yield f"a receipt of {client.name} is by nobody who could assign its job"
     except NovaMeshError as error:
         yield f"a receipt of {client.name} does not verify: {error.message}"
 
 
+def _blameless(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
+    """1: for what only the pool's absence did, no node's record is worse."""
+    # One that computes longer than a lease, next to others, may seem to stand still.
+    quick = [node for node in swarm.nodes if node.pace.prefill_s < LEASE_MS / 1000]
+    honest = {node.key.node_id: node.name for node in quick if node.honest}
+    for record in records if swarm.outages_only else ():
+        if isinstance(record, AttemptEnded) and record.lost and record.node in honest:
+            yield f"only the pool was away, and {honest[record.node]} is blamed: {record.message}"
+
+
+def _prompt(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
+    """1: nobody waits for longer than the deadline that was given, and 15 s."""
+    del records
+    for client in swarm.clients:
+        for wish in (*client.wishes, *client.resumed):
+            if wish.took_s > wish.deadline_s + HEALING_S:
+                late_s = wish.took_s - wish.deadline_s
+                yield f"{client.name} was told {late_s:.1f} s after the deadline"
+
+
+def _donated(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
+    """1: donated work is logged once, is paid by nobody, and none is forgotten that is kept."""
+    given = [record for record in records if isinstance(record, WorkDonated)]
+    admitted = {r.job for r in records if isinstance(r, JobAdmitted)}
+    for job in {record.job for record in given}:
+        if sum(record.job == job for record in given) > 1:
+            yield f"donation {job.hex()[:8]} was logged twice"
+        if job in admitted:
+            yield f"donation {job.hex()[:8]} is a job of the pool's as well"
+    for node in swarm.nodes:
+        if left := len(node.donations.pending()):
+            yield f"{node.name} still has {left} donations that the pool was never told of"
+
+
 CHECKS: tuple[Check, ...] = (
-    _ended, _replayed, _acknowledged, _just, _delivered, _accused, _served,
+    _ended, _replayed, _acknowledged, _just, _delivered, _accused, _served, _blameless, _prompt,
+    _donated,
 )  # fmt: skip

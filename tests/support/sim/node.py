@@ -11,7 +11,7 @@ from typing import Any
 
 from novamesh_engine.request import FinishReason, Request, StepOutput, Timing
 from novamesh_node import lifecycle
-from novamesh_node.admission import Admission, House
+from novamesh_node.admission import Admission, House, Policy
 from novamesh_node.answer import Usage
 from novamesh_node.attestor import Machine
 from novamesh_node.clock import Clock
@@ -19,7 +19,9 @@ from novamesh_node.crew import Crew, Served, Station
 from novamesh_node.descriptor import Advertiser, Facts
 from novamesh_node.desk import SLOTS_MAX, Desk, Fixtures
 from novamesh_node.devices import PROCESSOR
+from novamesh_node.direct_service import DirectService
 from novamesh_node.donations import Donations
+from novamesh_node.front import Front, Means
 from novamesh_node.keeper import Hands, Keeper
 from novamesh_node.link import Link
 from novamesh_node.replays import ReplayJournal
@@ -29,9 +31,11 @@ from novamesh_node.state import NodeState
 from novamesh_node.statements import Signer
 from novamesh_node.worker import Output, Ticket
 from novamesh_proto.errors import NovaMeshError
+from novamesh_proto.v1 import coordinator_pb2_grpc
 from support.fake_engine import CONTEXT, FIRST_TOKEN, VOCAB, FakeTokenizer
 from support.parties import COORDINATOR, HARDWARE, NETWORK, OFFER, PROFILE, party
 from support.sim.process import Process
+from support.sim.rpc import Server
 from support.sim.world import Party, World
 
 
@@ -77,13 +81,13 @@ class SimEngine:
     async def _compute(self, request: Request, ticket: Ticket) -> None:
         began_s = self._process.monotonic()
         for _ in request.prompt:  # as a real engine does: a long prefill shows its progress
-            await asyncio.sleep(self._pace.prefill_s / len(request.prompt))
+            await self._process.sleep(self._pace.prefill_s / len(request.prompt))
             self.prefilled += 1
         first_s, position = self._process.monotonic(), len(request.prefix)
         finish: FinishReason | None = None
         while finish is None and ticket.name in self._tickets:
             if position > len(request.prefix):
-                await asyncio.sleep(self._pace.token_s)
+                await self._process.sleep(self._pace.token_s)
             aborted = ticket.name in self._aborted
             tokens = () if aborted else (FIRST_TOKEN + position,)
             position += len(tokens)
@@ -114,7 +118,15 @@ class Node(Party):
         self.pace = pace
         self.tamper: Callable[[Stream], Stream] = lambda stream: stream
         self.keeper: Keeper | None = None
+        self.listens = False  # whether clients reach it themselves
+        self.address = f"{self.name}.sim:7800"
+        self.donations = Donations(world.folder / self.name / "donations")
         self.errors: list[NovaMeshError] = []
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        self._world.hosts.servers[self.address] = None
+        await super().kill()
 
     async def _run(self, process: Process) -> None:
         clock = Clock(process.now_ms, lambda: int(process.monotonic() * 1e9))
@@ -146,7 +158,8 @@ class Node(Party):
         advertiser = Advertiser(
             self.key, NETWORK, facts, state.next_sequence, lambda: keeper.load().free_slots
         )
-        house = House(self.key.node_id, signer.coordinator, NETWORK, {PROFILE: CONTEXT})
+        policy = Policy(donates=self.listens)
+        house = House(self.key.node_id, signer.coordinator, NETWORK, {PROFILE: CONTEXT}, policy)
         worker: Any = SimEngine(process, self.pace)
         served = Served(OFFER, worker, FakeTokenizer(), Shape(CONTEXT, VOCAB))
         machine = Machine(HARDWARE, "0.1.0 sim")
@@ -159,11 +172,22 @@ class Node(Party):
         link = Link(self._world.pool.address, signer, b"")
         rng = random.Random(self._world.rng.getrandbits(32))
         line = Line(self._dial(link), lambda: link.join(clock.wall_ms()), clock, rng)
-        donations = Donations(state.folder / "donations")
-        session = Session(line, signer, advertiser, desk, keeper.load, donations)
+        session = Session(line, signer, advertiser, desk, keeper.load, self.donations)
+        if self.listens:
+            means = Means(
+                desk, signer, advertiser, self.donations, session.donate, lambda: self.slots,
+                clock, "sim",
+            )  # fmt: skip
+            self._listen(process, Front(means, tasks))
+            advertiser.listen_at("listen", (self.address,))
         keeper.hands = Hands(session.announce)
         keeper.apply(lifecycle.Loaded())
         return session
+
+    def _listen(self, process: Process, front: Front) -> None:
+        server = Server(process)
+        coordinator_pb2_grpc.add_PoolServiceServicer_to_server(DirectService(front), server)  # type: ignore[no-untyped-call]
+        self._world.hosts.servers[self.address] = server
 
     def _dial(self, link: Link) -> Any:
         @contextlib.asynccontextmanager

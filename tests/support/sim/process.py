@@ -28,6 +28,7 @@ class Process:
         self._epoch_ms = epoch_ms
         self.alive = True
         self.skew_ms = 0
+        self.frozen_until_s = 0.0
         self.tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, Any], label: str = "") -> asyncio.Task[Any]:
@@ -57,6 +58,12 @@ class Process:
     def monotonic(self) -> float:
         """Its monotonic clock, seconds."""
         return self.loop.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Let so much of its own time pass; while it is frozen, none does."""
+        await asyncio.sleep(seconds)
+        while self.loop.time() < self.frozen_until_s:  # noqa: ASYNC110  thawed early, or again
+            await asyncio.sleep(min(1.0, self.frozen_until_s - self.loop.time()))
 
     def now_ms(self) -> int:
         """Its wall clock, milliseconds since 1970."""

@@ -27,7 +27,7 @@ RESET_SHARE = 0.5  # of lost messages: the connection is reset at once; else nob
 class Server:
     """One listening process: methods by name, as the generated `add_…_to_server` registers them."""
 
-    def __init__(self, process: Process, witness: Witness) -> None:
+    def __init__(self, process: Process, witness: Witness | None = None) -> None:
         self.process = process
         self.witness = witness
         self.methods: dict[str, Any] = {}

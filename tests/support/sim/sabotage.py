@@ -326,11 +326,15 @@ def _other_text(message: Any) -> Any:
 
 @dataclass(frozen=True)
 class Sabotage:
-    """A bug, a part of the sentence that tells of it, and a seed near which that is heard."""
+    """A bug, a part of the sentence that tells of it, and a seed near which that is heard.
+
+    `direct` where it takes direct paths to be heard.
+    """
 
     bug: Bug
     finds: str
     near: int = 0
+    direct: bool = False
 
 
 SABOTAGES: Final = (

@@ -21,6 +21,7 @@ import structlog
 
 from novamesh_node.session import Stream
 from support.sim.client import Client, Wish
+from support.sim.direct import DirectClient
 from support.sim.faults import SLOWEST_WRITE_S, Faults
 from support.sim.liars import LIES, Liar
 from support.sim.loop import HERE, START_S, VirtualLoop
@@ -34,6 +35,12 @@ from support.sim.world import World
 STORM_S: Final = 60.0  # in which things break, at most
 HEALING_S: Final = 15.0
 """After the last deadline: by then every job must have ended."""
+TOLD_S: Final = 30.0  # within which nodes are back and have told of what they donated
+LISTENING_SHARE: Final = 0.7  # of nodes, where paths are direct
+REACHING_SHARE: Final = 0.8  # of honest clients; others get everything relayed
+KNOWN_SHARE: Final = 0.8  # of the nodes that listen, by a client's own list
+ALONE_SHARE: Final = 0.7  # of those who reach nodes: they do without a pool that is away
+MESH_SHARE: Final = 0.2  # of wishes, asked of nodes themselves from the start
 CALM_SHARE: Final = 0.1  # worlds in which nothing breaks and nobody lies
 LYING_SHARE: Final = 0.35  # of nodes
 LYING_CLIENT_SHARE: Final = 0.25
@@ -47,8 +54,10 @@ BUGS: Final = frozenset(
 class Swarm:
     """One run."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, direct: bool = False) -> None:
+        """`direct`: nodes listen, and clients reach some of them themselves."""
         self.seed = seed
+        self.direct = direct
         self.rng = rng = random.Random(seed)
         self.loop = VirtualLoop()
         self.trace: list[str] = []
@@ -63,13 +72,17 @@ class Swarm:
         self.snapshot_every = rng.choice(SNAPSHOTS)
         self.calm = rng.random() < CALM_SHARE
         self.nodes = [self._node(number) for number in range(rng.randint(1, 4))]
+        if direct:
+            for node in self.nodes:
+                node.listens = rng.random() < LISTENING_SHARE
         self.clients = [self._client(number) for number in range(rng.randint(1, 3))]
         if self.calm:
             # A slot for everybody, beside the one that an impatient client has just left.
             self.nodes[0].slots = 2 * len(self.clients)
         parties = (self.world, self.coordinator, self.nodes, self.clients)
-        self._faults = Faults(rng, *parties)
+        self._faults = Faults(rng, *parties, direct)
         self.quiet = self.calm  # nothing breaks, whoever lies
+        self.outages_only = self.calm  # nothing breaks but the pool
 
     @property
     def digest(self) -> str:
@@ -108,6 +121,7 @@ class Swarm:
         began_s = self.loop.time()
         faults = [] if self.calm else self._faults.draw(STORM_S * 0.7)
         self.quiet = not faults
+        self.outages_only = all(fault.of_pool for fault in faults)
         for fault in faults:
             await asyncio.sleep(max(0.0, began_s + fault.at_s - self.loop.time()))
             self.note(f"fault: {fault.name}")
@@ -137,12 +151,17 @@ class Swarm:
         lies = not self.calm and rng.random() < LYING_CLIENT_SHARE
         kind = rng.choice(LYING_CLIENTS) if lies else Client
         client = kind(self.world, number)
+        if self.direct and not lies and rng.random() < REACHING_SHARE:
+            known = [node for node in self.nodes if node.listens and rng.random() < KNOWN_SHARE]
+            addresses = tuple((node.key.node_id, (node.address,)) for node in known)
+            client = DirectClient(self.world, number, addresses, rng.random() < ALONE_SHARE)
         if lies:
             self.note(f"{client.name} is a {kind.__name__}")
         for _ in range(rng.randint(1, 4)):
             stop = rng.randint(1, 3) if rng.random() < 0.15 else None
             tokens, deadline_s = rng.randint(1, 40), rng.choice((5.0, 20.0, 45.0))
-            client.wishes.append(Wish(tokens, deadline_s, stop, tries=3))
+            mesh = isinstance(client, DirectClient) and rng.random() < MESH_SHARE
+            client.wishes.append(Wish(tokens, deadline_s, stop, tries=3, mesh=mesh))
         return client
 
     async def _heal(self) -> None:
@@ -155,7 +174,7 @@ class Swarm:
             await asyncio.wait(self._faults.returning)
         for party in (self.coordinator, *self.nodes, *self.clients):
             if party.process is not None:
-                party.process.skew_ms = 0
+                party.process.skew_ms, party.process.frozen_until_s = 0, 0.0
             else:
                 await party.start()
         assert self.coordinator.process is not None
@@ -169,6 +188,9 @@ class Swarm:
         if self.coordinator.door is not None:
             await self._until(self._is_over, latest_s)
         self.findings += [f"{name} is not done in time" for name in late]
+        if self.direct:
+            told_s = self.loop.time() + TOLD_S
+            await self._until(lambda: not any(n.donations.pending() for n in self.nodes), told_s)
         await asyncio.sleep(SLOWEST_WRITE_S + 0.5)  # what is on its way to the disk gets there
         self.note(f"{len(self.coordinator.disk.rows)} events in the log")
 
