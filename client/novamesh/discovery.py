@@ -26,6 +26,7 @@ from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId
 from novamesh_proto.node_table import NodeTable, Source
 
 ASK_EVERY_S: Final = 20.0  # descriptors live for two minutes
+SILENT_S_MAX: Final = 640.0
 PAUSES_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 ASKED_AT_ONCE: Final = 8
 ASK_S: Final = 2.0
@@ -66,7 +67,11 @@ class PoolList:
 
 
 class Asked:
-    """Nodes at addresses that we know: a static list, or those met before. Each is asked itself."""
+    """Nodes at addresses that we know: a static list, or those met before. Each is asked itself.
+
+    Where nobody answers is asked more and more seldom. `key` signs the question, which every node
+    answers: a fresh one tells no stranger who asks.
+    """
 
     source = Source.STATIC
 
@@ -75,11 +80,12 @@ class Asked:
         self._key = key
         self._clock = clock
         self._addresses = addresses
+        self._silent: dict[tuple[NodeId, str], tuple[int, float]] = {}  # failures, asked again at
 
     async def descriptors(self) -> AsyncGenerator[Envelope]:
         """As `Discovery.descriptors`."""
         while True:
-            known = [(node, each) for node, some in self._addresses() for each in some]
+            known = self._worth_asking()
             for first in range(0, len(known), ASKED_AT_ONCE):
                 some = known[first : first + ASKED_AT_ONCE]
                 asked = [asyncio.create_task(self._ask(*one), name="ask a node") for one in some]
@@ -93,13 +99,23 @@ class Asked:
                     await asyncio.gather(*asked, return_exceptions=True)
             await asyncio.sleep(ASK_EVERY_S)
 
+    def _worth_asking(self) -> list[tuple[NodeId, str]]:
+        """Addresses whose time has come; of those that are known no more nothing is remembered."""
+        known = [(node, each) for node, some in self._addresses() for each in some]
+        self._silent = {one: self._silent[one] for one in known if one in self._silent}
+        now_s = self._clock.monotonic()
+        return [one for one in known if self._silent.get(one, (0, 0.0))[1] <= now_s]
+
     async def _ask(self, node: NodeId, endpoint: str) -> tuple[Envelope, ...]:
         """What a node says of itself; nothing if it is not there."""
         pool = Pool(endpoint, format_node_id(node), self._network)
         connection = PoolConnection(pool, self._key, self._clock, ASK_S)
+        failures, _ = self._silent.pop((node, endpoint), (0, 0.0))
         try:
             return await connection.list_descriptors()
         except NovaMeshError:
+            wait_s = min(ASK_EVERY_S * 2 ** min(failures, 8), SILENT_S_MAX)
+            self._silent[node, endpoint] = failures + 1, self._clock.monotonic() + wait_s
             return ()
         finally:
             await connection.close()
@@ -173,7 +189,8 @@ class Finder:
             return  # counted by the table
         self.table.forget(now_ms)
         said = wire.decode(NodeDescriptor, sealed.payload)
-        self._known.learn(said.header.issuer, direct_endpoints(said))
+        if source is not Source.LIBP2P:  # strangers do not tell us whom to dial again and again
+            self._known.learn(said.header.issuer, direct_endpoints(said))
         self._learn(said.header.issuer, said)
         async with self._news:
             self._news.notify_all()

@@ -120,11 +120,31 @@ async def test_who_is_silent_is_absent(tmp_path: Path) -> None:
 
 
 async def test_addresses_outlive_the_search(tmp_path: Path) -> None:
-    way = Way(Source.LIBP2P, advert(ONE, "198.51.100.1:7702", "/ip4/198.51.100.1/tcp/1"))
-    async with finding(tmp_path, way) as (finder, _):
+    """Those of nodes that answered there, or that the pool lists: not what strangers pass on."""
+    way = Way(Source.STATIC, advert(ONE, "198.51.100.1:7702", "/ip4/198.51.100.1/tcp/1"))
+    gossip = Way(Source.LIBP2P, advert(TWO, "198.51.100.2:7702"))
+    async with finding(tmp_path, way, gossip) as (finder, _):
         assert await found(finder, ONE)
+        assert await found(finder, TWO)
     known = KnownNodes(tmp_path / "nodes.json")
     assert known.addresses() == ((ONE.node_id, ("198.51.100.1:7702",)),)
+
+
+async def test_where_nobody_answers_is_asked_more_and_more_seldom() -> None:
+    now_s = 0.0
+    clock = Clock(lambda: START_MS, lambda: now_s)
+    dead = [(ONE.node_id, ("127.0.0.1:1",))]
+    asked = Asked(NETWORK, CLIENT, clock, lambda: dead)
+    tried = 0
+    for _ in range(200):
+        for one in asked._worth_asking():
+            tried += 1
+            assert await asked._ask(*one) == ()
+        now_s += discovery.ASK_EVERY_S
+    assert 6 <= tried <= 16, "of 200 rounds"
+    dead.clear()
+    assert asked._worth_asking() == []
+    assert asked._silent == {}
 
 
 async def test_waiting_has_an_end(tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""A client's search: with the mesh, without its extra, and what is said where nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from novamesh import search
+from novamesh.clock import Clock
+from novamesh.config import ClientSettings, Config, Places
+from novamesh.known_nodes import KnownNodes
+from novamesh.pool import PoolConnection
+from novamesh.search import Search, parse_nodes
+from novamesh_proto import wire
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import format_node_id
+from novamesh_proto.messages import NodeId
+from support.clock import START_MS, ManualClock
+from support.fake_pool import FakePool
+from support.found_nodes import advert
+from support.parties import CLIENT, party
+
+ONE = party("one")
+PEER = format_node_id(ONE.node_id)
+MULTIADDRESS = "/ip4/127.0.0.1/tcp/4001"
+
+
+class FakeMesh:
+    """A mesh in memory: what it hears, and whom it was told of."""
+
+    def __init__(self, config: Any, check: Any) -> None:
+        self.check = check
+        self.learnt: dict[NodeId, tuple[str, ...]] = {}
+        self.inside = False
+
+    async def __aenter__(self) -> FakeMesh:
+        self.inside = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.inside = False
+
+    async def descriptors(self) -> AsyncIterator[bytes]:
+        yield wire.encode(advert(ONE, MULTIADDRESS, "198.51.100.1:7702"))
+        await asyncio.Event().wait()
+
+    def learn(self, node: NodeId, addresses: tuple[str, ...]) -> None:
+        self.learnt[node] = addresses
+
+    @contextlib.asynccontextmanager
+    async def open_tunnel(self, node: NodeId, addresses: tuple[str, ...]) -> AsyncIterator[str]:
+        yield f"unix:/tunnel/{len(addresses)}"
+
+
+class NoMesh(FakeMesh):
+    """This machine has no libp2p."""
+
+    async def __aenter__(self) -> FakeMesh:
+        raise NovaMeshError(Code.UNSUPPORTED, "libp2p is not installed", "pip install …[p2p]")
+
+
+@contextlib.asynccontextmanager
+async def searching(folder: Path, nodes: str = "") -> AsyncIterator[Search]:
+    clock = ManualClock()
+    time = Clock(clock.now_ms, clock.monotonic)
+    pool = FakePool()
+    pool.address = "127.0.0.1:1"
+    places = Places(folder, folder, folder, folder)
+    config = Config(places, pool.entry, ClientSettings(nodes=nodes))
+    connection = PoolConnection(pool.entry, CLIENT, time, 0.2)
+    looking = Search(config, connection, time)
+    try:
+        yield looking
+    finally:
+        await looking.close()
+        await connection.close()
+
+
+async def test_the_mesh_tells_who_is_there_and_how_they_are_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "Mesh", FakeMesh)
+    async with searching(tmp_path) as looking:
+        finder, again = await asyncio.gather(looking.finder(), looking.finder())
+        assert finder is again
+        assert await finder.wait(lambda: bool(list(finder.table.fresh(START_MS))), 10)
+        mesh: Any = looking._mesh
+        assert mesh.learnt == {ONE.node_id: (MULTIADDRESS,)}
+        async with looking.tunnel(ONE.node_id, (MULTIADDRESS,)) as address:
+            assert address == "unix:/tunnel/1"
+        mesh.check(wire.encode(advert(ONE)))
+        for raw in (b"\xff", wire.encode(advert(ONE, network="elsewhere")), bytes(5000)):
+            with pytest.raises(NovaMeshError):
+                mesh.check(raw)
+    assert not mesh.inside
+    assert KnownNodes(tmp_path / "nodes.json").addresses() == (), "gossip is not whom we dial"
+
+
+async def test_without_the_mesh_nodes_that_are_known_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "Mesh", NoMesh)
+    async with searching(tmp_path, f"{PEER}@127.0.0.1:1") as looking:
+        assert await looking.finder()
+        with pytest.raises(NovaMeshError) as caught:
+            async with looking.tunnel(ONE.node_id, (MULTIADDRESS,)):
+                raise AssertionError("there is no mesh")
+        assert caught.value.code is Code.UNSUPPORTED
+
+
+async def test_what_was_met_before_is_known_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "Mesh", NoMesh)
+    known = KnownNodes(tmp_path / "nodes.json")
+    known.learn(ONE.node_id, ("127.0.0.1:1",))
+    known.save()
+    async with searching(tmp_path) as looking:
+        assert await looking.finder()
+
+
+async def test_where_no_way_is_left_it_is_said_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "Mesh", NoMesh)
+    async with searching(tmp_path) as looking:
+        for _ in range(2):
+            with pytest.raises(NovaMeshError) as caught:
+                await looking.finder()
+            assert caught.value.code is Code.UNSUPPORTED
+            assert "[p2p]" in caught.value.hint
+
+
+async def test_a_search_that_never_began_ends_quietly(tmp_path: Path) -> None:
+    async with searching(tmp_path):
+        pass
+    async with searching(tmp_path) as looking:
+        looking.warm_up()
+
+
+def test_a_static_list_is_read() -> None:
+    other = format_node_id(party("two").node_id)
+    text = f" {PEER}@198.51.100.1:7702 ,{other}@[::1]:7702,"
+    assert parse_nodes(text) == (
+        (ONE.node_id, ("198.51.100.1:7702",)),
+        (party("two").node_id, ("[::1]:7702",)),
+    )
+    assert parse_nodes("") == ()
+
+
+@pytest.mark.parametrize("text", ["nobody", PEER, f"{PEER}@", "12D3bad@198.51.100.1:7702"])
+def test_an_entry_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(NovaMeshError) as caught:
+        parse_nodes(text)
+    assert caught.value.code is Code.BAD_CONFIG
+    assert "client.nodes" in caught.value.message
+    assert "PEERID@HOST:PORT" in caught.value.hint
