@@ -25,7 +25,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey, format_node_id, short
 from novamesh_proto.messages import JobPath, NodeDescriptor, NodeId
 
-LINES_MAX: Final = 16
+LINES_MAX: Final = 64
 AWAY_S: Final = 30.0
 AWAY_MAX: Final = 1024
 PROBE_S: Final = 2.0
