@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Final
 
 from novamesh.private_file import write_private
+from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import PARTS_MAX, RECEIPT_BYTES_MAX
-from novamesh_proto.messages import JobId, NodeId
+from novamesh_proto.messages import JobAssignment, JobId, NodeId
 from novamesh_proto.receipt import (
     Receipt,
     VerifiedReceipt,
     count_sections,
+    decode_receipt,
     encode_receipt,
     verify_receipt,
 )
@@ -32,13 +34,15 @@ _HEAD_BYTES: Final = 64
 class KeptReceipt:
     """A receipt file; `kept_at_ms` is when it was written, wall clock.
 
-    `parts` is how many parts its answer has by its own word, 0 if that cannot be read.
+    `parts` is how many parts its answer has by its own word, 0 if that cannot be read; `donated`
+    whether it says that its node was asked without a coordinator.
     """
 
     job: str
     path: Path
     kept_at_ms: int
     parts: int = 1
+    donated: bool = False
 
 
 class Receipts:
@@ -56,7 +60,10 @@ class Receipts:
     def list(self) -> tuple[KeptReceipt, ...]:
         """Every receipt kept, newest first."""
         files = self._folder.glob(f"*{SUFFIX}")
-        kept = [KeptReceipt(f.stem, f, f.stat().st_mtime_ns // 1_000_000, _parts(f)) for f in files]
+        kept = [
+            KeptReceipt(f.stem, f, f.stat().st_mtime_ns // 1_000_000, _parts(f), _is_donated(f))
+            for f in files
+        ]
         return tuple(sorted(kept, key=lambda one: (-one.kept_at_ms, one.job)))
 
     def find(self, text: str) -> Path:
@@ -86,6 +93,15 @@ def _parts(path: Path) -> int:
             return count_sections(file.read(_HEAD_BYTES))
     except OSError:
         return 0
+
+
+def _is_donated(path: Path) -> bool:
+    try:
+        given = decode_receipt(read_receipt(path)).assignment
+        said = None if given is None else wire.decode(JobAssignment, given.payload)
+    except NovaMeshError:
+        return False
+    return said is not None and said.header.issuer == said.node
 
 
 def read_receipt(path: Path) -> bytes:

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from novamesh.completion import parts_of
 from novamesh.receipts import FILE_BYTES_MAX, Receipts, read_receipt, verify_file
+from novamesh_proto import envelope
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.messages import JobId
+from novamesh_proto.messages import JobId, JobPath
 from novamesh_proto.receipt import Receipt
 from support.answer_vectors import two
+from support.donated_work import donated
 from support.parties import CLIENT, COORDINATOR, party
 from support.story import tell
+from support.table import Table
 
 STORY = tell()
 RECEIPT = Receipt(
@@ -88,3 +92,25 @@ def test_what_is_no_receipt(tmp_path: Path) -> None:
     with pytest.raises(NovaMeshError) as caught:
         read_receipt(tmp_path)
     assert caught.value.code is Code.NOT_FOUND
+
+
+def test_donated_work_is_told_apart(tmp_path: Path) -> None:
+    """The node was asked alone: nobody assigned it but itself, and nobody pays."""
+    table = Table()
+    given = donated(table, table.client(), table.node(), path=JobPath.TUNNEL)
+    receipt = Receipt(
+        descriptor=given.descriptor,
+        terms=given.terms,
+        assignment=given.assignment,
+        attestation=given.attestation,
+        client_receipt=given.receipt,
+    )
+    kept = Receipts(tmp_path)
+    path = kept.save(JobId(envelope.message_id(given.terms)), receipt)
+    kept.save(JOB, RECEIPT)
+    assert {one.path: one.donated for one in kept.list()}[path]
+    assert sum(one.donated for one in kept.list()) == 1
+    (part,) = parts_of(verify_file(path, COORDINATOR.node_id))
+    assert (part.donated, part.path) == (True, "tunnel")
+    path.write_bytes(b"damaged")
+    assert not any(one.donated for one in kept.list())

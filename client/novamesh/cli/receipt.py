@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import App, Parameter
 
@@ -16,14 +16,17 @@ from novamesh.cli.output import (
     write_status,
     write_table,
 )
-from novamesh.cli.run import speed_of
+from novamesh.cli.run import WAYS, speed_of
 from novamesh.cli.scope import HERE, Json, Scope
+from novamesh.completion import parts_of
 from novamesh.model_choice import SHOWN_CHARS
 from novamesh.receipts import Receipts, verify_file
 from novamesh_proto.evidence import Span
 from novamesh_proto.identity import format_node_id, parse_node_id, short
 from novamesh_proto.messages import NodeId
 from novamesh_proto.receipt import VerifiedReceipt
+
+DONATED: Final = "donated: no coordinator took part, and nobody pays for it"
 
 app = App(name="receipt", help="Receipts you hold; they verify offline.")
 
@@ -38,14 +41,33 @@ def list_receipts(*, json: Json = False, scope: Scope = HERE) -> None:
     """List the receipts on this machine, newest first."""
     kept = Receipts(scope.places.receipts).list()
     if json:
-        write_json([{"job": one.job, "parts": one.parts, "file": str(one.path)} for one in kept])
+        write_json(
+            [
+                {
+                    "job": one.job,
+                    "parts": one.parts,
+                    "donated": one.donated,
+                    "file": str(one.path),
+                }
+                for one in kept
+            ]
+        )
         return
     if not kept:
         say("no receipts yet; every answer of novamesh run leaves one")
         return
     write_table(
-        ("JOB", "KEPT (UTC)", "PARTS", "FILE"),
-        [(one.job[:SHOWN_CHARS], moment(one.kept_at_ms), one.parts, one.path) for one in kept],
+        ("JOB", "KEPT (UTC)", "PARTS", "DONATED", "FILE"),
+        [
+            (
+                one.job[:SHOWN_CHARS],
+                moment(one.kept_at_ms),
+                one.parts,
+                "yes" if one.donated else "",
+                one.path,
+            )
+            for one in kept
+        ],
     )
 
 
@@ -99,6 +121,8 @@ def verify(
     for span in verified.spans:
         if span.unattested:
             mark("note", _tail(span))
+    if any(one.donated for one in verified.parts):
+        mark("note", DONATED)
     _note_findings(verified)
     signed = plural(sum(len(one.signatures) for one in verified.parts), "signature")
     if count == 1:
@@ -115,13 +139,16 @@ def facts(verified: VerifiedReceipt) -> dict[str, object]:
         "pool": verified.terms.message.header.network,
         "client": format_node_id(verified.client),
         "node": format_node_id(verified.node),
-        "coordinator": format_node_id(verified.coordinator),
+        "coordinator": DONATED if verified.donated else format_node_id(verified.coordinator),
         "model": f"{_model_name(verified)} sha256:{verified.terms.message.model_profile.hex()}",
         "asked": f"{moment(verified.terms.message.header.issued_at_ms)} UTC",
         "tokens": _tokens(verified),
         **_parts(verified),
         "witnessed": witnessed(verified),
     }
+    path = parts_of(verified)[-1].path
+    if path in WAYS:
+        fields["path"] = WAYS[path]
     if claim is not None:
         fields["claimed"] = (
             f"first token after {claim.timing.ttft_us / 1e6:.3f} s, "
@@ -172,7 +199,7 @@ def document(verified: VerifiedReceipt) -> dict[str, object]:
         "network": verified.terms.message.header.network,
         "client": format_node_id(verified.client),
         "node": format_node_id(verified.node),
-        "coordinator": format_node_id(verified.coordinator),
+        "coordinator": None if verified.donated else format_node_id(verified.coordinator),
         "model": _model_name(verified),
         "model_profile": verified.terms.message.model_profile.hex(),
         "prompt_tokens": claim.prompt_tokens if claim is not None else None,
@@ -198,11 +225,13 @@ def document(verified: VerifiedReceipt) -> dict[str, object]:
             {
                 "job": part.job.hex(),
                 "node": format_node_id(part.node),
-                "start": span.start,
-                "signed": span.signed,
-                "end": span.end,
+                "start": part.start,
+                "signed": part.signed,
+                "end": part.end,
+                "path": part.path,
+                "donated": part.donated,
             }
-            for part, span in zip(verified.parts, verified.spans, strict=True)
+            for part in parts_of(verified)
         ],
         "ok": True,
     }

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
@@ -21,6 +21,9 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id, short
 from novamesh_proto.limits import BODY_BYTES_MAX
 from novamesh_proto.receipt import encode_receipt
+
+# What is not the ordinary way, through the coordinator.
+WAYS: Final = {"direct": "direct, from the node itself", "tunnel": "tunnel to the node"}
 
 
 @Parameter(name="*")
@@ -119,6 +122,7 @@ def document(done: Completion) -> dict[str, object]:
                 "job": part.job.hex(),
                 "node": format_node_id(part.node),
                 "path": part.path,
+                "donated": part.donated,
                 "start": part.start,
                 "signed": part.signed,
                 "end": part.end,
@@ -152,6 +156,11 @@ def _summarise(done: Completion, receipt: Path) -> None:
         "witnessed": seen,
         "receipt": receipt,
     }
+    path = done.parts[-1].path if done.parts else ""
+    if path in WAYS:
+        fields["path"] = WAYS[path]
+    if done.donated:
+        fields["donated"] = "no coordinator took part, and nobody pays for it"
     if len(done.parts) > 1:
         fields["parts"] = _parts(done)
     say()
