@@ -22,7 +22,7 @@ from novamesh_proto import wire
 from novamesh_proto.errors import NovaMeshError
 from novamesh_proto.identity import PrivateKey, format_node_id
 from novamesh_proto.limits import DESCRIPTOR_BYTES_MAX
-from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId
+from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId, ProfileDigest
 from novamesh_proto.node_table import NodeTable, Source
 
 ASK_EVERY_S: Final = 20.0  # descriptors live for two minutes
@@ -33,6 +33,7 @@ ASK_S: Final = 2.0
 
 Addresses = Callable[[], Sequence[tuple[NodeId, tuple[str, ...]]]]
 Learn = Callable[[NodeId, NodeDescriptor], None]
+Hints = Callable[[ProfileDigest], AsyncGenerator[Envelope]]
 _log: Final = logging.getLogger(__name__)
 
 
@@ -140,14 +141,21 @@ class Finder:
     """Owns the table; `run` feeds it until cancelled."""
 
     def __init__(
-        self, network: str, clock: Clock, ways: Sequence[Discovery], known: KnownNodes, learn: Learn
+        self,
+        network: str,
+        clock: Clock,
+        ways: Sequence[Discovery],
+        known: KnownNodes,
+        learn: Learn,
+        hints: Hints | None = None,
     ) -> None:
-        """`learn` is told of every node that was verified anew."""
+        """`learn` is told of every node that was verified anew; `hints` looks for one model."""
         self.table = NodeTable(network)
         self._clock = clock
         self._ways = tuple(ways)
         self._known = known
         self._learn = learn
+        self._hints = hints
         self._news = asyncio.Condition()
 
     async def run(self) -> None:
@@ -159,6 +167,17 @@ class Finder:
         finally:
             with contextlib.suppress(NovaMeshError):
                 self._known.save()
+
+    async def follow_hints(self, profile: ProfileDigest) -> None:
+        """Ask those of whom it is said that they serve a model; they say it themselves, signed."""
+        if self._hints is None:
+            return
+        try:
+            async with contextlib.aclosing(self._hints(profile)) as descriptors:
+                async for sealed in descriptors:
+                    await self._take(sealed, Source.LIBP2P)
+        except NovaMeshError as error:
+            _log.debug("no hints: %s", error.message)
 
     async def wait(self, found: Callable[[], bool], seconds: float) -> bool:
         """Until something is found in the table, for at most so long; whether it was."""

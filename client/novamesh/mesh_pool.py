@@ -41,6 +41,7 @@ from novamesh_proto.messages import (
 )
 
 FIND_S: Final = 10.0  # a first node must be heard of within this
+HINT_S: Final = 2.0  # gossip brings who is here sooner; then hints are followed
 TRIED_MAX: Final = 8  # nodes dialled for one job
 NO_RESERVATION: Final = bytes(16)  # a node holds nothing for anybody: it takes the job, or not
 # Another node may do what this one would not.
@@ -98,7 +99,9 @@ class MeshPool:
             NovaMeshError: as `matching.unservable`; UNAVAILABLE if none could be reached.
         """
         offered = partial(self._is_offered, wanted.model_profile)
-        await self._finder.wait(offered, FIND_S)
+        if not await self._finder.wait(offered, HINT_S):
+            await self._finder.follow_hints(wanted.model_profile)
+            await self._finder.wait(offered, FIND_S - HINT_S)
         refusal: NovaMeshError | None = None
         for _ in range(TRIED_MAX):
             chosen = self._rank(wanted, refusal)

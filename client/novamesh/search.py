@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 from novamesh.clock import Clock
-from novamesh.config import Config
-from novamesh.discovery import Asked, Discovery, Finder, Gossiped, PoolList
+from novamesh.config import Config, Pool
+from novamesh.discovery import ASK_S, Asked, Discovery, Finder, Gossiped, PoolList
 from novamesh.known_nodes import KnownNodes
 from novamesh.mesh.mesh import Mesh
 from novamesh.mesh_settings import load_mesh_settings, mesh_config
@@ -23,11 +23,12 @@ from novamesh.paths import tunnel_addresses
 from novamesh.pool import PoolConnection
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.identity import PrivateKey, parse_node_id
+from novamesh_proto.identity import PrivateKey, format_node_id, parse_node_id
 from novamesh_proto.limits import DESCRIPTOR_BYTES_MAX
-from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId
+from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId, ProfileDigest
 from novamesh_proto.node_table import open_descriptor
 
+HINTED_MAX: Final = 4  # nodes that are asked for one model
 WARM_UP_S: Final = 2.0  # a client that asks one short question is over by then
 STATIC_HINT: Final = "novamesh config set client.nodes PEERID@HOST:PORT"
 
@@ -108,7 +109,7 @@ class Search:
             if error.code is not Code.UNSUPPORTED or not (static or known.addresses()):
                 raise
             _log.info("the mesh is left out: %s", error.message)
-        finder = Finder(pool.network, self._clock, ways, known, self._learn)
+        finder = Finder(pool.network, self._clock, ways, known, self._learn, self._hints)
         self._task = asyncio.create_task(finder.run(), name="search")
         return finder
 
@@ -125,6 +126,21 @@ class Search:
 
         self._mesh = await self._stack.enter_async_context(Mesh(config, check))
         return self._mesh
+
+    async def _hints(self, profile: ProfileDigest) -> AsyncGenerator[Envelope]:
+        """Descriptors of those that the mesh names for a model, from themselves."""
+        if self._mesh is None:
+            return
+        for node in (await self._mesh.find_providers(profile))[:HINTED_MAX]:
+            with contextlib.suppress(NovaMeshError):
+                async with self._mesh.open_tunnel(node) as address:
+                    entry = Pool(address, format_node_id(node), self._pool.network)
+                    asked = PoolConnection(entry, self._nobody, self._clock, ASK_S)
+                    try:
+                        for sealed in await asked.list_descriptors():
+                            yield sealed
+                    finally:
+                        await asked.close()
 
     def _learn(self, node: NodeId, said: NodeDescriptor) -> None:
         addresses = tunnel_addresses(said)

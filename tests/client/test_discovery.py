@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from novamesh.discovery import Asked, Discovery, Finder, Gossiped, PoolList
 from novamesh.known_nodes import KnownNodes
 from novamesh.pool import PoolConnection
 from novamesh_proto import envelope, wire
-from novamesh_proto.errors import Code
+from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey
-from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId
+from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId, ProfileDigest
 from novamesh_proto.node_table import Source
 from novamesh_proto.v1 import coordinator_pb2 as pb
 from support.clock import START_MS, ManualClock
-from support.fake_answer import NETWORK
+from support.fake_answer import NETWORK, PICO
 from support.fake_pool import FakePool
 from support.found_nodes import Way, advert
 from support.parties import CLIENT, party
@@ -145,6 +145,22 @@ async def test_where_nobody_answers_is_asked_more_and_more_seldom() -> None:
     dead.clear()
     assert asked._worth_asking() == []
     assert asked._silent == {}
+
+
+async def test_a_hint_counts_once_its_node_says_so_itself(tmp_path: Path) -> None:
+    async def hints(profile: ProfileDigest) -> AsyncGenerator[Envelope]:
+        assert profile == PICO
+        yield advert(ONE)
+        yield advert(TWO, network="elsewhere")
+        raise NovaMeshError(Code.UNAVAILABLE, "the mesh is starting")
+
+    clock = ManualClock()
+    known = KnownNodes(tmp_path / "nodes.json")
+    time = Clock(clock.now_ms, clock.monotonic)
+    finder = Finder(NETWORK, time, (), known, lambda node, said: None, hints)
+    await finder.follow_hints(PICO)
+    assert [entry.node for entry in finder.table.fresh(START_MS)] == [ONE.node_id]
+    await Finder(NETWORK, time, (), known, lambda node, said: None).follow_hints(PICO)
 
 
 async def test_waiting_has_an_end(tmp_path: Path) -> None:

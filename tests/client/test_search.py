@@ -22,6 +22,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id
 from novamesh_proto.messages import NodeId
 from support.clock import START_MS, ManualClock
+from support.fake_answer import PICO
 from support.fake_pool import FakePool
 from support.found_nodes import advert
 from support.parties import CLIENT, party
@@ -55,11 +56,18 @@ class FakeMesh:
         yield wire.encode(advert(ONE, MULTIADDRESS, "198.51.100.1:7702"))
         await asyncio.Event().wait()
 
+    async def find_providers(self, profile: bytes) -> tuple[NodeId, ...]:
+        return (party("gone").node_id, ONE.node_id)
+
     def learn(self, node: NodeId, addresses: tuple[str, ...]) -> None:
         self.learnt[node] = addresses
 
     @contextlib.asynccontextmanager
-    async def open_tunnel(self, node: NodeId, addresses: tuple[str, ...]) -> AsyncIterator[str]:
+    async def open_tunnel(
+        self, node: NodeId, addresses: tuple[str, ...] = ()
+    ) -> AsyncIterator[str]:
+        if node != ONE.node_id:
+            raise NovaMeshError(Code.UNAVAILABLE, "it cannot be reached")
         yield f"unix:/tunnel/{len(addresses)}"
 
 
@@ -105,6 +113,18 @@ async def test_the_mesh_tells_who_is_there_and_how_they_are_reached(
                 mesh.check(raw)
     assert not mesh.inside
     assert KnownNodes(tmp_path / "nodes.json").addresses() == (), "gossip is not whom we dial"
+
+
+async def test_hints_of_the_mesh_are_followed_to_the_nodes_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One cannot be reached; at the end of the other's tunnel nobody answers: no hint, no error."""
+    monkeypatch.setattr(search, "Mesh", FakeMesh)
+    monkeypatch.setattr(search, "ASK_S", 0.2)
+    async with searching(tmp_path) as looking:
+        assert [each async for each in looking._hints(PICO)] == []
+        await looking.finder()
+        assert [each async for each in looking._hints(PICO)] == []
 
 
 async def test_without_the_mesh_nodes_that_are_known_are_asked(
