@@ -123,7 +123,7 @@ class Postgres(Database):
                     # The row stays locked until the end: a later epoch waits for this transaction.
                     self._require_epoch(writer.scalar(_EPOCH.with_for_update(read=True)))
                     result = work(writer)
-                except BaseException:
+                except BaseException:  # whatever ends the work, a cancellation too, undoes it
                     with contextlib.suppress(DBAPIError):
                         transaction.rollback()
                     raise
