@@ -21,6 +21,7 @@ from support.clock import START_MS
 from support.fake_answer import NETWORK, PICO
 from support.found_nodes import advert
 from support.parties import NODE, party
+from support.waiting import wait_until
 
 OTHER = party("other")
 MULTIADDRESS = "/ip4/192.0.2.7/tcp/4001"
@@ -95,17 +96,12 @@ class Place:
     async def inside(self) -> AsyncIterator[FakeMesh]:
         task = asyncio.create_task(self.part.run())
         try:
-            await self.until(lambda: FakeMesh.here is not None)
+            await wait_until(lambda: FakeMesh.here is not None)
             assert FakeMesh.here is not None
             yield FakeMesh.here
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not holds():  # noqa: ASYNC110  what holds is another's state
-                await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -117,11 +113,11 @@ async def test_every_newer_descriptor_is_said_once(place: Place) -> None:
     first, second = advert(NODE, sequence=1), advert(NODE, sequence=2)
     place.newest = first
     async with place.inside() as mesh:
-        await place.until(lambda: len(mesh.said) == 1)
+        await wait_until(lambda: len(mesh.said) == 1)
         place.newest = None  # a full disk: what was said before still counts
         await asyncio.sleep(0.03)
         place.newest = second
-        await place.until(lambda: len(mesh.said) == 2)
+        await wait_until(lambda: len(mesh.said) == 2)
         await asyncio.sleep(0.03)
         expected = [(wire.encode(each), (bytes(PICO),)) for each in (first, second)]
         assert mesh.said == expected
@@ -130,7 +126,7 @@ async def test_every_newer_descriptor_is_said_once(place: Place) -> None:
 async def test_where_it_is_found_is_told_while_it_is_there(place: Place) -> None:
     assert place.part.peers == 0
     async with place.inside():
-        await place.until(lambda: bool(place.told))
+        await wait_until(lambda: bool(place.told))
         assert place.told[-1] == (MULTIADDRESS, "/ip4/127.0.0.1/tcp/9")
         assert place.part.peers == 3
     assert place.told[-1] == ()
@@ -144,7 +140,7 @@ async def test_where_others_are_is_learnt_from_what_verifies_only(
     bad = (b"\xff", wire.encode(advert(party("foreign"), MULTIADDRESS, network="elsewhere")))
     monkeypatch.setattr(FakeMesh, "heard", (*bad, good))
     async with place.inside() as mesh:
-        await place.until(lambda: bool(mesh.learnt))
+        await wait_until(lambda: bool(mesh.learnt))
         assert mesh.learnt == {OTHER.node_id: (MULTIADDRESS,)}
         mesh.check(good)
         for raw in bad:
