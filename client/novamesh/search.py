@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Final
 
 from novamesh.clock import Clock
@@ -71,12 +72,17 @@ class Search:
     async def tunnel(self, node: NodeId, addresses: tuple[str, ...]) -> AsyncIterator[str]:
         """An address behind which that node answers; the search begins with the first one.
 
+        `addresses` are where it said it is found; what it says now counts more.
+
         Raises:
             NovaMeshError: UNAVAILABLE, UNSUPPORTED without the mesh.
         """
-        await self.finder()
+        finder = await self.finder()
         if self._mesh is None:
             raise NovaMeshError(Code.UNSUPPORTED, "this machine is in no mesh")
+        newest = finder.table.get(node, self._clock.now_ms())
+        if newest is not None:
+            addresses = tunnel_addresses(newest.message) or addresses
         async with self._mesh.open_tunnel(node, addresses) as address:
             yield address
 
@@ -117,7 +123,8 @@ class Search:
         """Listen to the mesh, and reach nodes through it."""
         pool, places = self._pool, self._config.places
         chosen = load_mesh_settings(places)
-        config = mesh_config(chosen, pool.network, self._nobody, places.data / "client-peers.json")
+        peers = places.data / "client-peers.json"
+        config = replace(mesh_config(chosen, pool.network, self._nobody, peers), listen=())
         network, clock = pool.network, self._clock
 
         def check(raw: bytes) -> None:

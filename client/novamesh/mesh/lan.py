@@ -100,7 +100,11 @@ class _Listener(ServiceListener):
         self._hint = hint
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        info = zc.get_service_info(type_, name, timeout=ASK_MS)
+        try:
+            info = zc.get_service_info(type_, name, timeout=ASK_MS)
+        except Exception as error:  # boundary of zeroconf's thread, which closes while it asks
+            _log.debug("mDNS told of %s and no more: %s", name, error)
+            return
         found = None if info is None else peer_of_service(info, self._network)
         if found is not None:
             self._hint(*found)
@@ -115,7 +119,8 @@ class _Listener(ServiceListener):
 def _open(node: NodeId, network: str, addresses: tuple[str, ...], hint: Hint) -> Zeroconf:
     zeroconf = Zeroconf()
     try:
-        zeroconf.register_service(service_info(node, network, addresses))
+        if any(map(is_private, addresses)):  # who only dials has nothing to announce
+            zeroconf.register_service(service_info(node, network, addresses))
         ServiceBrowser(zeroconf, SERVICE, _Listener(network, hint))
     except BaseException:
         zeroconf.close()
