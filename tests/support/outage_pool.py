@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ MODEL: Final = "nova-long"
 CONTEXT: Final = 8192
 MESH_PORT: Final = 4001
 BROKER_PORT: Final = 1883
+CIRCUITS_S: Final = 60.0
 
 
 @dataclass
@@ -55,6 +56,13 @@ class OutagePool(SpreadPool):
             list(starting.map(lambda name: self._start(name, slots), HOMES))
         self.join()
         self.await_nodes(3)
+
+    def await_circuits(self) -> None:
+        """Until both homes' nodes are reached through the public one."""
+        deadline = time.monotonic() + CIRCUITS_S
+        for name in HOMES:
+            while "/p2p-circuit" not in self.cli("node", "status", "--json", home=name).stdout:
+                assert time.monotonic() < deadline, f"{name} has no circuit"
 
     def start_coordinator(self) -> Daemon:
         """It finds nodes by the broker too, which is started before it."""
@@ -104,9 +112,10 @@ class OutagePool(SpreadPool):
 
 
 class Streams:
-    """Answers that a client in a process of its own streams, as it tells of them."""
+    """Answers that a client in a process of its own streams, as it tells of them; use as `with`."""
 
     def __init__(self, pool: OutagePool) -> None:
+        """Start the client, at its home."""
         self.said: dict[int, list[dict[str, Any]]] = {}
         self._process = subprocess.Popen(
             [*pool.prefix("client"), sys.executable, "-m", "support.streaming_client", MODEL],
@@ -116,6 +125,9 @@ class Streams:
         self._thread = threading.Thread(target=self._read, name="streams")
         self._thread.start()
 
+    def __enter__(self) -> Streams:
+        return self
+
     def ask(self, stream: int, tokens: int, seed: int) -> None:
         """Begin one more."""
         self.said[stream] = []
@@ -124,23 +136,44 @@ class Streams:
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
 
-    def wait(self, found: Callable[[dict[str, Any]], bool], seconds: float) -> None:
-        """Until what each stream said last is as wanted."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            last = [said[-1] if said else {} for said in self.said.values()]
-            failed = [one for one in last if "failed" in one]
-            assert not failed, failed
-            if all(map(found, last)):
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"not within {seconds} s: {last}")
+    def grow(self, streams: Sequence[int], tokens: int, seconds: float) -> None:
+        """Until each of these has brought so many more, and none of them has ended."""
+        least = {stream: _tokens(self._last(stream)) + tokens for stream in streams}
+        self._wait(lambda: all(_tokens(self._last(one)) >= least[one] for one in streams), seconds)
+        ended = [stream for stream in streams if "digest" in self._last(stream)]
+        assert not ended, f"over before anything could break them: {ended}"
 
-    def close(self) -> None:
-        """End the client."""
+    def finish(self, seconds: float) -> None:
+        """Until every stream has ended well."""
+        self._wait(lambda: all("digest" in self._last(one) for one in self.said), seconds)
+
+    def end(self, stream: int) -> dict[str, Any]:
+        """What a stream said last."""
+        last = self._last(stream)
+        assert last["whole"], "its pieces are another text than the whole"
+        return last
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._process.kill()
         self._process.wait()
         self._thread.join()
+
+    def _last(self, stream: int) -> dict[str, Any]:
+        said = self.said[stream]
+        return said[-1] if said else {}
+
+    def _wait(self, found: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            failed = [one for one in map(self._last, self.said) if "failed" in one]
+            assert not failed, failed
+            assert self._process.poll() is None, "the client ended"
+            if found():
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not within {seconds} s: {list(map(self._last, self.said))}")
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -148,6 +181,10 @@ class Streams:
             for line in lines:
                 told = json.loads(line)
                 self.said[told.pop("stream")].append(told)
+
+
+def _tokens(told: dict[str, Any]) -> int:
+    return int(told.get("tokens", 0))
 
 
 def write_long_model(folder: Path) -> None:

@@ -12,6 +12,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 import psutil
@@ -40,6 +41,7 @@ from novamesh_proto.messages import NodeId
 PSK_BYTES: Final = 32
 ADDRESSES_MAX: Final = 8  # of one peer; more are not tried
 DIAL_S: Final = 5.0  # for one address
+NEAR_S: Final = 1.0  # for one that is somebody's private one, where a relay is known too
 CIRCUIT_S: Final = 10.0  # for one through a relay
 _CONNECTIONS_MAX: Final = 2 * hardening.INBOUND_MAX
 _ADDRESS_LIFE_S: Final = 120
@@ -108,6 +110,7 @@ async def dial(
     swarm = host.get_network()
     assert isinstance(swarm, Swarm)
     store = host.get_peerstore()
+    relayed = circuits is not None and any(map(is_circuit, addresses[:ADDRESSES_MAX]))
     for text in sorted(addresses[:ADDRESSES_MAX], key=is_circuit):
         with contextlib.suppress(Exception):  # whatever one address does, the next has its turn
             address = parse_address(text)
@@ -118,7 +121,7 @@ async def dial(
                     return text
                 continue
             store.add_addrs(peer, [address], _ADDRESS_LIFE_S)
-            with trio.fail_after(DIAL_S):
+            with trio.fail_after(NEAR_S if relayed and _is_private(address) else DIAL_S):
                 await swarm.dial_addr(address, peer)
             return text
     raise NovaMeshError(
@@ -126,6 +129,15 @@ async def dial(
         f"{short(node)} answers at none of {len(addresses[:ADDRESSES_MAX])} addresses",
         "is it on, and reachable from here?",
     )
+
+
+def _is_private(address: Multiaddr) -> bool:
+    """Whether it is an IP address that other networks have too, and lead elsewhere."""
+    names = {protocol.name for protocol in address.protocols()}
+    family = next((name for name in ("ip4", "ip6") if name in names), None)
+    if family is None:
+        return False
+    return ip_address(str(address.value_for_protocol(family))).is_private
 
 
 def with_peer(address: str, node: NodeId) -> str:
