@@ -1,9 +1,12 @@
 """Whether a job is taken, assigned by the pool or asked of this node alone: the checks in order.
 
-size, signature, audience, freshness, replay, terms, governor, policy, capacity: from cheap to dear,
+size, signature, audience, freshness, terms, governor, policy, capacity, replay: from cheap to dear,
 and each refusal has its own code. Rules: whoever asks is asked the same; an attempt is admitted
-once in a node's life, restarts included, so no keystream is used twice; nothing is decrypted here.
-What is admitted is opened by the desk. No I/O and no clock: `now_ms` is the wall clock.
+once in a node's life, restarts included, so no keystream is used twice; what is refused leaves
+nothing behind. What was asked of this node alone is remembered apart, so that strangers fill no
+memory of the pool's, and for one life of the process: the keys that open it live no longer. Nothing
+is decrypted here. What is admitted is opened by the desk. No I/O and no clock: `now_ms` is the wall
+clock.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from novamesh_node.attempt import AttemptKey
+from novamesh_node.buckets import Buckets, Rate
 from novamesh_node.governor import Ruling
 from novamesh_node.statements import key_of
 from novamesh_proto import envelope
@@ -32,6 +36,8 @@ from novamesh_proto.messages import (
 from novamesh_proto.names import LABEL_POLICY
 
 RETRY_MS: Final = 1_000
+ALONE_REMEMBERED_MAX: Final = 16_384  # jobs that were asked of this node alone
+CLIENT_RATE: Final = Rate(2, 8)  # of such jobs by one client
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,8 @@ class Admission:
     def __init__(self, house: House, replays: ReplayWindow) -> None:
         self._house = house
         self._replays = replays
+        self._replays_alone = ReplayWindow(ALONE_REMEMBERED_MAX)
+        self._clients = Buckets(CLIENT_RATE)
 
     def verify(self, offer: AttachAssignment) -> Verified[JobAssignment]:
         """The coordinator's own assignment for this node: what a signed decision can answer.
@@ -116,9 +124,9 @@ class Admission:
         """The admitted job of a verified assignment; from now on it counts as run.
 
         Raises:
-            NovaMeshError: NOT_FRESH; as `envelope.open` for the terms; REPLAYED; EXPIRED,
-                BAD_REQUEST, MODEL_NOT_FOUND, TOO_LARGE for the terms; UNAVAILABLE by the owner's
-                rules; POLICY; BUSY without a free slot.
+            NovaMeshError: NOT_FRESH; as `envelope.open` for the terms; EXPIRED, BAD_REQUEST,
+                MODEL_NOT_FOUND, TOO_LARGE for the terms; UNAVAILABLE by the owner's rules; POLICY;
+                BUSY without a free slot; REPLAYED.
         """
         house = self._house
         envelope.open(offer.assignment, JobAssignment, network=house.network, now_ms=now_ms)
@@ -127,8 +135,8 @@ class Admission:
         )
         last_ms = _last_ms(terms.message)
         _check_time(terms.message, last_ms, now_ms)
-        self._replays.admit(key_of(assignment.message).digest, last_ms, now_ms)
         self._check_wanted(terms, assignment.message, offer.job, ruling)
+        self._replays.admit(key_of(assignment.message).digest, last_ms, now_ms)
         return Admitted(assignment, terms, offer.job)
 
     def verify_alone(self, job: SealedJob, now_ms: int) -> Verified[JobTerms]:
@@ -136,7 +144,7 @@ class Admission:
 
         Raises:
             NovaMeshError: TOO_LARGE; POLICY if the owner donates nothing; WRONG_AUDIENCE if anybody
-                else is named; and as `envelope.open`.
+                else is named; BUSY if this client asks too often; and as `envelope.open`.
         """
         house = self._house
         if not house.policy.donates:
@@ -156,6 +164,7 @@ class Admission:
                 "these terms name others beside this node",
                 "name exactly one node in the terms, so that the work is done once",
             )
+        self._clients.take(terms.issuer, now_ms / 1000)
         return terms
 
     def admit_alone(
@@ -167,9 +176,9 @@ class Admission:
         Raises:
             NovaMeshError: as `admit`.
         """
-        last_ms = _last_ms(terms.message)
-        self._replays.admit(key_of(assignment.message).digest, last_ms, now_ms)
         self._check_wanted(terms, assignment.message, job, ruling)
+        last_ms = _last_ms(terms.message)
+        self._replays_alone.admit(key_of(assignment.message).digest, last_ms, now_ms)
         return Admitted(assignment, terms, job)
 
     def _check_wanted(

@@ -19,9 +19,10 @@ from novamesh_engine import request as engine
 from novamesh_engine.request import StepOutput
 from novamesh_node.admission import Admitted
 from novamesh_node.attestor import Machine, Outcome, sign_attestation
+from novamesh_node.chain_points import ChainPoints
 from novamesh_node.statements import ChainPoint, Signer, key_of, sign_checkpoint
 from novamesh_node.tail import Tail
-from novamesh_proto import sealing
+from novamesh_proto import envelope, sealing
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import CHECKPOINT_MS, CHECKPOINT_TOKENS, CHUNK_TOKENS_MAX
@@ -29,6 +30,7 @@ from novamesh_proto.messages import (
     AttachRequest,
     AttemptChunk,
     ChunkBody,
+    ClientReceipt,
     FinishReason,
     JobBody,
     PositionLogprobs,
@@ -115,6 +117,10 @@ class Answer:
             work.body.response_key, self.key.job, self.key.attempt, self.key.fence,
             signer.key.node_id,
         )  # fmt: skip
+        self._start = work.admitted.terms.message.start_position
+        self._points = ChainPoints()
+        self._points.add(0, self._start, self._sealer.head)
+        self._attestation = b""  # its id, once there is one
         self._draft = _Draft()
         self._output: list[int] = []
         self._challenge = b""
@@ -183,7 +189,7 @@ class Answer:
 
         Raises:
             NovaMeshError: FORBIDDEN if another than the client signed it, STALE for chunks that
-                were never sent and for an ack that comes too late.
+                were never sent and for an ack that comes too late, CORRUPT for another chain.
         """
         said = ack.message
         if ack.issuer != self._work.admitted.terms.issuer:
@@ -192,8 +198,23 @@ class Answer:
             raise NovaMeshError(Code.STALE, "this ack names chunks that were never sent")
         if said.chunks < self._acknowledged:
             raise NovaMeshError(Code.STALE, "this ack is older than the one before")
+        if not self._points.holds(said.chunks, said.position, said.chain_head):
+            raise NovaMeshError(Code.CORRUPT, "this ack does not fit the chain that was sent")
         self._acknowledged = said.chunks
         self._challenge = said.challenge
+
+    def fits(self, receipt: Verified[ClientReceipt]) -> bool:
+        """Whether a receipt speaks of this answer, ended, to its last chunk and token."""
+        said = receipt.message
+        return (
+            self.ended
+            and receipt.issuer == self._work.admitted.terms.issuer
+            and said.header.in_reply_to == self._attestation
+            and said.chunks == self.chunks
+            and self._points.holds(
+                said.chunks, self._start + said.completion_tokens, said.chain_head
+            )
+        )
 
     def _finish(self, output: StepOutput, usage: Usage, wall_ms: int) -> tuple[AttachRequest, ...]:
         assert output.finish is not None
@@ -221,6 +242,7 @@ class Answer:
             outcome,
             now_ms=wall_ms,
         )
+        self._attestation = envelope.message_id(signed)
         attestation = AttachRequest(attestation=signed)
         self.tail.append(attestation, self.chunks)
         self.ended = True
@@ -233,12 +255,12 @@ class Answer:
         key = self.key
         message = AttachRequest(chunk=AttemptChunk(key.job, key.attempt, key.fence, chunk))
         self.tail.append(message, self.chunks)
+        self._points.add(self.chunks, self._start + self.tokens, self._sealer.head)
         return message
 
     def _checkpoint(self, wall_ms: int) -> AttachRequest:
         admitted = self._work.admitted
-        start = admitted.terms.message.start_position
-        point = ChainPoint(self.chunks, start + self.tokens, self._sealer.head)
+        point = ChainPoint(self.chunks, self._start + self.tokens, self._sealer.head)
         signed = sign_checkpoint(
             self._signer,
             admitted.assignment,

@@ -23,7 +23,13 @@ from novamesh_node.clock import Clock
 from novamesh_node.crew import Crew, Served
 from novamesh_node.delivery import Delivery
 from novamesh_node.descriptor import Advertiser
-from novamesh_node.finished import FINISHED_MAX, Ended, Finished
+from novamesh_node.finished import (
+    ALONE_BYTES_MAX,
+    ALONE_MAX,
+    FINISHED_MAX,
+    Ended,
+    Finished,
+)
 from novamesh_node.governor import Ruling
 from novamesh_node.outbox import Outbox
 from novamesh_node.request import build_request, render_prompt
@@ -90,7 +96,7 @@ class Fixtures:
     advertiser: Advertiser
     signer: Signer
     crew: Crew
-    remember: Callable[[MessageId, int], None]  # an attempt, until wall ms; raises STORAGE
+    remember: Callable[[MessageId, int], None]  # a pool attempt, until wall ms; raises STORAGE
     clock: Clock
 
 
@@ -103,6 +109,8 @@ class Desk:
         self._tasks = tasks
         self._runs: dict[AttemptKey, Run] = {}
         self._finished = Finished()
+        # Apart, so that nobody's short answers push out what the coordinator may still lack.
+        self._finished_alone = Finished(ALONE_MAX, ALONE_BYTES_MAX)
         self._outbox = Outbox()
         self._outbox.closed = True  # until the first session
 
@@ -148,7 +156,6 @@ class Desk:
             return known
         assignment = sign_own_assignment(tools.signer, terms, now_ms)
         admitted = tools.admission.admit_alone(job, terms, assignment, self._owner.ruling(), now_ms)
-        tools.remember(admitted.key.digest, admitted.remembered_until_ms)
         run = Run(admitted, tools.crew.assign(terms.message.model_profile), Delivery(None))
         self._begin(run)
         return run.seen
@@ -158,10 +165,12 @@ class Desk:
         for run in reversed(self._runs.values()):
             if run.admitted.key.job == job:
                 return run.seen
-        for ended in reversed(self._finished.fresh(self._fixtures.clock.monotonic_ms()).values()):
-            work = ended.admitted
-            if work.key.job == job:
-                return Attempt(work.terms, work.assignment, ended.delivery, ended.answer, False)
+        now_ms = self._fixtures.clock.monotonic_ms()
+        for kept in (self._finished, self._finished_alone):
+            for ended in reversed(kept.fresh(now_ms).values()):
+                work = ended.admitted
+                if work.key.job == job:
+                    return Attempt(work.terms, work.assignment, ended.delivery, ended.answer, False)
         return None
 
     def abort(self, job: JobId) -> None:
@@ -197,7 +206,8 @@ class Desk:
             run = self._runs.get(key_of(said.message))
             if run is not None and run.answer is not None:
                 run.answer.acknowledge(said)
-                run.delivery.ack = ack
+                if signer.coordinator in said.message.header.audience and not run.delivery.alone:
+                    run.delivery.ack = ack
         except NovaMeshError as error:
             _log.warning("ack dropped", code=error.code.value, message=error.message)
 
@@ -206,9 +216,7 @@ class Desk:
         now_ms = self._fixtures.clock.monotonic_ms()
         fresh = self._finished.fresh(now_ms)
         chunks = {
-            key: ended.answer.chunks
-            for key, ended in fresh.items()
-            if ended.answer is not None and not ended.delivery.alone
+            key: ended.answer.chunks for key, ended in fresh.items() if ended.answer is not None
         }
         for key, run in self._runs.items():
             if not run.delivery.alone:
@@ -224,10 +232,13 @@ class Desk:
         chunks = {key_of(attempt): attempt.chunks for attempt in wanted}
         finished = self._finished.fresh(self._fixtures.clock.monotonic_ms())
         self._finished.kept = {
-            key: kept for key, kept in finished.items() if key in chunks or kept.delivery.alone
+            key: kept for key, kept in finished.items() if key in chunks or kept.delivery.direct
         }
         for key, run in list(self._runs.items()):
-            if key not in chunks and not run.delivery.alone:
+            if key in chunks or run.delivery.alone:
+                continue
+            run.delivery.wanted = False
+            if not run.delivery.direct:
                 _log.info("abandoned", attempt=key.name)
                 run.stop()
         backlog: list[AttachRequest] = []
@@ -271,7 +282,7 @@ class Desk:
         if run.ticket is not None and run.served is not None:
             run.served.worker.forget(run.ticket)
         run.delivery.end()
-        if run.delivery.alone and run.admitted.key not in self._finished.kept:
+        if run.delivery.alone and run.admitted.key not in self._finished_alone.kept:
             self._keep(run)  # why it failed; a coordinator was told, its client may not be here
         self._fixtures.crew.release(run.station)
         del self._runs[run.admitted.key]
@@ -312,7 +323,8 @@ class Desk:
 
     def _keep(self, run: Run) -> None:
         now_ms = self._fixtures.clock.monotonic_ms()
-        self._finished.add(Ended(run.admitted, run.answer, run.delivery, now_ms))
+        kept = self._finished_alone if run.delivery.alone else self._finished
+        kept.add(Ended(run.admitted, run.answer, run.delivery, now_ms))
 
     def _prepare(self, admitted: Admitted, body: JobBody, served: Served) -> Request:
         """Tokenizing may take a while: this runs beside the loop."""
@@ -328,12 +340,13 @@ class Desk:
             async with asyncio.timeout(wait_s):
                 output = await ticket.next()
         except TimeoutError:
-            await delivery.send(answer.tick(clock.monotonic_ms(), clock.wall_ms()))
+            due = answer.tick(clock.monotonic_ms(), clock.wall_ms())
+            await delivery.send(due, answer.tail)
             return due_ms is not None
         if output.step.error is not None:
             raise output.step.error
         now = clock.monotonic_ms(), clock.wall_ms()
-        await delivery.send(answer.push(output.step, output.usage, *now))
+        await delivery.send(answer.push(output.step, output.usage, *now), answer.tail)
         return True
 
     async def _show_progress(

@@ -1,7 +1,8 @@
 """Attempts that ended lately, kept because what they ended in may have been lost on its way.
 
-Rules: bounded in number, bytes and time; the oldest goes first. One that ended before its answer
-began is kept for its client alone, who may not have asked yet.
+Rules: bounded in number, bytes and time; the oldest goes first. What was asked of this node alone
+is kept apart from the pool's work. One that ended before its answer began is kept for its client
+alone, who may not have asked yet.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from novamesh_proto.limits import MIB, TAIL_KEPT_MS
 
 FINISHED_MAX: Final = 192
 FINISHED_BYTES_MAX: Final = 64 * MIB
+ALONE_MAX: Final = 64  # of work that was asked of this node alone
+ALONE_BYTES_MAX: Final = 16 * MIB
 FINISHED_MS: Final = TAIL_KEPT_MS  # a coordinator may be away for as long
 
 
@@ -34,12 +37,14 @@ class Ended:
 class Finished:
     """Attempts that ended lately, oldest first."""
 
+    number_max: int = FINISHED_MAX
+    bytes_max: int = FINISHED_BYTES_MAX
     kept: dict[AttemptKey, Ended] = field(default_factory=dict)
 
     def add(self, ended: Ended) -> None:
         """Keep one more."""
         self.kept[ended.admitted.key] = ended
-        while len(self.kept) > FINISHED_MAX or self._bytes() > FINISHED_BYTES_MAX:
+        while len(self.kept) > self.number_max or self._bytes() > self.bytes_max:
             del self.kept[next(iter(self.kept))]
 
     def fresh(self, now_ms: int) -> dict[AttemptKey, Ended]:

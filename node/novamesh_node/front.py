@@ -2,7 +2,8 @@
 
 To them the node speaks as a pool of one. Rules: every query is signed, fresh and addressed to this
 node; only the client that signed a job's terms hears of it; work without a coordinator names this
-node alone, takes at most half of its slots, and ends when its client has not come for ORPHAN_S.
+node alone, takes at most half of its slots, so none where there is one, and ends when its client
+has not come for ORPHAN_S. What a client signs counts where it fits the chain that was sent.
 A query that is asked twice is answered twice: nothing here changes by being repeated. What is taken
 is decided by the desk.
 """
@@ -96,11 +97,16 @@ class Front:
         """Take a job that names this node alone; harmless when repeated.
 
         Raises:
-            NovaMeshError: as `Admission.verify_alone` and `admit_alone`; BUSY.
+            NovaMeshError: as `Admission.verify_alone` and `admit_alone`; BUSY; POLICY on a node
+                of one slot, which is its pool's.
         """
-        desk = self._means.desk
+        desk, most = self._means.desk, self._means.slots() // 2
         known = desk.find(JobId(envelope.message_id(job.terms)))
-        if known is None and desk.alone >= max(1, self._means.slots() // 2):
+        if known is None and not most:
+            raise NovaMeshError(
+                Code.POLICY, "the only slot of this node is its pool's", "ask another node"
+            )
+        if known is None and desk.alone >= most:
             raise NovaMeshError(
                 Code.BUSY, "this node donates no more at the same time", "ask another node",
                 RETRY_MS,
@@ -141,15 +147,29 @@ class Front:
         self._means.desk.acknowledge(ack)
 
     def countersign(self, sealed: Envelope) -> None:
-        """What the client makes of its answer. Raises NOT_FOUND, STALE, STORAGE."""
+        """What the client makes of its answer; the first that fits it counts.
+
+        Raises:
+            NovaMeshError: NOT_FOUND; STALE for another attempt; CORRUPT if it does not fit the
+                answer that ended here; WRONG_AUDIENCE if the coordinator cannot be shown it;
+                STORAGE.
+        """
         receipt = self._open(sealed, ClientReceipt)
         attempt = self._require(receipt, receipt.message.job)
         if key_of(receipt.message) != key_of(attempt.assignment.message):
             raise NovaMeshError(Code.STALE, "this receipt speaks of another attempt")
-        delivery = attempt.delivery
-        if delivery.receipt is None and delivery.alone and attempt.answer is not None:
-            self._keep(attempt, attempt.answer, receipt)
-        delivery.countersign(sealed)
+        delivery, answer, said = attempt.delivery, attempt.answer, receipt.message
+        if answer is None or not answer.fits(receipt):
+            raise NovaMeshError(Code.CORRUPT, "this receipt does not fit the answer of this node")
+        if not delivery.alone and self._means.signer.coordinator not in said.header.audience:
+            raise NovaMeshError(
+                Code.WRONG_AUDIENCE, "this receipt does not name the coordinator", "name both"
+            )
+        if delivery.receipt is not None:
+            return
+        if delivery.alone:
+            self._keep(attempt, answer, receipt)
+        delivery.countersign(sealed, confirms=said.verdict is ReceiptVerdict.OK)
 
     def cancel(self, sealed: Envelope) -> JobView:
         """Stop a client's attempt. Raises NOT_FOUND."""
@@ -236,7 +256,7 @@ class Front:
 
     def _forsake(self, attempt: Attempt) -> None:
         """Work that nobody waits for ends; by a timer, since a node that stops awaits its tasks."""
-        if attempt.delivery.alone and not attempt.delivery.direct:
+        if not attempt.delivery.wanted and not attempt.delivery.direct:
             job = attempt.assignment.message.job
             self._claim(job)
             loop = asyncio.get_running_loop()

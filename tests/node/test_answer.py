@@ -23,8 +23,10 @@ from novamesh_proto.messages import (
     AttachRequest,
     ChunkBody,
     ChunkCheckpoint,
+    ClientReceipt,
     InferenceAttestation,
     JobTerms,
+    ReceiptVerdict,
     StreamAck,
 )
 from novamesh_proto.messages import FinishReason as Finish
@@ -49,6 +51,7 @@ class Desk:
         self.opener = self.offer.opener()
         self.position = 0
         self.read: list[ChunkBody] = []
+        self.points = [(0, self.opener.head)]  # position and head after each chunk
 
     def push(
         self, finish: FinishReason | None = None, after_ms: int = 0, **changes: Any
@@ -70,17 +73,30 @@ class Desk:
         for message in messages:
             if message.chunk is not None:
                 self.read.append(self.opener.open(message.chunk.chunk))
+                self.points.append((self.opener.position, self.opener.head))
         return messages
 
     def ack(self, chunks: int, challenge: str, **changes: Any) -> Verified[StreamAck]:
         client = changes.pop("client", CLIENT)
-        key = self.answer.key
+        key, (position, chain_head) = self.answer.key, self.points[min(chunks, len(self.read))]
         made = StreamAck(
             header=head(client, NODE, COORDINATOR, label=challenge),
             job=key.job, attempt=key.attempt, fence=key.fence, chunks=chunks,
-            position=chunks, chain_head=bytes(32), challenge=nonce(challenge),
+            position=position, chain_head=chain_head, challenge=nonce(challenge),
         )  # fmt: skip
-        return sign(made, client)
+        return sign(replace(made, **changes), client)
+
+    def receipt(self, claim: AttachRequest, **changes: Any) -> Verified[ClientReceipt]:
+        client, key = changes.pop("client", CLIENT), self.answer.key
+        assert claim.attestation is not None
+        label = in_reply_to = changes.pop("to", envelope.message_id(claim.attestation))
+        made = ClientReceipt(
+            header=head(client, NODE, COORDINATOR, label=label.hex(), in_reply_to=in_reply_to),
+            job=key.job, attempt=key.attempt, fence=key.fence, chain_head=self.opener.head,
+            chunks=self.opener.chunks, completion_tokens=self.opener.position, ttft_us=1,
+            total_us=2, burst_tokens=0, verdict=ReceiptVerdict.OK,
+        )  # fmt: skip
+        return sign(replace(made, **changes), client)
 
 
 def checkpoints(messages: tuple[AttachRequest, ...]) -> list[ChunkCheckpoint]:
@@ -179,6 +195,36 @@ def test_an_ack_that_was_overtaken_is_refused() -> None:
     assert caught.value.code is Code.STALE
     (point,) = checkpoints(desk.push(after_ms=CHECKPOINT_MS))
     assert point.challenge == nonce("new")
+
+
+@pytest.mark.parametrize("lie", [{"position": 0}, {"chain_head": bytes(32)}])
+def test_an_ack_of_another_chain_is_refused(lie: dict[str, Any]) -> None:
+    desk = Desk()
+    desk.push()
+    with pytest.raises(NovaMeshError) as caught:
+        desk.answer.acknowledge(desk.ack(1, "x", **lie))
+    assert caught.value.code is Code.CORRUPT
+    assert checkpoints(desk.push(after_ms=CHECKPOINT_MS))[0].challenge == b""
+
+
+def test_a_receipt_fits_the_whole_answer_or_not_at_all() -> None:
+    desk = Desk()
+    desk.push()
+    _, last = desk.push(FinishReason.STOP, after_ms=FLUSH_MS)
+    assert desk.answer.fits(desk.receipt(last))
+    lies: tuple[dict[str, Any], ...] = (
+        {"chunks": 1}, {"completion_tokens": 1}, {"chain_head": bytes(32)}, {"to": bytes(32)},
+        {"client": party("stranger")},
+        {"chunks": 1, "completion_tokens": desk.points[1][0], "chain_head": desk.points[1][1]},
+    )  # fmt: skip
+    assert not any(desk.answer.fits(desk.receipt(last, **lie)) for lie in lies)
+
+
+def test_no_receipt_fits_before_the_end() -> None:
+    desk, other = Desk(), Desk()
+    desk.push()
+    _, claim = other.push(FinishReason.STOP)
+    assert not desk.answer.fits(desk.receipt(claim))
 
 
 def test_without_an_ack_a_checkpoint_answers_none() -> None:

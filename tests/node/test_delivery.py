@@ -64,7 +64,7 @@ class Work:
         self.tail.append(messages[0], self.made)
         after = CLAIM if last else AttachRequest(checkpoint=said(b"%d" % next(self._checkpoints)))
         self.tail.append(after, self.made)
-        await self.delivery.send((*messages, after))
+        await self.delivery.send((*messages, after), self.tail)
 
     async def follow(self) -> None:
         backlog, self.outbox = await self.delivery.follow(self.tail, len(self.client))
@@ -224,13 +224,99 @@ async def test_a_client_that_confirms_its_answer_stands_in_the_place_of_the_rela
     await work.make()
     await work.make(last=True)
     work.delivery.ack = ACK
-    work.delivery.countersign(RECEIPT)
+    work.delivery.countersign(RECEIPT, confirms=True)
     work.delivery.end()
     await work.delivery.conclude(work.tail)
     await work.read()
     assert (work.coordinator, work.claims, tuple(work.witnesses)) == ([], 1, WITNESSES)
     await work.delivery.conclude(work.tail)
     assert len(work.session) == 0
+
+
+@pytest.mark.parametrize("denies", [False, True])
+async def test_a_part_that_was_signed_for_buys_no_more(denies: bool) -> None:
+    """An ack of the first chunk, or a receipt that denies: the coordinator gets every chunk."""
+    work = Work()
+    await work.follow()
+    await work.make()
+    work.delivery.ack = ACK
+    for _ in range(20):
+        await work.make()
+    await work.make(last=True)
+    if denies:
+        work.delivery.countersign(RECEIPT, confirms=False)
+    work.delivery.end()
+    await work.delivery.conclude(work.tail)
+    await work.read()
+    assert work.coordinator == list(range(22))
+    assert (work.claims, len(work.witnesses)) == (1, 2 if denies else 1)
+    work.coordinator.clear()
+    await work.attach()
+    assert work.coordinator == list(range(22)), "a coordinator that forgot gets them again"
+
+
+async def test_the_coordinator_never_waits_for_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's connection stands still: the lease is renewed, then the relay takes over."""
+    monkeypatch.setattr(delivery, "STUCK_S", 0.3)
+    work = Work()
+    await work.follow()
+    first = work.outbox
+    assert first is not None
+    for _ in range(OUTBOX_MAX):
+        first.post(PROGRESS)
+    making = asyncio.create_task(work.make())
+    await asyncio.sleep(0.05)
+    assert (making.done(), len(work.session)) == (False, 1), "the checkpoint went ahead"
+    await asyncio.wait_for(making, 5)
+    work.outbox = None
+    await work.make()
+    await work.read()
+    assert work.coordinator == [0, 1]
+    assert not work.delivery.direct
+    assert await first.next() is None
+    await work.follow()
+    assert work.client == [0, 1], "the client may come again"
+
+
+async def test_a_client_that_reads_a_drop_at_a_time_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "STUCK_S", 0.3)
+    work = Work()
+    await work.follow()
+    drops, work.outbox = work.outbox, None
+    assert drops is not None
+
+    async def drip() -> None:
+        while True:
+            if await drops.next() is None:
+                return
+            await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks, making(work) as orders:
+        tasks.create_task(drip())
+        while work.delivery.direct:
+            if orders.empty():
+                orders.put_nowait(False)
+            await work.read()
+        while work.coordinator != list(range(work.made)):
+            await work.read()
+    assert work.coordinator
+
+
+async def test_work_that_its_coordinator_gave_up_goes_on_for_its_client() -> None:
+    """Of it the coordinator hears nothing but the claim, which is evidence."""
+    work = Work()
+    await work.follow()
+    work.delivery.wanted = False
+    await work.make()
+    await work.delivery.send((PROGRESS,))
+    await work.make(last=True)
+    assert len(work.session) == 0
+    work.delivery.end()
+    await work.delivery.conclude(work.tail)
+    await work.read()
+    assert (work.client, work.coordinator, work.claims) == ([0, 1], [], 1)
 
 
 async def test_without_a_word_of_its_client_the_coordinator_gets_everything() -> None:
@@ -250,7 +336,7 @@ async def test_a_claim_is_not_told_before_its_witness_may_have_come() -> None:
     await work.make(last=True)
     await work.attach()
     assert work.claims == 0
-    work.delivery.countersign(RECEIPT)
+    work.delivery.countersign(RECEIPT, confirms=True)
     await work.delivery.conclude(work.tail)
     await work.read()
     assert (work.claims, work.witnesses) == (1, [WITNESSES[1]])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
-
 from novamesh_node import finished
 from novamesh_node.admission import Admitted
 from novamesh_node.answer import Answer, Work
@@ -48,17 +46,15 @@ def test_old_ones_are_forgotten() -> None:
     assert kept.kept == {}
 
 
-def test_the_oldest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finished, "FINISHED_MAX", 2)
-    kept, made = Finished(), [ended(number) for number in range(3)]
+def test_the_oldest_makes_room() -> None:
+    kept, made = Finished(number_max=2), [ended(number) for number in range(3)]
     for each in made:
         kept.add(each)
     assert keys(kept, 3) == [each.admitted.key for each in made[1:]]
 
 
-def test_bytes_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finished, "FINISHED_BYTES_MAX", 1000)
-    kept, made = Finished(), [ended(0, 600), ended(1, 300), ended(2, 200)]
+def test_bytes_are_bounded_too() -> None:
+    kept, made = Finished(bytes_max=1000), [ended(0, 600), ended(1, 300), ended(2, 200)]
     for each in made:
         kept.add(each)
     assert keys(kept, 3) == [each.admitted.key for each in made[1:]]
