@@ -34,6 +34,7 @@ _GOES_ON: Final = frozenset(
         Code.EXPIRED,  # of a lease or by a wrong clock: time is left, or nothing is begun
         Code.NO_CAPACITY,
         Code.MODEL_NOT_FOUND,
+        Code.CONFLICT,  # the part before still counts as at work, and is stopped meanwhile
     }
 )
 

@@ -277,6 +277,8 @@ class JobSession:
         try:
             await self._way.submit(job, [reservation for _, reservation in chosen])
         except NovaMeshError as error:
+            if error.code is Code.CONFLICT and (parent := made.terms.message.parent_job):
+                await self._way.cancel(JobId(parent))  # nobody could be told when it was lost
             if error.code in _NOT_TAKEN and first:  # nothing to resume or to stop
                 self._running = None
                 desk.records.remove(made.job)
@@ -284,11 +286,10 @@ class JobSession:
         return record
 
     async def _is_known(self, job: JobId) -> bool:
-        try:
+        with contextlib.suppress(NovaMeshError):
             await self._way.get_job(job)
-        except NovaMeshError:
-            return False
-        return True
+            return True
+        return False
 
     def _require_record(self) -> JobRecord:
         assert self._record is not None, "a job is drafted before it is handed in"

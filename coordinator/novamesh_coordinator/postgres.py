@@ -147,7 +147,7 @@ class Postgres(Database):
                             Code.STORAGE, "the right to write is not back yet", "", 1_000
                         )
                     self.on_return(writer)
-            except BaseException:
+            except BaseException:  # nobody knows what state it is in
                 self._drop(writer)
                 raise
         _log.info("the database is back")

@@ -55,7 +55,7 @@ def test_nothing_goes_on_that_never_began() -> None:
 def test_what_every_node_shares_ends_the_answer(code: Code) -> None:
     heals = {
         Code.NODE_LOST, Code.UNAVAILABLE, Code.INTERNAL, Code.BUSY, Code.STALE, Code.STORAGE,
-        Code.EXPIRED, Code.NO_CAPACITY, Code.MODEL_NOT_FOUND,
+        Code.EXPIRED, Code.NO_CAPACITY, Code.MODEL_NOT_FOUND, Code.CONFLICT,
     }  # fmt: skip
     assert (BEGUN.pause_s(NovaMeshError(code, "no"), 60.0) is not None) == (code in heals)
 
@@ -153,6 +153,25 @@ async def test_an_answer_that_begins_again_goes_on_instead(tmp_path: Path) -> No
         assert "".join(map(str, pieces)) == "Two plus three is five."
         assert len(done.parts) == 2
         assert next(iter(pool.jobs.values())).view.state is JobState.CANCELLED
+
+
+async def test_a_part_that_nobody_could_stop_is_stopped_before_the_answer_goes_on(
+    tmp_path: Path,
+) -> None:
+    """Its node was lost while the pool could not be told: to the pool it is still at work."""
+    away = NovaMeshError(Code.UNAVAILABLE, "the coordinator is away")
+    at_work = NovaMeshError(Code.CONFLICT, "the job to continue is still at work")
+    with FakePool(Script(tampered="restart", refusals={"Cancel": [away]})) as pool:
+        save_pool(find_places(tmp_path), pool.entry)
+        async with Client(home=tmp_path) as client:
+            run = client.run("nova-pico", "hi", seed=7)
+            async for _ in run:
+                if len(pool.jobs) == 1 and not pool.calls["Cancel"]:
+                    pool.script.refusals["Submit"] = [at_work]
+            done = await run.completion()
+        assert done.text == "Two plus three is five."
+        assert len(done.parts) == 2
+        assert pool.jobs[done.parts[0].job].view.state is JobState.CANCELLED
 
 
 async def test_where_nobody_else_is_the_lost_node_is_asked_again(tmp_path: Path) -> None:
