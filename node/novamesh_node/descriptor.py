@@ -5,8 +5,10 @@ soon, whoever passes its descriptor on.
 
 Rules: each descriptor has an HPKE key of its own, which lives in memory only: after a restart
 nobody, the owner included, can open what was sealed before. A new descriptor overlaps the old one,
-whose key stays until no job sealed with it can come any more. Sequences only grow, across restarts
-and restored backups too, because they are never below the wall clock in milliseconds.
+whose key stays until no job sealed with it can come any more: so what changes, load or addresses,
+is told once in FULL_RENEW_MS at most, or more keys would count than are kept. Sequences only grow,
+across restarts and restored backups too, because they are never below the wall clock in
+milliseconds.
 """
 
 from __future__ import annotations
@@ -37,8 +39,12 @@ from novamesh_proto.messages import (
 from novamesh_proto.sealing import HpkeKey
 
 RENEW_MS: Final = DESCRIPTOR_LIFE_MS // 3  # two may get lost on their way
-FULL_RENEW_MS: Final = 5_000  # sooner, where the node became full or free again
+FULL_RENEW_MS: Final = 5_000  # sooner, where the node became full or free again, or is elsewhere
 KEYS_MAX: Final = 256
+KEY_LIFE_MS: Final = (
+    DESCRIPTOR_LIFE_MS + CONTROL_LIFE_MS + CLOCK_SKEW_MS
+)  # jobs may name it so long
+assert KEY_LIFE_MS // FULL_RENEW_MS + KEY_LIFE_MS // RENEW_MS + 2 <= KEYS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class Advertiser:
         self._endpoints: dict[str, tuple[str, ...]] = {}  # by way, in the order they were opened
         self._issued: dict[MessageId, _Issued] = {}
         self._changed = False
+        self._early_at_ms: int | None = None  # when one was issued last before its time
 
     def change(self, facts: Facts) -> None:
         """The node is no longer what its newest descriptor says: a new one is due."""
@@ -104,12 +111,16 @@ class Advertiser:
 
     def due(self, now_ms: int) -> bool:
         """Whether a new descriptor should be issued; also when the wall clock was set back."""
-        if not self._issued or self._changed:
+        if not self._issued:
             return True
-        newest = self._newest
+        newest, early_ms = self._newest, self._early_at_ms
         age_ms = now_ms - newest.issued_at_ms
+        if age_ms >= RENEW_MS or age_ms < -CLOCK_SKEW_MS:
+            return True
+        if early_ms is not None and abs(now_ms - early_ms) < FULL_RENEW_MS:
+            return False
         turned = (self._free_slots() > 0) != (newest.free_slots > 0)
-        return age_ms >= (FULL_RENEW_MS if turned else RENEW_MS) or age_ms < -CLOCK_SKEW_MS
+        return self._changed or (turned and age_ms >= FULL_RENEW_MS)
 
     def current(self, now_ms: int) -> Envelope:
         """The newest descriptor; a new one if it is due.
@@ -140,6 +151,8 @@ class Advertiser:
             policy_digest=self._policy_digest,
         )
         sealed = envelope.seal(descriptor, self._key, DESCRIPTOR_BYTES_MAX)
+        if self._issued and now_ms - self._newest.issued_at_ms < RENEW_MS:
+            self._early_at_ms = now_ms
         self._forget(now_ms)
         self._issued[message_id(sealed)] = _Issued(hpke_key, sealed, now_ms, free)
         self._changed = False
@@ -174,9 +187,8 @@ class Advertiser:
 
     def _forget(self, now_ms: int) -> None:
         """Drop keys that no fresh job can name, and the oldest ones above KEYS_MAX."""
-        grace_ms = DESCRIPTOR_LIFE_MS + CONTROL_LIFE_MS + CLOCK_SKEW_MS
-        old = [name for name, each in self._issued.items() if each.issued_at_ms + grace_ms < now_ms]
-        for name in old:
-            del self._issued[name]
+        for name, each in list(self._issued.items()):
+            if each.issued_at_ms + KEY_LIFE_MS < now_ms:
+                del self._issued[name]
         while len(self._issued) >= KEYS_MAX:
             del self._issued[next(iter(self._issued))]

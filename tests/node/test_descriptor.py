@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from novamesh_node.descriptor import KEYS_MAX, RENEW_MS, Advertiser
+from novamesh_node.descriptor import (
+    FULL_RENEW_MS,
+    KEY_LIFE_MS,
+    KEYS_MAX,
+    RENEW_MS,
+    Advertiser,
+)
 from novamesh_proto import envelope
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
@@ -53,6 +59,20 @@ def test_a_node_that_changed_says_so_once() -> None:
     assert source.due(START_MS)
     assert descriptor_of(source).message.slots == 2
     assert not source.due(START_MS)
+
+
+def test_what_changes_all_the_time_leaves_every_key_that_a_job_may_name() -> None:
+    """Addresses come and go each second, and so does the last free slot."""
+    free = [1]
+    source = Advertiser(NODE, NETWORK, FACTS, lambda least: least, lambda: free[0])
+    first = descriptor_of(source)
+    issued = {first.id}
+    for second in range(KEY_LIFE_MS // 1000):
+        free[0] = second % 2
+        source.listen_at("mesh", (f"/ip4/192.0.2.1/tcp/{second + 1}",))
+        issued.add(descriptor_of(source, START_MS + second * 1000).id)
+    assert len(issued) > KEY_LIFE_MS // FULL_RENEW_MS - 10, "it is told"
+    assert source.key_for(sealed_for(first))
 
 
 def test_a_change_that_could_not_be_stored_stays_due() -> None:
