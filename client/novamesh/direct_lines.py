@@ -130,7 +130,7 @@ class DirectLines:
             await connection.hello()
             began_s = self._clock.monotonic()
             await connection.hello()
-        except BaseException:
+        except BaseException:  # a cancellation too leaves nothing open
             with contextlib.suppress(NovaMeshError):
                 await keep.aclose()
             raise
