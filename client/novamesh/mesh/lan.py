@@ -122,7 +122,7 @@ def _open(node: NodeId, network: str, addresses: tuple[str, ...], hint: Hint) ->
         if any(map(is_private, addresses)):  # who only dials has nothing to announce
             zeroconf.register_service(service_info(node, network, addresses))
         ServiceBrowser(zeroconf, SERVICE, _Listener(network, hint))
-    except BaseException:
+    except BaseException:  # whatever ends it, its sockets are closed
         zeroconf.close()
         raise
     return zeroconf
