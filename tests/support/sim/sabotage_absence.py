@@ -1,4 +1,4 @@
-"""Deliberate bugs in what happens while somebody is away: direct paths, donated work, blame.
+"""Deliberate bugs in what happens while somebody is away: donated work, blame, patience.
 
 As in `sabotage`, each is a patch of production code with the sentence that must give it away.
 """
@@ -9,15 +9,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from novamesh.session import JobSession
-from novamesh.two_ways import TwoWays
 from novamesh_coordinator.donations import Donations
 from novamesh_coordinator.floor import Floor
 from support.sim.sabotage import Patch, Sabotage
-
-
-def both_ways_bring_a_chunk(patch: Patch) -> None:
-    """What came directly comes relayed as well, and is passed on again."""
-    patch.setattr(TwoWays, "_is_next", lambda self, event, direct: True)
 
 
 def a_donation_is_never_confirmed(patch: Patch) -> None:
@@ -60,7 +54,6 @@ def nobody_stops_waiting(patch: Patch) -> None:
 
 
 ABSENCE_SABOTAGES: Final = (
-    Sabotage(both_ways_bring_a_chunk, "everybody is honest, and client-", 136, direct=True),
     Sabotage(a_donation_is_never_confirmed, "that the pool was never told of", 4, direct=True),
     Sabotage(a_donation_counts_as_often_as_it_is_told, "was logged twice", 27, direct=True),
     Sabotage(a_stopping_pool_takes_its_nodes_for_lost, "only the pool was away, and", 278),
