@@ -116,7 +116,7 @@ async def _open_local(address: str, deadline_s: float) -> Channel:
     try:
         async with asyncio.timeout(deadline_s):
             await channel.channel_ready()
-    except BaseException as error:
+    except BaseException as error:  # a cancellation too leaves no channel half open
         await channel.close(grace=None)
         if isinstance(error, TimeoutError):
             message = f"nobody answered through the tunnel within {deadline_s:g} s"
