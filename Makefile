@@ -15,7 +15,7 @@ MESSAGES ?= 100000
 MINUTES ?= 30
 SECONDS ?= 600
 .DELETE_ON_ERROR:   # half a venv would be taken for a whole one
-.PHONY: demo test coverage mutants sim crash chaos disk restart fuzz hostile siege load soak sanitize kernels lint fix proto check-proto check-compose docs bench train clean
+.PHONY: demo test coverage mutants sim crash chaos disk restart done fuzz hostile siege load soak sanitize kernels lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/novamesh demo
@@ -36,6 +36,8 @@ disk: $(VENV)/.run
 	cd tests && GRPC_VERBOSITY=NONE ../$(PY) -m support.disk_faults --rounds $(ROUNDS)
 restart: $(VENV)/.run
 	PYTHONPATH=tests $(PY) benchmarks/restart.py
+done: $(VENV)/.run $(VENV)/.servers
+	NOVAMESH_TEST_DONE_SLOTS=3 NOVAMESH_TEST_DONE_TOKENS=6000 $(PY) -m pytest tests/e2e/test_done.py
 fuzz: $(VENV)/.fuzz
 	cd tests && ../$(PY) -m support.fuzz.campaign --minutes $(MINUTES)
 hostile: $(VENV)/.run

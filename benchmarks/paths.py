@@ -4,10 +4,13 @@
 
 reverse   one job at a time through the coordinator: from its acceptance to the first byte
 relay     2 000 chunks of one token a second through the coordinator, long answers: its CPU
+direct    one job at a time of a node that is asked itself, over TLS
+tunnel    the same through a libp2p tunnel, which is open already
 beside    a small job that is handed in with one of 896 KiB for the same node, and without
 
 The coordinator is a process of its own, started as its owner starts it, with TLS and a database on
-disk; nodes and clients are this process. Exits 1 when a bar is missed.
+disk; nodes and clients are this process. A node that is asked itself is one of its own. Exits 1
+when a bar is missed.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from typing import Any, Final
 
 import uvloop
 from load.figures import Figure
+from load.listening import Caller as OwnCaller
+from load.listening import listening, tunnel
 from load.nodes import Answers, FakeNode, dial, now_ms
 from load.process import serving
 
@@ -84,10 +89,40 @@ async def reverse(options: argparse.Namespace) -> list[Figure]:
         taken, ends_s = [], time.monotonic() + options.seconds
         while time.monotonic() < ends_s:
             taken.append(await asker.ask())
+    return _first_bytes(taken, most_ms=10.0)
+
+
+async def direct(options: argparse.Namespace) -> list[Figure]:
+    """One job after the other."""
+    with listening(mesh=False) as node:
+        return await _alone(node["endpoint"], options.seconds, most_ms=5.0)
+
+
+async def tunnelled(options: argparse.Namespace) -> list[Figure]:
+    """One job after the other."""
+    with listening(mesh=True) as node:
+        async with tunnel(node) as endpoint:
+            return await _alone(endpoint, options.seconds, most_ms=20.0)
+
+
+async def _alone(endpoint: str, seconds: float, most_ms: float) -> list[Figure]:
+    caller = OwnCaller(endpoint)
+    try:
+        for _ in range(WARM_UP):
+            await caller.ask()
+        taken, ends_s = [], time.monotonic() + seconds
+        while time.monotonic() < ends_s:
+            taken.append(await caller.ask())
+    finally:
+        await caller.close()
+    return _first_bytes(taken, most_ms)
+
+
+def _first_bytes(taken: list[float], most_ms: float) -> list[Figure]:
     cuts = statistics.quantiles(taken, n=100)
     return [
         Figure("jobs", len(taken), ""),
-        Figure("acceptance to first byte, p50", cuts[49] * 1000, "ms", most=10.0),
+        Figure("acceptance to first byte, p50", cuts[49] * 1000, "ms", most=most_ms),
         Figure("acceptance to first byte, p99", cuts[98] * 1000, "ms"),
     ]
 
@@ -158,7 +193,7 @@ async def _gather(address: str, answers: Answers, askers: int, nodes: int) -> li
 
 
 MODES: Final[dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, list[Figure]]]]] = {
-    "reverse": reverse, "relay": relay, "beside": beside,
+    "reverse": reverse, "direct": direct, "tunnel": tunnelled, "relay": relay, "beside": beside,
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ async def answer(client: Client, model: str, stream: int, tokens: int, seed: int
     """One answer, from its first piece to its receipt."""
     run = client.run(
         model, PROMPT, max_tokens=tokens, seed=seed, temperature=0.9, ignore_eos=True,
-        deadline_s=120.0,
+        deadline_s=400.0,
     )  # fmt: skip
     came, text = 0, ""
     try:
