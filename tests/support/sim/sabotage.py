@@ -359,7 +359,7 @@ SABOTAGES: Final = (
     Sabotage(the_reader_asks_from_the_wrong_chunk, "everybody is honest, and client-", 6),
     Sabotage(a_receipt_without_its_attestation, "does not verify"),
     Sabotage(pieces_come_twice, "got tokens"),
-    Sabotage(a_snapshot_of_what_is_not_written, "is not the state that the log gives", 128),
+    Sabotage(a_snapshot_of_what_is_not_written, "is not the state that the log gives", 209),
     Sabotage(a_run_that_changed_keeps_its_name, "is not the state that the log gives", 2),
     Sabotage(the_mark_is_never_written, "pool starts on a disk with", 3),
     Sabotage(an_error_that_quotes_the_prompt, "something that everybody can read"),
