@@ -139,6 +139,15 @@ class Admission:
         self._replays.admit(key_of(assignment.message).digest, last_ms, now_ms)
         return Admitted(assignment, terms, offer.job)
 
+    def check_donating(self) -> None:
+        """Raises POLICY if the owner donates nothing."""
+        if not self._house.policy.donates:
+            raise NovaMeshError(
+                Code.POLICY,
+                "this node works for its pool only",
+                "ask through the pool, or ask a node that donates work",
+            )
+
     def verify_alone(self, job: SealedJob, now_ms: int) -> Verified[JobTerms]:
         """Fresh terms that name this node and nobody else: work without a coordinator.
 
@@ -147,12 +156,7 @@ class Admission:
                 else is named; BUSY if this client asks too often; and as `envelope.open`.
         """
         house = self._house
-        if not house.policy.donates:
-            raise NovaMeshError(
-                Code.POLICY,
-                "this node works for its pool only",
-                "ask through the pool, or ask a node that donates work",
-            )
+        self.check_donating()
         if len(job.body) > BODY_BYTES_MAX:
             raise _too_large(job)
         terms = envelope.open(

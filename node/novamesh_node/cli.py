@@ -69,7 +69,11 @@ def start(
     ] = None,
     mesh: Annotated[bool | None, Parameter(negative=(), help="Take part in the mesh.")] = None,
     donate: Annotated[
-        bool | None, Parameter(negative=(), help="Work unpaid while the coordinator is away.")
+        bool | None,
+        Parameter(
+            negative=(),
+            help="Work unpaid while the coordinator is away, in at most half of the slots.",
+        ),
     ] = None,
 ) -> None:
     """Work for the pool until stopped. Ctrl-C ends the work at hand first; twice stops at once."""

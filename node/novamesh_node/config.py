@@ -68,7 +68,10 @@ class NodeSettings:
     endpoint: str = option(
         "", "HOST:PORT that clients are told; empty = this machine's own address", greatest=160
     )
-    donate: bool = option(False, "work for clients while the coordinator is away, unpaid")
+    donate: bool = option(
+        False,
+        "work for clients while the coordinator is away, unpaid, in at most half of the slots",
+    )
     map_port: bool = option(False, "ask the home router to pass our port on")
 
 

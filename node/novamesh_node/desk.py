@@ -142,6 +142,10 @@ class Desk:
             return
         self._begin(Run(admitted, station, Delivery(lambda: self._outbox)))
 
+    def check_donating(self) -> None:
+        """Raises POLICY if the owner donates nothing."""
+        self._fixtures.admission.check_donating()
+
     def take_alone(self, job: SealedJob) -> Attempt:
         """Take a job that a client asked of this node and of nobody else; its task starts.
 

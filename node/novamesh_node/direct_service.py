@@ -2,8 +2,9 @@
 
 It listens where the owner says, over TLS whose certificate carries the node's PeerId, and on a unix
 socket of this user for a tunnel that proved the PeerId of whoever comes through it. Rules: what is
-asked is decided by the front; a refusal is a gRPC status by the one table of errors; calls, sizes
-and times have bounds, since anybody may knock. Only this module and `link` know gRPC.
+asked is decided by the front; a refusal is a gRPC status by the one table of errors; sizes and
+times have bounds, since anybody may knock, and calls pass the doorway; a client that does not read
+is hung up on. Only this module, `doorway` and `link` know gRPC.
 """
 
 from __future__ import annotations
@@ -23,21 +24,22 @@ import grpc.aio
 import structlog
 
 from novamesh.transport import split_address
+from novamesh_node.connections import Connections
+from novamesh_node.doorway import CALLS_MAX, Context, Doorway, refuse
 from novamesh_node.front import Front
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey
 from novamesh_proto.limits import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
-from novamesh_proto.messages import Envelope, ErrorDetail, SealedJob
-from novamesh_proto.names import ERROR_METADATA
+from novamesh_proto.messages import Envelope, SealedJob
 from novamesh_proto.transport_identity import make_certificate
 from novamesh_proto.v1 import coordinator_pb2 as pb
 from novamesh_proto.v1 import coordinator_pb2_grpc as rpc
 
-CALLS_MAX: Final = 256
 STREAMS_MAX: Final = 16  # of one connection
 WRITE_S: Final = 10.0  # a client that takes no event for so long is not there any more
 GRACE_S: Final = 2.0
+CONNECTION_MS_MAX: Final = 3_600_000  # then it is dialled anew
 
 OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.so_reuseport", 0),
@@ -49,6 +51,8 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.server_handshake_timeout_ms", 3_000),
     ("grpc.http2.settings_timeout", 3_000),
     ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_connection_age_ms", CONNECTION_MS_MAX),
+    ("grpc.max_connection_age_grace_ms", 300_000),
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
@@ -57,7 +61,6 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Any, Context], Awaitable[Any]]
 _log = structlog.get_logger()
 
@@ -77,12 +80,12 @@ def _guarded(handler: Handler) -> Handler:
         try:
             return await handler(service, request, context)
         except NovaMeshError as error:
-            await _refuse(context, error)
+            await refuse(context, error)
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception as bug:  # one call must never end the node
             _log.error("a call failed", kind=type(bug).__name__)
-            await _refuse(context, NovaMeshError(Code.INTERNAL, "this node failed"))
+            await refuse(context, NovaMeshError(Code.INTERNAL, "this node failed"))
 
     return guard
 
@@ -90,8 +93,10 @@ def _guarded(handler: Handler) -> Handler:
 class DirectService(rpc.PoolServiceServicer):
     """What clients may ask of a node."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, hang_up: Callable[[str], object] = lambda _: None) -> None:
+        """`hang_up` ends the connection of a gRPC peer, where that can be done."""
         self._front = front
+        self._hang_up = hang_up
 
     @_guarded
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
@@ -123,6 +128,8 @@ class DirectService(rpc.PoolServiceServicer):
                     async with asyncio.timeout(WRITE_S):
                         await context.write(wire.to_pb(event))
                 except TimeoutError:
+                    # The write is still under way, and gRPC ends no call before its writes.
+                    self._hang_up(context.peer())
                     raise NovaMeshError(
                         Code.EXPIRED, "the client does not read its events", "watch again"
                     ) from None
@@ -196,15 +203,19 @@ async def listen(
     if not address and unix_socket is None:
         yield Listener(0)
         return
-    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
-    rpc.add_PoolServiceServicer_to_server(DirectService(front), server)
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * CALLS_MAX)
     port = _bind(server, key, address) if address else 0
+    connections = Connections(port)
+    doorway: Any = Doorway(server, front.check_donating)  # a server, as far as services see one
+    rpc.add_PoolServiceServicer_to_server(DirectService(front, connections.end), doorway)
     if unix_socket is not None:
         server.add_insecure_port(f"unix:{unix_socket}")
     await server.start()
+    looking = asyncio.create_task(connections.run(), name="connections")
     try:
         yield Listener(port)
     finally:
+        looking.cancel()
         await server.stop(GRACE_S)
 
 
@@ -230,15 +241,3 @@ def _bind(server: grpc.aio.Server, key: PrivateKey, address: str) -> int:
 
 def _for_pools() -> NovaMeshError:
     return NovaMeshError(Code.UNSUPPORTED, "a node does not answer this", "ask its pool")
-
-
-async def _refuse(context: Context, error: NovaMeshError) -> None:
-    """End a call with our error; does not return, unless the caller is gone already."""
-    if context.done():
-        return
-    detail = ErrorDetail(
-        error.code, error.message[:500], error.hint[:250], max(0, error.retry_after_ms)
-    )
-    status, told = getattr(grpc.StatusCode, error.meaning.grpc), wire.encode(detail)
-    with contextlib.suppress(grpc.aio.InternalError):
-        await context.abort(status, error.message[:500], ((ERROR_METADATA, told),))

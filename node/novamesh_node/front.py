@@ -93,6 +93,10 @@ class Front:
         """This node's own. Raises STORAGE."""
         return self._means.advertiser.current(self._means.clock.wall_ms())
 
+    def check_donating(self) -> None:
+        """Raises POLICY if the owner donates nothing: said before anything is read or verified."""
+        self._means.desk.check_donating()
+
     def submit(self, job: SealedJob) -> JobView:
         """Take a job that names this node alone; harmless when repeated.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,18 @@ import pytest
 from novamesh.clock import Clock
 from novamesh.config import Pool
 from novamesh.pool import PoolConnection
-from novamesh_node import direct_service
+from novamesh_node import direct_service, doorway
 from novamesh_node.direct_service import listen
 from novamesh_proto import envelope
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey, format_node_id
-from novamesh_proto.messages import JobState, NodeDescriptor
+from novamesh_proto.messages import (
+    Envelope,
+    JobState,
+    NodeDescriptor,
+    StreamChunk,
+    WatchResponse,
+)
 from support.clock import START_MS
 from support.fake_engine import FIRST_TOKEN
 from support.own_front import Counter, open_front
@@ -129,6 +135,38 @@ async def test_who_does_not_read_on_is_not_waited_for(
         async with asyncio.timeout(10), aclosing(line.watch(alone.id, 0, 0)) as again:
             events = [event async for event in again]
         assert len(alone.read(events)) == 400
+
+
+async def test_a_client_that_does_not_read_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its call would stay for as long as it likes: gRPC ends none with a write under way."""
+    monkeypatch.setattr(direct_service, "WRITE_S", 0.3)
+    monkeypatch.setattr(doorway, "EACH_MAX", 1)
+    ended = asyncio.Event()
+
+    async def endless(_: Envelope) -> AsyncGenerator[WatchResponse]:
+        try:
+            while True:
+                yield WatchResponse(chunk=StreamChunk(0, 1, False, bytes(16_000)))
+        finally:
+            ended.set()
+
+    async with reached(tmp_path) as (counter, line):
+        monkeypatch.setattr(counter.front, "watch", endless)
+        async with aclosing(line.watch(counter.order().id, 0, 0)) as stream:
+            assert (await anext(stream)).chunk is not None
+            await asyncio.wait_for(ended.wait(), 10)
+            await asyncio.wait_for(_answered(line), 10)
+
+
+async def _answered(line: PoolConnection) -> None:
+    """Until the call that was held is free again."""
+    while True:
+        with suppress(NovaMeshError):
+            await line.hello()
+            return
+        await asyncio.sleep(0.05)
 
 
 async def test_a_port_that_is_taken_is_said_with_the_way_out(tmp_path: Path) -> None:
