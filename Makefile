@@ -61,7 +61,7 @@ lint: $(VENV)/.dev check-proto check-compose
 	@if [ -x $(BIN)/hadolint ]; then echo hadolint && $(BIN)/hadolint --failure-threshold style Dockerfile; \
 	else echo "the Dockerfile is not linted: hadolint has no build for this machine"; fi
 	$(BIN)/lint-imports && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code
-	$(BIN)/buf breaking --against proto/v1.binpb   # docs/protocol.md, section 8
+	$(BIN)/buf breaking --against proto/v1.binpb   # docs/protocol.md, section 9
 fix: $(VENV)/.dev
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format . && $(BIN)/buf format -w
 proto: $(VENV)/.run
