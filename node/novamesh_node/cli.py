@@ -70,10 +70,7 @@ def start(
     mesh: Annotated[bool | None, Parameter(negative=(), help="Take part in the mesh.")] = None,
     donate: Annotated[
         bool | None,
-        Parameter(
-            negative=(),
-            help="Work unpaid while the coordinator is away, in at most half of the slots.",
-        ),
+        Parameter(negative=(), help="Work unpaid, in half the slots, without the pool."),
     ] = None,
 ) -> None:
     """Work for the pool until stopped. Ctrl-C ends the work at hand first; twice stops at once."""
