@@ -22,7 +22,7 @@ from typing import Any, Final
 from novamesh.clock import Clock
 from novamesh.config import Pool
 from novamesh.pool import PoolConnection
-from novamesh_node import admission, direct_service
+from novamesh_node import admission, direct_service, doorway
 from novamesh_node.buckets import Rate
 from novamesh_proto import envelope, sealing
 from novamesh_proto.identity import format_node_id
@@ -106,8 +106,8 @@ async def tunnel(node: dict[str, Any]) -> AsyncIterator[str]:
 
 async def _serve(folder: Path, mesh: bool) -> None:
     socket = folder / "grpc"
-    # One client asks as often as many would.
-    vars(admission)["CLIENT_RATE"] = Rate(100_000, 100_000)
+    for module, name in ((admission, "CLIENT_RATE"), (doorway, "JOB_RATE")):
+        vars(module)[name] = Rate(100_000, 100_000)  # one client asks as often as many would
     async with contextlib.AsyncExitStack() as stack:
         counter = await stack.enter_async_context(open_front(folder, slots=64))
         served = direct_service.listen(counter.front, NODE, "127.0.0.1:0", socket)

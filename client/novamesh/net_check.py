@@ -153,11 +153,11 @@ def _direct(node: NodeSeen | None) -> PathCheck:
     name = "direct"
     if node is None:
         return PathCheck(name, OFF, "no node runs here")
-    if not node.endpoints:
+    endpoints = [one for one in node.endpoints if not one.startswith("/")]
+    if not endpoints:
         return PathCheck(name, OFF, "the node does not listen; its jobs come by the reverse stream")
-    hosts = [split_address(one)[0] for one in node.endpoints if not one.startswith("/")]
-    told = ", ".join(node.endpoints)
-    if hosts and not all(map(is_inside, hosts)):
+    told = ", ".join(endpoints)
+    if not all(is_inside(split_address(one)[0]) for one in endpoints):
         reason = f"the node tells clients to dial {told}; from here nobody can say if they reach it"
         return PathCheck(name, OK, reason)
     reason = f"the node listens at {told}, which only its own network reaches"
@@ -172,9 +172,16 @@ def _libp2p(seen: Seen) -> PathCheck:
     if node is None or node.peers is None:
         return PathCheck(name, OFF, f"{seen.libp2p} is installed; no node here takes part")
     if not node.peers:
-        todo = "name a peer that is always there, or wait for one"
+        todo = "name one:  novamesh config set mesh.bootstrap /ip4/HOST/tcp/PORT/p2p/PEERID"
         return PathCheck(name, FAIL, "the node takes part and has met no peer", todo)
-    return PathCheck(name, OK, f"the node is connected with {node.peers} peers")
+    peers = f"the node is connected with {node.peers} peer{'s' * (node.peers != 1)}"
+    found = [one for one in node.endpoints if one.startswith("/")]
+    if not found:
+        return PathCheck(name, OK, f"{peers}; it says no address yet at which it is found")
+    through = sum(one.endswith("/p2p-circuit") for one in found)
+    way = f", {through} of them through a relay" if through else ""
+    count = f"{len(found)} address{'es' * (len(found) != 1)}"
+    return PathCheck(name, OK, f"{peers} and found at {count}{way}")
 
 
 def _broker(seen: Seen) -> PathCheck:
