@@ -112,6 +112,37 @@ async def test_a_stream_that_stays_broken_ends_following() -> None:
     assert not following.reader.ended
 
 
+class _Silent(_Line):
+    """One that breaks, and then is never reached again."""
+
+    async def watch(
+        self, job: JobId, attempt: int, from_chunk: int
+    ) -> AsyncGenerator[WatchResponse]:
+        if self.watched:
+            await asyncio.Event().wait()
+        async for event in super().watch(job, attempt, from_chunk):
+            yield event
+
+
+async def test_patience_ends_where_nobody_is_reached_any_more() -> None:
+    """Without patience it would be waited for; a stream that never broke is."""
+    line = _Silent(SENT, 5)
+    following, pieces = _following(line)
+    following.patience_s = 0.05
+    with pytest.raises(NovaMeshError, match="nobody who has the job was reached"):
+        await following.to_its_end()
+    assert len(line.watched) == 1
+    assert pieces
+
+
+async def test_patience_begins_anew_where_somebody_was_reached() -> None:
+    line = _Line(SENT, 4, 9)
+    following, pieces = _following(line)
+    following.patience_s = 60.0
+    await following.to_its_end()
+    assert "".join(map(str, pieces)) == "".join(WORDS)
+
+
 async def test_an_answer_that_begins_again_is_not_read_on() -> None:
     again = assign(SENT.record, 2).envelope
     events = (*SENT.events[:4], WatchResponse(assignment=again), *SENT.events[4:])

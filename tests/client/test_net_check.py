@@ -120,7 +120,13 @@ def test_libp2p_is_installed_takes_part_and_meets_peers() -> None:
     here = replace(SEEN, libp2p="0.8.1", node=NODE)
     assert "no node here takes part" in of("libp2p", here).reason
     assert of("libp2p", replace(here, node=replace(NODE, peers=0))).status == "fail"
-    assert "6 peers" in of("libp2p", replace(here, node=replace(NODE, peers=6))).reason
+    assert "6 peers;" in of("libp2p", replace(here, node=replace(NODE, peers=6))).reason
+    found = ("/ip4/192.168.1.10/tcp/4001", "/ip4/198.51.100.7/tcp/4001/p2p/12D3/p2p-circuit")
+    meshed = replace(here, node=replace(NODE, peers=1, endpoints=found))
+    assert "1 peer and found at 2 addresses, 1 of them through a relay" in (
+        of("libp2p", meshed).reason
+    )
+    assert "does not listen" in of("direct", meshed).reason
 
 
 def test_broker_is_off_reached_or_not() -> None:
