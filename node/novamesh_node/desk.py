@@ -45,7 +45,7 @@ from novamesh_node.worker import Ticket
 from novamesh_proto import envelope
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import RUNNING_MAX
+from novamesh_proto.limits import CONTEXT_TOKENS_MAX, RUNNING_MAX
 from novamesh_proto.messages import (
     AttachAssignment,
     AttachCancel,
@@ -316,7 +316,7 @@ class Desk:
         run.ticket = served.worker.submit(request)
         while not run.answer.ended:
             if not await self._advance(run.answer, run.ticket, run.delivery):
-                await self._show_progress(run, served, len(request.prompt), prefilled)
+                await self._show_progress(run, served, prefilled)
         self._keep(run)
         claim = run.delivery.conclude(run.answer.tail)
         self._tasks.create_task(claim, name="conclude")  # the slot is free meanwhile
@@ -353,13 +353,15 @@ class Desk:
         await delivery.send(answer.push(output.step, output.usage, *now), answer.tail)
         return True
 
-    async def _show_progress(
-        self, run: Run, served: Served, prompt_tokens: int, prefilled: int
-    ) -> None:
-        """A sign of work that renews the lease, as long as the engine is known to live."""
+    async def _show_progress(self, run: Run, served: Served, prefilled: int) -> None:
+        """A sign of work that renews the lease, as long as the engine is known to live.
+
+        What the engine has read since it was asked, for whomever: it reads several prompts by
+        turns, and none of them is lost while another one's turn it is.
+        """
         if served.worker.alive:
             key = run.admitted.key
-            done = min(prompt_tokens, max(0, served.worker.prefilled - prefilled))
+            done = min(CONTEXT_TOKENS_MAX, max(0, served.worker.prefilled - prefilled))
             progress = JobProgress(key.job, key.attempt, key.fence, done)
             await run.delivery.send((AttachRequest(progress=progress),))
 
