@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -97,6 +100,34 @@ async def test_watching_what_is_not_there(pool: FakePool) -> None:
         assert caught.value.code is Code.NOT_FOUND
         with pytest.raises(NovaMeshError):
             await connection.get_job(JobId(bytes(32)))
+
+
+class _Silent(FakePool):
+    """One that has nothing to tell of a job until the stream ends."""
+
+    def Watch(self, request: Any, context: Any) -> Iterator[Any]:
+        over = threading.Event()
+        context.add_callback(over.set)
+        self.calls["Watch"] += 1
+        over.wait(20)
+        yield from ()
+
+
+async def test_who_reads_from_a_line_that_is_closed_is_not_cancelled() -> None:
+    with _Silent() as pool:
+        async with _connection(pool.entry) as connection:
+
+            async def read() -> None:
+                async for _ in connection.watch(JobId(bytes(32)), 0, 0):
+                    pass
+
+            reading = asyncio.create_task(read())
+            while not pool.calls["Watch"]:  # noqa: ASYNC110  nobody would tell
+                await asyncio.sleep(0.01)
+            await connection.close()
+            with pytest.raises(NovaMeshError, match="closed") as caught:
+                await asyncio.wait_for(reading, 10)
+    assert caught.value.code is Code.UNAVAILABLE
 
 
 async def test_other_pool_refuses_our_signature(pool: FakePool) -> None:
