@@ -25,7 +25,6 @@ from novamesh_coordinator.events import (
 from novamesh_coordinator.log_chain import read_row
 from novamesh_proto import envelope
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import LEASE_MS
 from novamesh_proto.messages import (
     ClientReceipt,
     JobId,
@@ -229,9 +228,7 @@ def _proved(client: Client, wish: Wish) -> Iterator[str]:
 
 def _blameless(swarm: Swarm, records: tuple[Record, ...]) -> Iterator[str]:
     """1: for what only the pool's absence did, no node's record is worse."""
-    # One that computes longer than a lease, next to others, may seem to stand still.
-    quick = [node for node in swarm.nodes if node.pace.prefill_s < LEASE_MS / 1000]
-    honest = {node.key.node_id: node.name for node in quick if node.honest}
+    honest = {node.key.node_id: node.name for node in swarm.nodes if node.honest}
     for record in records if swarm.outages_only else ():
         if isinstance(record, AttemptEnded) and record.lost and record.node in honest:
             yield f"only the pool was away, and {honest[record.node]} is blamed: {record.message}"
