@@ -2,13 +2,13 @@
 
 While the client follows the attempt at this node, chunks go to it alone; the coordinator still gets
 signs of work and checkpoints, and at the end the attestation with what the client signed for. When
-the client's stream breaks, the coordinator gets what it lacks from the attempt's tail, so nobody
-misses anything. Work that was asked of this node alone has no coordinator: its messages wait in the
-tail until the client comes. Rules: chunks are left out for good only where the client has signed
-for all of them; the coordinator comes first and never waits for a client, and a client that lags
-for STUCK_S is given up; what is passed on is in the tail already, so whoever comes in between has
-it with what it lacked, and is not told twice; a gap that the tail cannot fill is not papered over:
-then the client's word is all that the coordinator gets. Used on the loop only.
+the client's stream breaks, or the tail fills, the coordinator gets what it lacks from the attempt's
+tail, so nobody misses anything. Work that was asked of this node alone has no coordinator: its
+messages wait in the tail until the client comes. Rules: chunks are left out for good only where the
+client has signed for all of them; the coordinator comes first and never waits for a client, and a
+client that lags for STUCK_S is given up; what is passed on is in the tail already, so whoever comes
+in between has it with what it lacked, and is not told twice; a gap that the tail cannot fill is not
+papered over: then the client's word is all that the coordinator gets. Used on the loop only.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Delivery:
         self._ended = False
         self._attested = False  # to the coordinator
         self._torn = False  # it lacks chunks that are no longer here
+        self._both = False  # it gets chunks too, though the client is here
 
     @property
     def alone(self) -> bool:
@@ -68,9 +69,8 @@ class Delivery:
         before = self._follower
         async with self._order:
             follower, outbox = self._follower, self._outbox()
-            alone = follower is not None or self._torn
-            for message in messages:
-                if outbox is not None and not (alone and _for_client_alone(message)):
+            if outbox is not None:
+                for message in self._for_coordinator(messages, tail):
                     await self._relay(outbox, message)
             # Whoever came while this waited got these messages with what it lacked.
             if follower is None or follower is not before:
@@ -123,7 +123,7 @@ class Delivery:
         Raises:
             NovaMeshError: STALE if that chunk is no longer here and nobody else receives it.
         """
-        self._relayed, self._torn, self.wanted = chunk, False, True
+        self._relayed, self._torn, self._both, self.wanted = chunk, False, False, True
         if self._confirmed:
             told = (*self.witnesses(), *tail.statements())
         elif self.direct and not self._attested:
@@ -172,6 +172,19 @@ class Delivery:
             for message in (*self.witnesses(), *rest):
                 await self._relay(outbox, message)
 
+    def _for_coordinator(
+        self, messages: tuple[AttachRequest, ...], tail: Tail | None
+    ) -> tuple[AttachRequest, ...]:
+        """What it gets now, where these messages are due."""
+        direct = self._follower is not None and not self._both
+        if direct and not self._torn and tail is not None and tail.crowded:
+            lacking = self._lacking(tail)  # before any of it is lost; these messages are among it
+            self._both = not self._torn
+            if self._both:
+                return lacking
+        alone = direct or self._torn
+        return tuple(each for each in messages if not (alone and _for_client_alone(each)))
+
     async def _hand(self, follower: Outbox, message: AttachRequest) -> bool:
         """Give the client a message; False if it has lagged for too long."""
         if len(follower) < OUTBOX_MAX // 2:
@@ -193,7 +206,7 @@ class Delivery:
 
     async def _fill(self, tail: Tail | None) -> None:
         """From here on nobody follows: the coordinator gets what it lacks."""
-        self._follower, self._late_at = None, None
+        self._follower, self._late_at, self._both = None, None, False
         session = self._outbox()
         if session is None or tail is None or self._ended:
             return

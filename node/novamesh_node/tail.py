@@ -52,6 +52,11 @@ class Tail:
         """Chunks on the chain with everything that is here."""
         return self._entries[-1].chunks if self._entries else 0
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the oldest will have to go before long."""
+        return self._bytes > self._bytes_max // 2
+
     def append(self, message: AttachRequest, chunks: int) -> None:
         """Keep a message; `chunks` counts the chain with it."""
         entry = _Entry(message, chunks, _size(message))

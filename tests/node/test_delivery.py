@@ -3,111 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novamesh_node import delivery
-from novamesh_node.delivery import Delivery
-from novamesh_node.outbox import OUTBOX_MAX, Outbox
-from novamesh_node.tail import Tail
+from novamesh_node.outbox import OUTBOX_MAX
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.messages import (
-    AttachRequest,
-    AttemptChunk,
-    Envelope,
-    JobId,
-    JobProgress,
-    Signature,
-    StreamChunk,
-)
-
-JOB = JobId(bytes(32))
-
-
-def said(name: bytes) -> Envelope:
-    return Envelope("t", name, (Signature(bytes(38), bytes(64)),))
-
-
-def chunk(index: int, size: int = 32) -> AttachRequest:
-    return AttachRequest(chunk=AttemptChunk(JOB, 1, 1, StreamChunk(index, 1, False, bytes(size))))
-
-
-RECEIPT, ACK, CLAIM = said(b"receipt"), said(b"ack"), AttachRequest(attestation=said(b"claim"))
-WITNESSES = (AttachRequest(witness=ACK), AttachRequest(witness=RECEIPT))
-PROGRESS = AttachRequest(progress=JobProgress(JOB, 1, 1, 3))
-
-
-class Work:
-    """An attempt that makes a chunk when told, its client, and the coordinator's end."""
-
-    def __init__(self, *, alone: bool = False, bytes_max: int = 1 << 20) -> None:
-        self.session = Outbox()
-        self.delivery = Delivery(None if alone else lambda: self.session)
-        self.tail = Tail(bytes_max)
-        self.made = 0
-        self.client: list[int] = []  # chunks that the client holds
-        self.coordinator: list[int] = []
-        self.claims = 0
-        self.witnesses: list[AttachRequest] = []
-        self.outbox: Outbox | None = None  # the client's
-        self._checkpoints = itertools.count()
-
-    async def make(self, *, last: bool = False, size: int = 32) -> None:
-        """What the desk does with one engine output."""
-        messages = [chunk(self.made, size)]
-        self.made += 1
-        self.tail.append(messages[0], self.made)
-        after = CLAIM if last else AttachRequest(checkpoint=said(b"%d" % next(self._checkpoints)))
-        self.tail.append(after, self.made)
-        await self.delivery.send((*messages, after), self.tail)
-
-    async def follow(self) -> None:
-        backlog, self.outbox = await self.delivery.follow(self.tail, len(self.client))
-        for message in backlog:
-            self.client_takes(message)
-
-    async def leave(self) -> None:
-        outbox, self.outbox = self.outbox, None
-        if outbox is not None:
-            await self.delivery.unfollow(outbox, self.tail)
-
-    async def attach(self, outbox: Outbox | None = None) -> None:
-        """A new session of the coordinator, that knows what it has."""
-        before, self.session = self.session, outbox or Outbox()
-        for message in self.delivery.resume(self.tail, len(self.coordinator)):
-            self.coordinator_takes(message)
-        await before.close()
-
-    async def read(self) -> None:
-        """Whatever waits on either side arrives."""
-        for _ in range(3):
-            await asyncio.sleep(0)
-            while self.outbox is not None and len(self.outbox):
-                message = await self.outbox.next()
-                assert message is not None
-                self.client_takes(message)
-            while len(self.session):
-                message = await self.session.next()
-                assert message is not None
-                self.coordinator_takes(message)
-
-    def client_takes(self, message: AttachRequest) -> None:
-        if message.chunk is not None:
-            assert message.chunk.chunk.index == len(self.client), "a gap or a repeat"
-            self.client.append(message.chunk.chunk.index)
-
-    def coordinator_takes(self, message: AttachRequest) -> None:
-        if message.chunk is not None:
-            assert message.chunk.chunk.index == len(self.coordinator), "a gap or a repeat"
-            self.coordinator.append(message.chunk.chunk.index)
-        if message.witness is not None:
-            self.witnesses.append(message)
-        self.claims += message.attestation is not None
+from novamesh_proto.messages import AttachRequest
+from support.direct_work import ACK, PROGRESS, RECEIPT, WITNESSES, Work, making, said
 
 
 @pytest.fixture(autouse=True)
@@ -115,29 +20,12 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "WITNESS_S", 0.01)
 
 
-@asynccontextmanager
-async def making(work: Work) -> AsyncIterator[asyncio.Queue[bool]]:
-    """The attempt's own task: it makes a chunk for everything that is put into the queue."""
-    orders: asyncio.Queue[bool] = asyncio.Queue()
-
-    async def run() -> None:
-        while True:
-            await work.make(last=await orders.get())
-            orders.task_done()
-
-    task = asyncio.create_task(run())
-    try:
-        yield orders
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
+CROWDED = 24_000  # a tail that holds all of 40 chunks, and is half full with 20
 STEPS = ("make", "make", "make", "follow", "leave", "attach", "read", "yield")
 
 
-async def play(steps: list[str]) -> None:
-    work = Work()
+async def play(steps: list[str], bytes_max: int) -> None:
+    work = Work(bytes_max=bytes_max)
     leaving: set[asyncio.Task[None]] = set()
     async with making(work) as orders:
         for step in steps:
@@ -170,12 +58,12 @@ async def play(steps: list[str]) -> None:
     assert work.claims == 0
 
 
-@given(st.lists(st.sampled_from(STEPS), max_size=40))
+@given(st.lists(st.sampled_from(STEPS), max_size=40), st.sampled_from([1 << 20, CROWDED]))
 @settings(max_examples=200, deadline=None)
 def test_the_coordinator_gets_one_chain_whenever_a_client_comes_and_leaves(
-    steps: list[str],
+    steps: list[str], bytes_max: int
 ) -> None:
-    asyncio.run(play(steps))
+    asyncio.run(play(steps, bytes_max))
 
 
 async def test_while_its_client_is_here_chunks_go_to_it_alone() -> None:
@@ -348,9 +236,11 @@ async def test_what_the_tail_has_lost_is_no_reason_to_fail() -> None:
     """The coordinator lacks what only the client has: it goes without; the client's word counts."""
     work = Work(bytes_max=1_500)
     await work.follow()
+    await work.session.close()  # the coordinator is away meanwhile
     for _ in range(6):
         await work.make(size=256)
     await work.read()
+    await work.attach()
     await work.leave()
     await work.make(size=256)
     await work.read()
@@ -364,6 +254,21 @@ async def test_what_the_tail_has_lost_is_no_reason_to_fail() -> None:
     with pytest.raises(NovaMeshError) as caught:
         await work.delivery.follow(work.tail, 0)
     assert caught.value.code is Code.STALE
+
+
+async def test_what_nobody_may_sign_for_is_told_before_the_tail_loses_it() -> None:
+    """The client follows a long answer to its end, and then says nothing."""
+    work = Work(bytes_max=6_000)
+    await work.follow()
+    for number in range(60):
+        await work.make(size=256, last=number == 59)
+        await work.read()
+    assert work.tail.size < 60 * 256
+    assert work.client == list(range(60))
+    work.delivery.end()
+    await work.delivery.conclude(work.tail)
+    await work.read()
+    assert (work.coordinator, work.claims) == (list(range(60)), 1)
 
 
 async def test_work_without_a_coordinator_waits_for_its_client() -> None:

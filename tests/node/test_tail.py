@@ -33,6 +33,14 @@ def filled(count: int, tail: Tail | None = None) -> Tail:
     return tail
 
 
+def test_is_crowded_before_it_loses_anything() -> None:
+    tail = Tail(10 * (256 + 32))
+    for count in range(1, 11):
+        tail.append(chunk(count - 1), count)
+        assert tail.crowded is (count > 5)
+    assert len(tail.since(0)) == 10
+
+
 def test_gives_everything_from_a_chunk_on() -> None:
     tail = filled(3)
     assert tail.since(0) == (chunk(0), chunk(1), chunk(2))
