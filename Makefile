@@ -37,7 +37,7 @@ disk: $(VENV)/.run
 restart: $(VENV)/.run
 	PYTHONPATH=tests $(PY) benchmarks/restart.py
 done: $(VENV)/.run $(VENV)/.servers
-	NOVAMESH_TEST_DONE_SLOTS=3 NOVAMESH_TEST_DONE_TOKENS=6000 $(PY) -m pytest tests/e2e/test_done.py
+	NOVAMESH_TEST_DONE_SLOTS=2 NOVAMESH_TEST_DONE_TOKENS=4000 $(PY) -m pytest tests/e2e/test_done.py
 fuzz: $(VENV)/.fuzz
 	cd tests && ../$(PY) -m support.fuzz.campaign --minutes $(MINUTES)
 hostile: $(VENV)/.run
