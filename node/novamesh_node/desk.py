@@ -178,9 +178,9 @@ class Desk:
         return None
 
     def abort(self, job: JobId) -> None:
-        """The client of an attempt wants no more: last chunk and claim follow."""
+        """The client wants no more of what nobody else wants: last chunk and claim follow."""
         for run in self._runs.values():
-            if run.admitted.key.job == job:
+            if run.admitted.key.job == job and not run.delivery.wanted:
                 run.end(counts=True)
 
     def _begin(self, run: Run) -> None:

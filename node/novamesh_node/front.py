@@ -179,7 +179,7 @@ class Front:
         """Stop a client's attempt. Raises NOT_FOUND."""
         order = self._open(sealed, CancelOrder)
         attempt = self._require(order, order.message.job)
-        if attempt.running and attempt.delivery.alone:
+        if attempt.running:
             self._means.desk.abort(order.message.job)
         return self._view(attempt)
 

@@ -192,6 +192,29 @@ async def test_an_answer_that_its_coordinator_gave_up_ends_for_its_client(
     assert [message.witness is not None for message in told] == [True, False]
 
 
+async def test_who_left_what_was_given_up_stops_no_newer_attempt(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("novamesh_node.front.ORPHAN_S", 0.05)
+    work, desk = Direct(counter), counter.node.desk
+    async with await work.follow():
+        await counter.begun()
+        counter.node.attach()
+        again = counter.node.offers.make(given={"job": work.offer.job, "attempt": 2})
+        desk.take(replace(again.message, job=work.offer.message.job))
+        assert (await counter.node.decision()).accepted
+        assert desk.running == 2
+    await asyncio.sleep(0.2)
+    counter.gate.set()
+    await counter.node.until("attestation")
+    await counter.node.idle()
+    newest = desk.find(work.offer.job)
+    assert newest is not None
+    assert newest.number == 2
+    assert newest.answer is not None
+    assert newest.answer.tokens == LENGTH
+
+
 async def test_an_answer_that_nobody_wants_any_more_is_stopped(
     counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
