@@ -146,8 +146,9 @@ class Front:
             self._tasks.create_task(self._unfollow(attempt, delivery, outbox), name="unfollow")
 
     def acknowledge(self, ack: Envelope) -> None:
-        """A client holds the chain so far; one that does not fit is dropped."""
-        self._open(ack, StreamAck)
+        """A client holds the chain so far; one that does not fit is dropped. Raises NOT_FOUND."""
+        said = self._open(ack, StreamAck)
+        self._require(said, said.message.job)  # strangers write no line of our log
         self._means.desk.acknowledge(ack)
 
     def countersign(self, sealed: Envelope) -> None:

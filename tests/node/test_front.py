@@ -249,7 +249,8 @@ async def test_an_ack_of_its_client_alone_is_answered_by_a_checkpoint(counter: C
     events = counter.front.watch(alone.visitor.watch(alone.id))
     assert (await anext(events)).assignment is not None
     await counter.begun()
-    counter.front.acknowledge(alone.ack(STRANGER.key))  # dropped
+    with pytest.raises(NovaMeshError, match="not on this node"):
+        counter.front.acknowledge(alone.ack(STRANGER.key))
     attempt = counter.node.desk.find(alone.id)
     assert attempt is not None
     counter.front.acknowledge(alone.ack())
