@@ -14,7 +14,8 @@ from support.ports import free_port
 from support.user_manager import lacking, user_manager
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(lacking()), reason=lacking())]
-UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "novamesh-coordinator.service"
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "deploy" / "systemd" / "novamesh-coordinator.service"
 RUN = "/opt/novamesh/bin/novamesh coordinator serve --listen 0.0.0.0:7700"
 
 
@@ -45,6 +46,8 @@ def test_it_serves_and_stops_in_order(folder: Path) -> None:
             "StateDirectory=novamesh\n": f"ReadWritePaths={folder}\n",
             "StateDirectoryMode=0700\n": "",
             "ProtectHome=yes\n": "",
+            # Nor does PrivateTmp hide a checkout that lies there.
+            "PrivateTmp=yes\n": f"PrivateTmp=yes\nBindReadOnlyPaths={ROOT}\n",
             "=/var/lib/novamesh\n": f"={home}\n",
             f"ExecStart={RUN}\n": f"ExecStart={serve}\n",
         },

@@ -161,6 +161,9 @@ class Containers:
             place, _, options = each.partition(":")
             options = options or "mode=1777"
             lines.append(f"mkdir -p {top}{place} && mount -t tmpfs -o {options} tmpfs {top}{place}")
+        if any(ROOT.is_relative_to(each.partition(":")[0]) for each in service["tmpfs"]):
+            # This checkout, with the software in it, lies where the service has a place of its own.
+            lines.append(f"mkdir -p {top}{ROOT} && mount --bind {ROOT} {top}{ROOT}")
         for source, target in self._mounts(name, int(uid), given):
             kind = f"mkdir -p {top}{target}"
             if not source.is_dir():

@@ -17,6 +17,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import (
     AttachRequest,
     BanOrder,
+    DescriptorsQuery,
     IdleQuery,
     JobProgress,
     NodeLoad,
@@ -126,6 +127,11 @@ def _requests(stage: Stage) -> dict[str, tuple[Any, ...]]:
         "Hello": (pb.HelloRequest(),),
         "Join": (pb.JoinRequest(claim=sealed(CLIENT.claim(now_ms))),),
         "ListModels": (pb.ListModelsRequest(query=sealed(CLIENT.ask_models(now_ms))),),
+        "ListDescriptors": (
+            pb.ListDescriptorsRequest(
+                query=sealed(CLIENT.sign(DescriptorsQuery(CLIENT.header(now_ms))))
+            ),
+        ),
         "Match": (
             pb.MatchRequest(query=sealed(CLIENT.match(now_ms))),
             pb.MatchRequest(query=sealed(CLIENT.match(now_ms, count=1, excluded=(stranger,)))),

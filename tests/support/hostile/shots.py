@@ -32,6 +32,7 @@ from novamesh_proto.messages import (
     BanOrder,
     CancelOrder,
     ClientReceipt,
+    DescriptorsQuery,
     Envelope,
     Header,
     JobId,
@@ -124,6 +125,10 @@ METHODS: Final = (
         once=False, for_members=False,
     ),
     Method(POOL + "ListModels", lambda h, d: ModelsQuery(h), _query(pb.ListModelsRequest)),
+    Method(
+        POOL + "ListDescriptors", lambda h, d: DescriptorsQuery(h),
+        _query(pb.ListDescriptorsRequest),
+    ),
     Method(POOL + "Match", _no_model, _query(pb.MatchRequest), Code.MODEL_NOT_FOUND),
     Method(POOL + "Submit", _terms, _resubmit, Code.CONFLICT, once=False),
     Method(

@@ -10,8 +10,9 @@ from typing import Any, Final
 from novamesh_proto import envelope
 from novamesh_proto.envelope import Signable
 from novamesh_proto.errors import Code
-from novamesh_proto.limits import CONTROL_BYTES_MAX
+from novamesh_proto.limits import CONTROL_BYTES_MAX, DESCRIPTOR_BYTES_MAX
 from novamesh_proto.messages import Envelope, Header, Signature
+from novamesh_proto.names import payload_type
 from novamesh_proto.v1 import envelope_pb2
 from support.actors import Actor
 from support.hostile.honest import now_ms
@@ -57,10 +58,12 @@ def twist(kind: str, who: Actor, make: Make, rng: random.Random) -> Twist:
         # An unknown field, so that it is a valid message but for its size.
         payload += b"\xfa\x7f" + varint(CONTROL_BYTES_MAX) + bytes(CONTROL_BYTES_MAX)
         signatures = (Signature(who.id, who.key.sign(envelope.pae(sealed.payload_type, payload))),)
-        code, words = Code.TOO_LARGE, "at most 65536"
+        most = _BYTES_MAX.get(sealed.payload_type, CONTROL_BYTES_MAX)
+        code, words = Code.TOO_LARGE, f"at most {most}"
     return Twist(Envelope(sealed.payload_type, payload, signatures), code, words)
 
 
+_BYTES_MAX: Final = {payload_type("NodeDescriptor"): DESCRIPTOR_BYTES_MAX}
 _HEADERS: Final[dict[str, tuple[dict[str, Any], Code, str]]] = {
     "wrong audience": ({"to": party("other")}, Code.WRONG_AUDIENCE, "not addressed to"),
     "wrong network": ({"network": "another"}, Code.WRONG_NETWORK, "is for pool 'another'"),
