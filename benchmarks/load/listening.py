@@ -23,8 +23,8 @@ from novamesh.clock import Clock
 from novamesh.config import Pool
 from novamesh.pool import PoolConnection
 from novamesh_node import admission, direct_service, doorway
-from novamesh_node.buckets import Rate
 from novamesh_proto import envelope, sealing
+from novamesh_proto.buckets import Rate
 from novamesh_proto.identity import format_node_id
 from novamesh_proto.messages import JobId, NodeDescriptor, Sampling
 from support.clock import START_MS

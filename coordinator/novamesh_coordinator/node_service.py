@@ -16,7 +16,6 @@ from typing import Any, Final
 import grpc.aio
 import structlog
 
-from novamesh_coordinator.buckets import Buckets
 from novamesh_coordinator.effects import Assign
 from novamesh_coordinator.guests import place_of
 from novamesh_coordinator.hub import Outbox, Outgoing
@@ -39,6 +38,7 @@ from novamesh_coordinator.inputs import (
 )
 from novamesh_coordinator.service import Context, Door, Pen, internal_error, refuse
 from novamesh_proto import envelope, wire
+from novamesh_proto.buckets import Buckets
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import short
 from novamesh_proto.messages import (

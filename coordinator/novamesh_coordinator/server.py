@@ -28,7 +28,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from novamesh_coordinator.admin_service import AdminService
 from novamesh_coordinator.broker_wiring import presence_loops, small_broker
-from novamesh_coordinator.buckets import Rate
 from novamesh_coordinator.collector import calm_collector
 from novamesh_coordinator.config import (
     CoordinatorConfig,
@@ -50,6 +49,7 @@ from novamesh_coordinator.service import SERVER_OPTIONS, Door, Limits
 from novamesh_coordinator.standby import Standby
 from novamesh_coordinator.store import Store, open_store, open_store_to_follow
 from novamesh_coordinator.verifier import Verifier
+from novamesh_proto.buckets import Rate
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.transport_identity import ServerCertificate, make_certificate
 from novamesh_proto.v1 import coordinator_pb2_grpc, node_pb2_grpc

@@ -20,7 +20,6 @@ import structlog
 from google.protobuf.message import Message
 
 from novamesh_coordinator.bouncer import Bouncer
-from novamesh_coordinator.buckets import Buckets, Rate
 from novamesh_coordinator.core import PoolIdentity
 from novamesh_coordinator.guests import Guests
 from novamesh_coordinator.hub import Hub
@@ -29,6 +28,7 @@ from novamesh_coordinator.sequencer import Clock, Sequencer
 from novamesh_coordinator.store import Store
 from novamesh_coordinator.verifier import Verifier
 from novamesh_proto import wire
+from novamesh_proto.buckets import Buckets, Rate
 from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from novamesh_node.attempt import AttemptKey
-from novamesh_node.buckets import Buckets, Rate
 from novamesh_node.governor import Ruling
 from novamesh_node.statements import key_of
 from novamesh_proto import envelope
+from novamesh_proto.buckets import Buckets, Rate
 from novamesh_proto.envelope import ReplayWindow, Verified
 from novamesh_proto.errors import Code, NovaMeshError, PeerError
 from novamesh_proto.identity import format_node_id, short

@@ -19,9 +19,9 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from novamesh_node.buckets import Buckets, Rate
 from novamesh_node.connections import place_of
 from novamesh_proto import wire
+from novamesh_proto.buckets import Buckets, Rate
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import JOB_TIMEOUT_MS_MAX
 from novamesh_proto.messages import ErrorDetail

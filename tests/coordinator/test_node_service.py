@@ -11,9 +11,9 @@ import pytest
 
 from novamesh_coordinator import node_service
 from novamesh_coordinator.body_cache import BodyCache
-from novamesh_coordinator.buckets import Buckets
 from novamesh_coordinator.server import Running
 from novamesh_coordinator.service import Limits
+from novamesh_proto.buckets import Buckets
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import (
     IdleQuery,

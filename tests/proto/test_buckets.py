@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from novamesh_coordinator import buckets
-from novamesh_coordinator.buckets import Buckets, Rate
+from novamesh_proto import buckets
+from novamesh_proto.buckets import Buckets, Rate
 from novamesh_proto.errors import Code, NovaMeshError
 
 
@@ -22,6 +22,8 @@ def test_a_burst_then_the_rate() -> None:
     made.take("a", 100.11)
     with pytest.raises(NovaMeshError):
         made.take("a", 100.12)
+    with pytest.raises(NovaMeshError):
+        made.take("a", 0.0)  # a clock that was set back gives nothing
 
 
 @given(st.lists(st.floats(0, 0.2), max_size=80))

@@ -34,17 +34,17 @@ class Buckets:
         Raises:
             NovaMeshError: BUSY with the time until there is one again.
         """
-        level, at_s = self._levels.pop(name, (self._rate.burst, now_s))
-        level = min(self._rate.burst, level + max(0.0, now_s - at_s) * self._rate.per_s)
-        if level < 1:
-            self._levels[name] = (level, now_s)
-            wait_ms = math.ceil((1 - level) / self._rate.per_s * 1000)
-            raise NovaMeshError(
-                Code.BUSY,
-                f"too many requests, {self._rate.per_s:g} a second are taken",
-                "slow down",
-                wait_ms,
-            )
-        self._levels[name] = (level - 1, now_s)
+        rate = self._rate
+        level, at_s = self._levels.pop(name, (rate.burst, now_s))
+        level = min(rate.burst, level + max(0.0, now_s - at_s) * rate.per_s)
+        taken = level >= 1
+        self._levels[name] = (level - taken, now_s)
         if len(self._levels) > NAMES_MAX:
             self._levels.popitem(last=False)
+        if not taken:
+            raise NovaMeshError(
+                Code.BUSY,
+                f"too many requests, {rate.per_s:g} a second are taken",
+                "slow down",
+                math.ceil((1 - level) / rate.per_s * 1000),
+            )
