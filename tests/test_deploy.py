@@ -281,7 +281,7 @@ async def test_mosquitto_takes_what_compose_mounts_and_lets_the_coordinator_in(
         async with client("wrong"):
             pass
     async with client(password) as inside:
-        topic = node_topic(TOPIC_DESCRIPTOR, "mypool", EVERY_NODE)
+        topic = node_topic("mypool", EVERY_NODE, TOPIC_DESCRIPTOR)
         async with asyncio.timeout(10):
             granted = await inside.subscribe(topic, qos=1)
         assert [int(getattr(each, "value", each)) for each in granted] == [1]

@@ -41,7 +41,7 @@ _NAT: Final = """
 table ip bed {{
   chain leaving {{
     type nat hook postrouting priority 100; policy accept;
-    oifname "public" masquerade{how}
+    oifname "public" masquerade
   }}
   chain passing {{
     type filter hook forward priority 0; policy drop;
@@ -157,8 +157,8 @@ class Internet:
         self.places[name] = host
         return host
 
-    def add_home(self, name: str, idle_s: int = 15, symmetric: bool = False) -> Home:
-        """A home behind NAT; `symmetric` gives each connection a public port by chance."""
+    def add_home(self, name: str, idle_s: int = 15) -> Home:
+        """A home behind NAT that forgets what is idle for `idle_s` seconds."""
         outside = f"{PUBLIC_NET}.{next(self._addresses)}"
         router = Host(f"{name}-router", self._make(f"{name}-r"), outside, link="public")
         net = f"192.168.{next(self._subnets)}"
@@ -175,7 +175,7 @@ class Internet:
             _set(router, f"net.netfilter.nf_conntrack_tcp_timeout_{state}", idle_s)
         for kind in ("udp_timeout", "udp_timeout_stream"):
             _set(router, f"net.netfilter.nf_conntrack_{kind}", idle_s)
-        _nft(router, _NAT.format(how=" random" if symmetric else ""))
+        _nft(router, _NAT.format())
         home = Home(router, host)
         self.places[name] = home
         return home
