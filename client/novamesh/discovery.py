@@ -67,7 +67,7 @@ class PoolList:
             await asyncio.sleep(ASK_EVERY_S)
 
 
-class Asked:
+class AskedNodes:
     """Nodes at addresses that we know: a static list, or those met before. Each is asked itself.
 
     Where nobody answers is asked more and more seldom. `key` signs the question, which every node

@@ -16,7 +16,7 @@ from typing import Final
 
 from novamesh.clock import Clock
 from novamesh.config import Config, Pool
-from novamesh.discovery import ASK_S, Asked, Discovery, Finder, Gossiped, PoolList
+from novamesh.discovery import ASK_S, AskedNodes, Discovery, Finder, Gossiped, PoolList
 from novamesh.known_nodes import KnownNodes
 from novamesh.mesh.mesh import Mesh
 from novamesh.mesh_settings import load_mesh_settings, mesh_config
@@ -105,8 +105,8 @@ class Search:
         known = KnownNodes(places.data / "nodes.json")
         static = parse_nodes(self._config.client.nodes)
         ways: list[Discovery] = [
-            Asked(pool.network, self._nobody, self._clock, lambda: static),
-            Asked(pool.network, self._nobody, self._clock, known.addresses),
+            AskedNodes(pool.network, self._nobody, self._clock, lambda: static),
+            AskedNodes(pool.network, self._nobody, self._clock, known.addresses),
             PoolList(pool),
         ]
         try:

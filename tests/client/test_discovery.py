@@ -12,7 +12,7 @@ import pytest
 
 from novamesh import discovery
 from novamesh.clock import Clock
-from novamesh.discovery import Asked, Discovery, Finder, Gossiped, PoolList
+from novamesh.discovery import AskedNodes, Discovery, Finder, Gossiped, PoolList
 from novamesh.known_nodes import KnownNodes
 from novamesh.pool import PoolConnection
 from novamesh_proto import envelope, wire
@@ -134,7 +134,7 @@ async def test_where_nobody_answers_is_asked_more_and_more_seldom() -> None:
     now_s = 0.0
     clock = Clock(lambda: START_MS, lambda: now_s)
     dead = [(ONE.node_id, ("127.0.0.1:1",))]
-    asked = Asked(NETWORK, CLIENT, clock, lambda: dead)
+    asked = AskedNodes(NETWORK, CLIENT, clock, lambda: dead)
     tried = 0
     for _ in range(200):
         for one in asked._worth_asking():
@@ -207,7 +207,7 @@ async def test_known_nodes_are_asked_themselves_and_who_is_away_is_passed_over()
             (TWO.node_id, (f"127.0.0.1:{free_port()}", node.address)),  # another answers there
             (ONE.node_id, (node.address,)),
         ]
-        asked = Asked(NETWORK, CLIENT, Clock.system(), lambda: addresses)
+        asked = AskedNodes(NETWORK, CLIENT, Clock.system(), lambda: addresses)
         async with contextlib.aclosing(asked.descriptors()) as told:
             assert await asyncio.wait_for(anext(told), 10) == node.told[0]
             assert await asyncio.wait_for(anext(told), 10) == node.told[0]
@@ -219,7 +219,7 @@ async def test_nobody_is_asked_any_more_once_the_search_has_ended() -> None:
     with Listing(name="one") as node:
         node.told = (advert(ONE),)
         nowhere.insert(0, (ONE.node_id, (node.address,)))
-        asked = Asked(NETWORK, CLIENT, Clock.system(), lambda: nowhere)
+        asked = AskedNodes(NETWORK, CLIENT, Clock.system(), lambda: nowhere)
         async with contextlib.aclosing(asked.descriptors()) as told:
             await asyncio.wait_for(anext(told), 10)
     assert asyncio.all_tasks() == before
