@@ -26,6 +26,7 @@ from novamesh_proto.messages import Envelope, NodeDescriptor, NodeId, ProfileDig
 from novamesh_proto.node_table import NodeTable, Source
 
 ASK_EVERY_S: Final = 20.0  # descriptors live for two minutes
+SAVE_EVERY_S: Final = 30.0
 SILENT_S_MAX: Final = 640.0
 PAUSES_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 ASKED_AT_ONCE: Final = 8
@@ -157,6 +158,7 @@ class Finder:
         self._learn = learn
         self._hints = hints
         self._news = asyncio.Condition()
+        self._saved_s = -SAVE_EVERY_S
 
     async def run(self) -> None:
         """Follow every way until cancelled; what was learnt is saved on the way out."""
@@ -186,6 +188,14 @@ class Finder:
                 await self._news.wait_for(found)
         return found()
 
+    def _save_now_and_then(self) -> None:
+        """A client that is killed keeps most of what it knew."""
+        now_s = self._clock.monotonic()
+        if now_s - self._saved_s >= SAVE_EVERY_S:
+            self._saved_s = now_s
+            with contextlib.suppress(NovaMeshError):  # a full disk heals
+                self._known.save()
+
     async def _follow(self, way: Discovery) -> None:
         failures = 0
         while True:
@@ -210,6 +220,7 @@ class Finder:
         said = wire.decode(NodeDescriptor, sealed.payload)
         if source is not Source.LIBP2P:  # strangers do not tell us whom to dial again and again
             self._known.learn(said.header.issuer, direct_endpoints(said))
+            self._save_now_and_then()
         self._learn(said.header.issuer, said)
         async with self._news:
             self._news.notify_all()

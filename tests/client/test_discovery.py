@@ -126,6 +126,7 @@ async def test_addresses_outlive_the_search(tmp_path: Path) -> None:
     async with finding(tmp_path, way, gossip) as (finder, _):
         assert await found(finder, ONE)
         assert await found(finder, TWO)
+        assert KnownNodes(tmp_path / "nodes.json").addresses(), "a kill would not lose it"
     known = KnownNodes(tmp_path / "nodes.json")
     assert known.addresses() == ((ONE.node_id, ("198.51.100.1:7702",)),)
 
