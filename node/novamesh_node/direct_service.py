@@ -36,7 +36,7 @@ from novamesh_proto.transport_identity import make_certificate
 from novamesh_proto.v1 import coordinator_pb2 as pb
 from novamesh_proto.v1 import coordinator_pb2_grpc as rpc
 
-STREAMS_MAX: Final = 16  # of one connection
+STREAMS_MAX: Final = 64  # of one connection
 WRITE_S: Final = 10.0  # a client that takes no event for so long is not there any more
 GRACE_S: Final = 2.0
 CONNECTION_MS_MAX: Final = 3_600_000  # then it is dialled anew

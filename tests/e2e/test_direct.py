@@ -17,7 +17,8 @@ from support.processes import RealPool
 pytestmark = pytest.mark.timeout(180)
 PROMPT = "Write a long story about an owl and 12 apples."
 ASKED: dict[str, Any] = {"max_tokens": 300, "temperature": 0.9, "seed": 11, "ignore_eos": True}
-LISTENING = ("--listen", "127.0.0.1:0", "--donate")
+LISTENING = ("--listen", "127.0.0.1:0", "--donate", "--slots", "25")
+STREAMS = 50
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ async def test_streams_outlive_their_coordinator_and_are_settled_when_it_returns
     reachable: RealPool,
 ) -> None:
     async with Client(home=reachable.home("client")) as client:
-        runs = [client.run("nova-pico", PROMPT, **(ASKED | {"seed": n})) for n in range(6)]
+        runs = [client.run("nova-pico", PROMPT, **(ASKED | {"seed": n})) for n in range(STREAMS)]
         begun = [asyncio.Event() for _ in runs]
 
         async def read(number: int) -> int:
