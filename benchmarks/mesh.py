@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import math
 import os
@@ -25,13 +24,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import grpc.aio
 import trio
 
+from support.echo_server import echo_server
 from support.mesh_churn import come_and_go
 from support.mesh_peers import Attendee, mesh_config
 from support.mesh_processes import Crowd
@@ -93,7 +93,7 @@ async def tunnel(calls: int) -> tuple[dict[str, Any], bool]:
         folder = Path(name)
         socket = folder / "node"
         async with (
-            _echo(socket),
+            echo_server(socket),
             Attendee(mesh_config(folder, serve_socket=socket)) as node,
             Attendee(mesh_config(folder)) as client,
         ):
@@ -109,25 +109,6 @@ async def tunnel(calls: int) -> tuple[dict[str, Any], bool]:
         "tunnel_ms": _spread(through_ms),
     }
     return result, statistics.median(through_ms) <= TUNNEL_BAR_MS
-
-
-@contextlib.asynccontextmanager
-async def _echo(socket: Path) -> AsyncIterator[None]:
-    async def answer(request: bytes, context: object) -> bytes:
-        return request
-
-    class Echo(grpc.GenericRpcHandler):
-        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            return grpc.unary_unary_rpc_method_handler(answer)
-
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((Echo(),))
-    server.add_insecure_port(f"unix:{socket}")
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(None)
 
 
 async def _calls(address: str, calls: int) -> list[float]:

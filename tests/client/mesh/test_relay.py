@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc.aio
@@ -11,33 +9,15 @@ import pytest
 
 from novamesh.mesh import peer as peer_module
 from novamesh.mesh.relay import is_circuit
+from support.echo_server import echo_server
 from support.mesh_peers import Attendee, mesh_config, until
-
-
-@contextlib.asynccontextmanager
-async def _echo(socket: Path) -> AsyncIterator[None]:
-    async def answer(request: bytes, context: object) -> bytes:
-        return request
-
-    class Echo(grpc.GenericRpcHandler):
-        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            return grpc.unary_unary_rpc_method_handler(answer)
-
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((Echo(),))
-    server.add_insecure_port(f"unix:{socket}")
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(None)
 
 
 async def test_tunnel_goes_through_a_relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_module, "_RELAY_ROUNDS", 4)
     socket = tmp_path / "n"
     async with (
-        _echo(socket),
+        echo_server(socket),
         Attendee(mesh_config(tmp_path, relay=True)) as relay,
         # It listens nowhere, so a circuit is the only way to it.
         Attendee(
