@@ -14,7 +14,7 @@ from dataclasses import replace
 from novamesh.clock import Clock
 from novamesh.desk import Desk
 from novamesh.direct_lines import DirectLines
-from novamesh.discovery import Asked, Finder
+from novamesh.discovery import AskedNodes, Finder
 from novamesh.job_transport import JobPool
 from novamesh.known_nodes import KnownNodes
 from novamesh.mesh_pool import MeshPool
@@ -27,7 +27,7 @@ from support.sim.world import World
 Addresses = tuple[tuple[NodeId, tuple[str, ...]], ...]
 
 
-class InTurn(Asked):
+class InTurn(AskedNodes):
     """Nodes are asked one after the other: asked at once, they would answer in any order."""
 
     async def descriptors(self) -> AsyncIterator[Envelope]:
