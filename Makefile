@@ -20,7 +20,7 @@ SECONDS ?= 600
 demo: $(VENV)/.demo
 	$(BIN)/novamesh demo
 test: $(VENV)/.run $(VENV)/.servers
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder   # see tests/conftest.py
 coverage: $(VENV)/.run
 	cd tests && ../$(PY) -m support.own_coverage $(MODULES)
 mutants: $(VENV)/.mutants
