@@ -83,9 +83,11 @@ class Client:
         receipts = Receipts(config.places.receipts)
         await self._tasks.__aenter__()
         self._search = Search(config, connection, self._clock)
-        tunnel = self._search.tunnel
-        self._lines = lines = DirectLines(pool.network, key, self._clock, tunnel)
         mesh = load_mesh_settings(config.places).on
+        self._lines = lines = DirectLines(
+            pool.network, key, self._clock, self._search.tunnel,
+            self._search.warmed_up if mesh else None,
+        )  # fmt: skip
         alone = mesh or bool(config.client.nodes)
         if mesh:
             self._search.warm_up()
@@ -109,8 +111,8 @@ class Client:
             await self._tasks.__aexit__(None, None, None)
         finally:
             self._desk = None
+            await self._lines.close()  # first, since tunnels lead through the search's mesh
             await self._search.close()
-            await self._lines.close()
             await desk.pool.close()
 
     def run(self, model: str, prompt: str | None = None, **asked: Unpack[Asked]) -> Run:

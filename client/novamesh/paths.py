@@ -1,8 +1,8 @@
 """Which way a job takes best: from the node itself, through a tunnel, or through the coordinator.
 
 Pure. The relayed way always is there while the coordinator is; another one must be reachable, which
-a probe tells, and must not be a detour. Addresses are tried in the order in which they are likely
-to lead somewhere soon.
+a probe tells, and must not be a detour. A tunnel is opened where the coordinator is away or far.
+Addresses are tried in the order in which they are likely to lead somewhere soon.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from novamesh_proto.messages import JobPath, NodeDescriptor
 
 DETOUR: Final = 2.0  # a relay's way is twice as long as that to the coordinator, about
 SLACK_S: Final = 0.02
+# Round trip to the coordinator from which on a tunnel is worth opening, in seconds. To be taken it
+# must be SLACK_S shorter; it costs 2 ms a call, 50 ms once (docs/mesh.md), and a stream of a node
+# that has few: where the coordinator is on the same continent there is too little to win.
+FAR_S: Final = 0.06
 _MULTIADDRESS: Final = "/"
 
 
@@ -24,6 +28,14 @@ def direct_endpoints(descriptor: NodeDescriptor) -> tuple[str, ...]:
 def tunnel_addresses(descriptor: NodeDescriptor) -> tuple[str, ...]:
     """libp2p multiaddrs at which a node says it is found."""
     return tuple(one for one in descriptor.endpoints if one.startswith(_MULTIADDRESS))
+
+
+def is_far(relay_rtt_s: float | None) -> bool:
+    """Whether the coordinator is so far that a node out of reach is asked through a tunnel.
+
+    `relay_rtt_s`: round trip to it, seconds; None if it was not measured, which tells nothing.
+    """
+    return relay_rtt_s is not None and relay_rtt_s >= FAR_S
 
 
 def is_better(path: JobPath, rtt_s: float, relay_rtt_s: float | None) -> bool:

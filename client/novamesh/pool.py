@@ -9,6 +9,7 @@ callers.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -51,6 +52,7 @@ from novamesh_proto.v1 import coordinator_pb2_grpc as rpc
 
 T = TypeVar("T")
 
+RTTS_KEPT: Final = 8
 CALL_S_MAX: Final = 600.0  # a server refuses calls with a later deadline
 
 
@@ -76,7 +78,7 @@ class PoolConnection:
     ) -> None:
         """`path`: which way answers come that are followed here."""
         self.path = path
-        self.rtt_s: float | None = None  # of the last call that was answered
+        self._rtts_s: deque[float] = deque(maxlen=RTTS_KEPT)
         self.pool = pool
         self.network = pool.network
         self.key = key
@@ -87,6 +89,11 @@ class PoolConnection:
         self._dialing = asyncio.Lock()
         self._line: _Line | None = None
         self._claimed = False
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Round trip, seconds: of the last calls the fastest, since others had to be worked for."""
+        return min(self._rtts_s, default=None)
 
     async def close(self) -> None:
         """Hang up; calls still under way are cancelled."""
@@ -252,7 +259,7 @@ class PoolConnection:
             )
             began_s = self.clock.monotonic()
             answer = transport.require_message(await call(request(), timeout=self._timeout_s))
-            self.rtt_s = self.clock.monotonic() - began_s
+            self._rtts_s.append(self.clock.monotonic() - began_s)
             return answer
         except grpc.aio.AioRpcError as error:
             raise self._refused(line, error) from None

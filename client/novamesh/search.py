@@ -56,6 +56,11 @@ class Search:
         """Begin soon, so that whoever must do without the coordinator need not wait for it."""
         self._warming = asyncio.create_task(self._warm_up(), name="warm up the search")
 
+    async def warmed_up(self) -> None:
+        """When a search that was begun in advance is at work, or failed to begin."""
+        if self._warming is not None:
+            await asyncio.shield(self._warming)
+
     async def finder(self) -> Finder:
         """The finder, at work from the first call on.
 

@@ -1,11 +1,12 @@
 """One job that its coordinator assigned, followed on the best of two ways: relayed, and directly.
 
 The coordinator says who works on the job; once it does, the node is asked itself, and where it can
-be reached its chunks come from it alone. Rules: both streams are in order, so whichever brings the
-next chunk brings it, and nothing comes twice; what ends a job waits until the direct stream has
-ended or stands still; when that breaks, the relay goes on, and when the coordinator is away, the
-direct stream does; where neither goes on and the node is not there any more, it is lost. What the
-client signs goes to whoever can use it. What events mean is `reader`'s business.
+be reached its chunks come from it alone; where the coordinator is far, through a tunnel too, which
+opens while the answer is relayed. Rules: both streams are in order, so whichever brings the next
+chunk brings it, and nothing comes twice; what ends a job waits until a direct stream that was begun
+has ended or stands still; when that breaks, the relay goes on, and when the coordinator is away,
+the direct stream does; where neither goes on and the node is not there any more, it is lost. What
+the client signs goes to whoever can use it. What events mean is `reader`'s business.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any, Final
 from novamesh.direct_lines import DirectLine, DirectLines
 from novamesh.job_records import JobRecord
 from novamesh.job_transport import JobTransport
-from novamesh.paths import is_better
+from novamesh.paths import is_better, is_far
 from novamesh_proto import wire
+from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import (
     Envelope,
@@ -28,6 +30,7 @@ from novamesh_proto.messages import (
     JobId,
     JobPath,
     JobView,
+    NodeDescriptor,
     NodeId,
     SealedJob,
     WatchResponse,
@@ -37,6 +40,7 @@ EVENTS_WAITING_MAX: Final = 16  # of each stream; then it waits for its reader
 HELD_MAX: Final = 16  # events that end a job; no job has so many
 HELD_S: Final = 3.0  # a node that brings nothing for so long, when its job has ended, stands still
 SETTLING_S: Final = 3.0  # a coordinator that is away longer settles without us
+_NEARER: Final = -1  # in the place of a stream's number: there is a tunnel now
 _GONE: Final = frozenset({Code.UNAVAILABLE, Code.EXPIRED})
 
 
@@ -61,6 +65,7 @@ class TwoWays:
         self._direct = 0  # number of the node's stream that is open; 0: none
         self._dialed = 0  # streams to nodes so far
         self._tried: tuple[int, bool, int] | None = None  # attempt, insisting, chunks at the time
+        self._nearer = 0  # the attempt for which a tunnel was opened beside the relayed way
         self._events: asyncio.Queue[_Arrival] = asyncio.Queue(EVENTS_WAITING_MAX)
         self._tasks: list[asyncio.Task[None]] = []
         self.path = JobPath.RELAYED
@@ -97,7 +102,7 @@ class TwoWays:
         self, job: JobId, attempt: int, from_chunk: int
     ) -> AsyncGenerator[WatchResponse]:
         """The events of a job until its end, after those that `attempt` and `from_chunk` name."""
-        self._attempt, self._chunks, self._tried = attempt, from_chunk, None
+        self._attempt, self._chunks, self._tried, self._nearer = attempt, from_chunk, None, 0
         self._line, self._relayed, self._direct = None, True, 0
         self._events = asyncio.Queue(EVENTS_WAITING_MAX)
         self._start(self._relay(self._pool.watch(job, attempt, from_chunk)), "relayed")
@@ -120,13 +125,16 @@ class TwoWays:
             arrival = await self._next(bool(held))
             event, direct = arrival.event, bool(arrival.stream)
             ready: list[WatchResponse] = []
+            if arrival.stream == _NEARER and self._nearer == self._attempt:
+                self._tried = None
+                self._go_direct(insist=False)
             if direct and arrival.stream != self._direct:
                 continue  # of a stream that was given up
             if event is None and direct:
                 self._direct, self._line = 0, None if arrival.error else self._line
             elif event is None:
                 self._relayed, broken = False, arrival.error or broken
-            elif self._direct and not direct and _concludes(event):
+            elif self._direct and self._line is not None and not direct and _concludes(event):
                 held.append(event)
                 if len(held) > HELD_MAX:
                     raise NovaMeshError(Code.CORRUPT, "the coordinator ends this job without end")
@@ -194,8 +202,8 @@ class TwoWays:
 
     async def _follow_node(self, node: NodeId, stream: int, attempt: int, insist: bool) -> None:
         """Follow the attempt at its node, where that is better than the relayed way."""
+        descriptor = self._record.candidate(node)
         try:
-            descriptor = self._record.candidate(node)
             if descriptor is None:
                 raise _away()
             line = await self._lines.open(descriptor, insist=insist)
@@ -203,6 +211,8 @@ class TwoWays:
                 raise NovaMeshError(Code.UNAVAILABLE, "the direct way is a detour")
         except NovaMeshError as error:
             await self._events.put(_Arrival(stream, None, error))
+            if descriptor is not None and not insist and is_far(self._relay_rtt_s):
+                await self._come_nearer(descriptor, attempt)
             return
         if stream != self._direct:
             return  # the job began again elsewhere meanwhile
@@ -212,6 +222,15 @@ class TwoWays:
         if failure is not None and failure.code in _GONE:
             await self._lines.drop(node, line)  # before it is told: the next one is dialled anew
         await self._events.put(_Arrival(stream, None, failure))
+
+    async def _come_nearer(self, descriptor: Verified[NodeDescriptor], attempt: int) -> None:
+        """Ask the node itself once there is a tunnel to it; until then the answer is relayed."""
+        if self._nearer == attempt:
+            return  # there is one, and it is no better
+        self._nearer = attempt
+        with contextlib.suppress(NovaMeshError):
+            await self._lines.open_tunnel(descriptor)
+            await self._events.put(_Arrival(_NEARER, None))
 
     async def _relay(self, events: AsyncGenerator[WatchResponse]) -> None:
         failure = await self._pump(events, 0)

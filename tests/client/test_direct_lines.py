@@ -13,7 +13,7 @@ import pytest
 
 from novamesh import direct_lines
 from novamesh.clock import Clock
-from novamesh.direct_lines import AWAY_S, DirectLines
+from novamesh.direct_lines import AWAY_S, MEASURED_S, OPENING_MAX, DirectLines
 from novamesh_proto import envelope
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
@@ -61,10 +61,16 @@ def nodes() -> Iterator[list[FakePool]]:
         yield [stack.enter_context(FakePool(name=f"node {number}")) for number in range(3)]
 
 
+async def at_once() -> None:
+    """When a tunnel may be opened beside another way: now."""
+
+
 @contextlib.asynccontextmanager
-async def client(clock: ManualClock, tunnel: Any = None) -> AsyncIterator[DirectLines]:
+async def client(
+    clock: ManualClock, tunnel: Any = None, ready: Any = None
+) -> AsyncIterator[DirectLines]:
     time = Clock(Clock.system().now_ms, clock.monotonic)
-    lines = DirectLines(NETWORK, CLIENT, time, tunnel)
+    lines = DirectLines(NETWORK, CLIENT, time, tunnel, ready)
     try:
         yield lines
     finally:
@@ -196,6 +202,93 @@ async def test_without_the_mesh_a_hidden_node_is_out_of_reach() -> None:
     async with client(ManualClock()) as lines:
         hidden = said(party("hidden"), MULTIADDRESS)
         assert await refused(lines, hidden, insist=True) is Code.UNAVAILABLE
+
+
+async def no_tunnel(lines: DirectLines, node: Verified[NodeDescriptor]) -> Code:
+    with pytest.raises(NovaMeshError) as caught:
+        await lines.open_tunnel(node)
+    return caught.value.code
+
+
+async def test_a_tunnel_is_opened_beside_another_way_and_found_by_the_next_job(
+    nodes: list[FakePool],
+) -> None:
+    tunnels, ready = Tunnels(nodes[0].address), asyncio.Event()
+    async with client(ManualClock(), tunnels, ready.wait) as lines:
+        hidden = said(nodes[0].key, MULTIADDRESS)
+        waiting = [asyncio.create_task(lines.open_tunnel(hidden)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()  # its job has ended
+        assert tunnels.asked == [], "the mesh is not started for it"
+        ready.set()
+        await asyncio.gather(*waiting[1:])
+        line = await lines.open(hidden)
+        assert line.path is JobPath.TUNNEL
+        assert len(tunnels.asked) == 1
+        assert tunnels.open == 1
+        await lines.open_tunnel(hidden)
+        assert len(tunnels.asked) == 1
+    assert tunnels.open == 0
+
+
+async def test_where_no_tunnel_leads_is_not_tried_again_for_a_while() -> None:
+    tunnels, clock = Tunnels(), ManualClock()
+    async with client(clock, tunnels, at_once) as lines:
+        hidden = said(party("hidden"), MULTIADDRESS)
+        for _ in range(3):
+            assert await no_tunnel(lines, hidden) is Code.UNAVAILABLE
+        assert len(tunnels.asked) == 1
+        clock.advance(AWAY_S + 1)
+        assert await no_tunnel(lines, hidden) is Code.UNAVAILABLE
+        assert len(tunnels.asked) == 2
+        assert await no_tunnel(lines, said(party("silent"))) is Code.UNAVAILABLE
+
+
+async def test_without_the_mesh_no_tunnel_is_opened_beside_another_way(
+    nodes: list[FakePool],
+) -> None:
+    tunnels = Tunnels(nodes[0].address)
+    async with client(ManualClock(), tunnels) as lines:
+        hidden = said(nodes[0].key, MULTIADDRESS)
+        assert await no_tunnel(lines, hidden) is Code.UNAVAILABLE
+        assert tunnels.asked == []
+
+
+async def test_a_tunnel_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct_lines, "TUNNEL_S", 0.05)
+    async with client(ManualClock(), Tunnels(), asyncio.Event().wait) as lines:
+        assert await no_tunnel(lines, said(party("hidden"), MULTIADDRESS)) is Code.UNAVAILABLE
+
+
+async def test_so_many_tunnels_are_opened_at_once_and_none_outlives_the_client() -> None:
+    async with client(ManualClock(), Tunnels(), asyncio.Event().wait) as lines:
+        waiting = [
+            asyncio.create_task(lines.open_tunnel(said(party(f"node {number}"), MULTIADDRESS)))
+            for number in range(OPENING_MAX)
+        ]
+        await asyncio.sleep(0)
+        assert await no_tunnel(lines, said(party("one more"), MULTIADDRESS)) is Code.BUSY
+        await lines.close()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in ended)
+        assert lines._opening == {}
+
+
+async def test_a_round_trip_that_is_old_is_measured_again(nodes: list[FakePool]) -> None:
+    clock = ManualClock()
+    async with client(clock) as lines:
+        node = said(nodes[0].key, nodes[0].address)
+        line = await lines.open(node)
+        asked = nodes[0].calls["Hello"]
+        assert await lines.open(node) is line
+        assert nodes[0].calls["Hello"] == asked
+        clock.advance(MEASURED_S + 1)
+        assert await lines.open(node) is line
+        assert nodes[0].calls["Hello"] == asked + 1
+        assert line.measured_s == clock.monotonic()
+        clock.advance(MEASURED_S + 1)
+        nodes[0].script.refusals["Hello"] = [NovaMeshError(Code.UNAVAILABLE, "it went")]
+        assert await lines.open(node) is not line, "who is gone is dialled anew"
 
 
 async def test_closing_hangs_up_on_everybody(nodes: list[FakePool]) -> None:

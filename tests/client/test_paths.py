@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from novamesh.paths import direct_endpoints, is_better, tunnel_addresses
+from novamesh.paths import FAR_S, SLACK_S, direct_endpoints, is_better, is_far, tunnel_addresses
 from novamesh_proto.messages import JobPath
 from support.parties import descriptor
 
@@ -27,6 +27,8 @@ def test_endpoints_are_told_apart_by_their_form() -> None:
         (JobPath.DIRECT, 200, 50, False),  # the other side of the world
         (JobPath.DIRECT, 200, None, True),  # nobody else is there
         (JobPath.TUNNEL, 50, 60, False),
+        (JobPath.TUNNEL, 50, 50, False),
+        (JobPath.TUNNEL, 5, 20, False),  # near enough: nobody would notice
         (JobPath.TUNNEL, 50, 100, True),
         (JobPath.TUNNEL, 900, None, True),
     ],
@@ -36,3 +38,18 @@ def test_a_detour_is_not_taken(
 ) -> None:
     relay_s = None if relay_ms is None else relay_ms / 1000
     assert is_better(path, rtt_ms / 1000, relay_s) is better
+
+
+@pytest.mark.parametrize(
+    ("relay_ms", "far"),
+    [(None, False), (1, False), (40, False), (FAR_S * 1000, True), (300, True)],
+)
+def test_a_tunnel_is_worth_opening_where_the_coordinator_is_far(
+    relay_ms: float | None, far: bool
+) -> None:
+    relay_s = None if relay_ms is None else relay_ms / 1000
+    assert is_far(relay_s) is far
+
+
+def test_to_a_coordinator_that_is_just_far_a_tunnel_can_still_be_better() -> None:
+    assert is_better(JobPath.TUNNEL, FAR_S - 2 * SLACK_S, FAR_S)

@@ -43,6 +43,20 @@ async def test_card_is_the_coordinators(pool: FakePool) -> None:
     assert card.message.version == "0.1.0"
 
 
+async def test_the_round_trip_is_that_of_the_fastest_of_the_last_calls(pool: FakePool) -> None:
+    """One call that had to be worked for does not make a coordinator look far away."""
+    times_s = iter([0.0, 0.5, 1.0, 1.01, *(number / 10 for number in range(20, 40))])
+    clock = Clock(Clock.system().now_ms, lambda: next(times_s))
+    connection = PoolConnection(pool.entry, CLIENT, clock, 5.0)
+    assert connection.rtt_s is None
+    seen = []
+    for _ in range(10):
+        await connection.hello()
+        seen.append(connection.rtt_s)
+    await connection.close()
+    assert seen == pytest.approx([0.5, *[0.01] * 8, 0.1])
+
+
 async def test_who_is_no_member_shows_its_invite_once(pool: FakePool) -> None:
     async with _connection(pool.entry) as connection:
         await connection.list_models()

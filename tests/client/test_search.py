@@ -162,6 +162,19 @@ async def test_where_no_way_is_left_it_is_said_what_is_missing(
             assert "[p2p]" in caught.value.hint
 
 
+async def test_who_waits_for_a_search_begun_in_advance_finds_it_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "WARM_UP_S", 0.0)
+    monkeypatch.setattr(search, "Mesh", FakeMesh)
+    async with searching(tmp_path) as looking:
+        await looking.warmed_up()
+        assert looking._mesh is None, "nobody asked for it"
+        looking.warm_up()
+        await looking.warmed_up()
+        assert looking._mesh is not None
+
+
 async def test_a_search_that_never_began_ends_quietly(tmp_path: Path) -> None:
     async with searching(tmp_path):
         pass

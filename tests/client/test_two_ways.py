@@ -142,6 +142,86 @@ async def test_a_detour_is_not_taken_while_the_coordinator_is_there() -> None:
     assert away.node.dialed == [False, True]
 
 
+async def test_where_the_coordinator_is_far_the_answer_goes_on_through_a_tunnel() -> None:
+    case = Case(rtt_s=0.3)
+    case.node.tunnel = tunnel = asyncio.Event()
+    case.relay.pauses = Pauses((0, 8))
+    watch = case.ways.watch(SENT.record.job, 0, 0)
+    async with asyncio.timeout(30), aclosing(watch) as events:
+        async for event in events:
+            case.events.append(event)
+            if event.chunk is not None:
+                case.paths.append(case.ways.path)
+                if event.chunk.index == 2:  # it was relayed until here, and waited for nothing
+                    tunnel.set()
+    assert case.chunks == ALL
+    assert case.ended
+    assert case.node.tunnels == 1
+    assert (case.paths[0], case.paths[-1]) == (JobPath.RELAYED, JobPath.TUNNEL)
+
+
+@pytest.mark.parametrize("rtt_s", [None, 0.001])
+async def test_no_tunnel_is_opened_where_the_coordinator_is_not_far(rtt_s: float | None) -> None:
+    case = Case(rtt_s=rtt_s)
+    case.node.tunnel = asyncio.Event()
+    case.node.tunnel.set()
+    case.node.refusals = [NovaMeshError(Code.UNAVAILABLE, "it is behind its router")]
+    assert await case.read() is None
+    assert case.chunks == ALL
+    assert case.node.tunnels == 0
+    assert set(case.paths) == {JobPath.RELAYED}
+
+
+async def test_a_tunnel_that_is_no_better_is_not_taken_and_not_opened_again() -> None:
+    case = Case(rtt_s=0.3)
+    case.node.tunnel = asyncio.Event()
+    asyncio.get_running_loop().call_soon(case.node.tunnel.set)
+    case.node.refusals = [NovaMeshError(Code.UNAVAILABLE, "it is behind its router")]
+    case.node.rtt_s = 0.29
+    assert await case.read() is None
+    assert case.chunks == ALL
+    assert case.node.tunnels == 1
+    assert set(case.paths) == {JobPath.RELAYED}
+
+
+async def test_a_tunnel_that_never_opens_holds_nothing_up() -> None:
+    """Neither a chunk nor the end waits for it."""
+    case = Case(rtt_s=0.3)
+    case.node.tunnel = asyncio.Event()
+    assert await case.read() is None
+    assert case.chunks == ALL
+    assert case.ended
+    assert case.node.tunnels == 1
+    assert set(case.paths) == {JobPath.RELAYED}
+
+
+async def test_a_tunnel_that_breaks_is_gone_on_with_by_the_relay() -> None:
+    case = Case(rtt_s=0.3)
+    case.node.tunnel = asyncio.Event()
+    case.node.tunnel.set()
+    case.node.path = JobPath.TUNNEL
+    case.node.breaks, case.node.gone = [4], True
+    assert await case.read() is None
+    assert case.chunks == ALL
+    assert (case.paths[0], case.paths[-1]) == (JobPath.TUNNEL, JobPath.RELAYED)
+
+
+async def test_what_ends_a_job_does_not_wait_for_a_node_that_is_only_dialled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(two_ways, "HELD_S", 3600.0)
+    case = Case()
+    never = asyncio.Event()
+
+    async def dial(*_: object, **__: object) -> None:
+        await never.wait()
+
+    monkeypatch.setattr(case.node, "open_line", dial)
+    assert await case.read() is None
+    assert case.ended
+    assert set(case.paths) == {JobPath.RELAYED}
+
+
 async def test_a_coordinator_that_goes_away_stops_no_direct_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

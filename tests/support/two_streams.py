@@ -102,6 +102,8 @@ class FakeNode:
     receipts: list[Envelope] = field(default_factory=list)
     path: JobPath = JobPath.DIRECT
     rtt_s: float = 0.001
+    tunnel: asyncio.Event | None = None  # it is hidden until there is one; None: it is not
+    tunnels: int = 0  # asked for
     hangs: asyncio.Event | None = None  # a stream stands still before its last event until then
 
     async def left(self) -> None:
@@ -118,6 +120,8 @@ class FakeNode:
         await asyncio.sleep(0)
         if self.refusals:
             raise self.refusals.pop(0)
+        if self.tunnel is not None and not self.tunnel.is_set():
+            raise NovaMeshError(Code.UNAVAILABLE, "it is behind its router")
         if self.gone and not self.breaks:
             raise NovaMeshError(Code.UNAVAILABLE, "nobody answers")
         return self
@@ -162,6 +166,13 @@ class FakeLines:
 
     async def open(self, descriptor: Verified[NodeDescriptor], *, insist: bool = False) -> FakeNode:
         return await self.node.open_line(descriptor, insist)
+
+    async def open_tunnel(self, descriptor: Verified[NodeDescriptor]) -> None:
+        self.node.tunnels += 1
+        if self.node.tunnel is None:
+            raise NovaMeshError(Code.UNAVAILABLE, "no tunnel leads there")
+        await self.node.tunnel.wait()
+        self.node.path = JobPath.TUNNEL
 
     async def drop(self, node: NodeId, line: FakeNode) -> None:
         self.node.dropped += 1
