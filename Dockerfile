@@ -9,6 +9,7 @@ FROM python:3.11.14-bookworm AS wheel
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
+COPY broker broker
 COPY engine engine
 COPY node node
 COPY coordinator coordinator

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
     "proto": "novamesh_proto",
+    "broker": "novamesh_broker",
     "engine": "novamesh_engine",
     "node": "novamesh_node",
     "coordinator": "novamesh_coordinator",

@@ -1,39 +1,27 @@
-"""Flags of `coordinator serve` about the pool's MQTT broker.
+"""Flags of `coordinator serve` about the pool's MQTT broker: the usual ones, and a small broker's.
 
-Apart from the commands, because they are few and belong together; what they mean is `config`'s.
+What they mean is `config`'s to say.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Final
 
 from cyclopts import Parameter
 
+from novamesh_broker.flags import BrokerFlags
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
-class BrokerFlags:
+class ServeBrokerFlags(BrokerFlags):
     """Each None where it was not given."""
 
-    mqtt: Annotated[
-        str | None, Parameter(help="Broker to find nodes by, such as mqtts://broker.example.org.")
-    ] = None
-    mqtt_password_file: Annotated[
-        str | None, Parameter(help="File with the broker's password.")
-    ] = None
-    mqtt_ca: Annotated[
-        str | None,
-        Parameter(help="PEM file of the authority that signed the broker's certificate."),
-    ] = None
     embedded_broker: Annotated[
         bool | None, Parameter(negative="", help="Run a small MQTT broker here, open to everybody.")
     ] = None
     broker_listen: Annotated[str | None, Parameter(help="HOST:PORT of that small broker.")] = None
 
-    def flags(self) -> dict[str, object]:
-        """As the configuration takes them."""
-        return asdict(self)
 
-
-NOT_GIVEN: Final = BrokerFlags()
+NOT_GIVEN: Final = ServeBrokerFlags()

@@ -9,9 +9,10 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 
+from novamesh_broker.entrance import open_entrance
 from novamesh_coordinator.config import CoordinatorConfig, find_broker
 from novamesh_coordinator.inputs import ProbeWanted
-from novamesh_coordinator.presence import Doors, Presence, open_entrance
+from novamesh_coordinator.presence import Doors, Presence
 from novamesh_coordinator.service import Door
 from novamesh_proto.errors import Code, NovaMeshError
 

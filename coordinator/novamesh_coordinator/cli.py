@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
-from novamesh_coordinator.broker_flags import NOT_GIVEN, BrokerFlags
+from novamesh_coordinator.broker_flags import NOT_GIVEN, ServeBrokerFlags
 from novamesh_coordinator.config import (
     CoordinatorConfig,
     Folder,
@@ -93,7 +93,7 @@ def serve(
     listen: Annotated[str | None, Parameter(help="HOST:PORT of the gRPC service.")] = None,
     http: Annotated[str | None, Parameter(help="HOST:PORT of /metrics and /healthz.")] = None,
     log_format: Annotated[str | None, Parameter(help="text or json.")] = None,
-    broker: BrokerFlags = NOT_GIVEN,
+    broker: ServeBrokerFlags = NOT_GIVEN,
     where: DatabaseFlags = USUAL,
     standby: Annotated[
         bool, Parameter(negative="", help="Wait until no other coordinator serves the database.")

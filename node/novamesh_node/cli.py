@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
-from novamesh_node.broker_flags import NOT_GIVEN, BrokerFlags
+from novamesh_broker.flags import NOT_GIVEN, BrokerFlags
 from novamesh_proto.errors import Code, NovaMeshError
 
 app = App(name="node", help="Lend this machine to a pool.")

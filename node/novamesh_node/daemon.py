@@ -26,6 +26,7 @@ import torch
 
 from novamesh.config import save_pool
 from novamesh.keys import create_key, load_key
+from novamesh_broker.entrance import open_entrance
 from novamesh_node import control, devices, lifecycle, loading, reach
 from novamesh_node.admission import Admission, House
 from novamesh_node.attestor import Machine
@@ -44,7 +45,7 @@ from novamesh_node.loading import LoadedDevice
 from novamesh_node.notices import Notice, farewell, notice
 from novamesh_node.notify import ServiceManager
 from novamesh_node.orders import Nameplate, Orders
-from novamesh_node.presence import Presence, open_entrance
+from novamesh_node.presence import Presence
 from novamesh_node.replays import ReplayJournal
 from novamesh_node.request import Shape
 from novamesh_node.session import FAREWELL_S, Line, Session

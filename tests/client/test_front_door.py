@@ -14,6 +14,7 @@ import novamesh
 PACKAGES = (
     "novamesh",
     "novamesh_proto",
+    "novamesh_broker",
     "novamesh_engine",
     "novamesh_node",
     "novamesh_coordinator",

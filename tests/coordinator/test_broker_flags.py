@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from novamesh.cli import app
-from novamesh_coordinator.broker_flags import NOT_GIVEN, BrokerFlags
+from novamesh_coordinator.broker_flags import NOT_GIVEN, ServeBrokerFlags
 from novamesh_coordinator.config import find_broker, find_folder, load_config
 from novamesh_proto.broker import Broker
 from novamesh_proto.errors import Code, NovaMeshError
 from support.mosquitto import DEPLOYED
 
 
-def broker_of(home: Path, flags: BrokerFlags, env: dict[str, str] | None = None) -> Broker | None:
+def broker_of(
+    home: Path, flags: ServeBrokerFlags, env: dict[str, str] | None = None
+) -> Broker | None:
     return find_broker(load_config(find_folder(home, {}), flags.flags(), env or {}))
 
 
@@ -36,7 +38,7 @@ def test_a_flag_is_stronger_than_the_environment(tmp_path: Path) -> None:
         "NOVAMESH_COORDINATOR_MQTT": "mqtts://a.example",
         "NOVAMESH_COORDINATOR_MQTT_CA": "ca.pem",
     }
-    found = broker_of(tmp_path, BrokerFlags("mqtts://b.example", "secret"), env)
+    found = broker_of(tmp_path, ServeBrokerFlags("mqtts://b.example", "secret"), env)
     assert found == Broker("b.example", 8883, True, "", "secret", "ca.pem")
 
 
@@ -52,21 +54,21 @@ def test_a_flag_is_stronger_than_the_environment(tmp_path: Path) -> None:
 def test_the_small_broker_is_dialled_where_it_listens(
     listen: str | None, dialled: Broker, tmp_path: Path
 ) -> None:
-    flags = BrokerFlags(embedded_broker=True, broker_listen=listen)
+    flags = ServeBrokerFlags(embedded_broker=True, broker_listen=listen)
     assert broker_of(tmp_path, flags) == dialled
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        BrokerFlags("broker.example"),
-        BrokerFlags(mqtt_ca="ca.pem"),
-        BrokerFlags("mqtt://127.0.0.1", embedded_broker=True),
-        BrokerFlags(embedded_broker=True, broker_listen="127.0.0.1:0"),
-        BrokerFlags(embedded_broker=True, broker_listen="here"),
+        ServeBrokerFlags("broker.example"),
+        ServeBrokerFlags(mqtt_ca="ca.pem"),
+        ServeBrokerFlags("mqtt://127.0.0.1", embedded_broker=True),
+        ServeBrokerFlags(embedded_broker=True, broker_listen="127.0.0.1:0"),
+        ServeBrokerFlags(embedded_broker=True, broker_listen="here"),
     ],
 )
-def test_what_makes_no_sense_is_refused(flags: BrokerFlags, tmp_path: Path) -> None:
+def test_what_makes_no_sense_is_refused(flags: ServeBrokerFlags, tmp_path: Path) -> None:
     with pytest.raises(NovaMeshError) as caught:
         broker_of(tmp_path, flags)
     assert caught.value.code is Code.BAD_CONFIG

@@ -50,10 +50,10 @@ async def test_a_member_is_found_by_the_small_broker_and_a_stranger_is_not(tmp_p
     broker = Broker("127.0.0.1", port, False)
     async with serve_in_memory(tmp_path, config=config) as (pool, channel):
         node = node_presence(broker, lambda: advertiser.current(WALL()))
+        await until_shown(pool.http_port, "novamesh_broker_reached 1.0")  # else it misses the birth
         async with running(node), reading(broker) as writer:
             await until_shown(
                 pool.http_port,
-                "novamesh_broker_reached 1.0",
                 'novamesh_broker_refusals_total{code="not_a_member"} 2.0',  # birth and descriptor
                 "novamesh_broker_nodes 0.0",
             )

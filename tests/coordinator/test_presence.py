@@ -15,8 +15,11 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from novamesh_broker import dialling
+from novamesh_broker.entrance import open_entrance
+from novamesh_broker.message import Message
 from novamesh_coordinator import presence as module
-from novamesh_coordinator.presence import Doors, Presence, open_entrance
+from novamesh_coordinator.presence import Doors, Presence
 from novamesh_node import presence as node_side
 from novamesh_proto import envelope, wire
 from novamesh_proto.broker import Broker
@@ -113,7 +116,7 @@ async def test_what_is_refused_is_counted_and_changes_nothing(
     where: str, payload: bytes, code: Code
 ) -> None:
     hall = Hall(strangers={party("stranger").node_id})
-    await hall.presence().take(where, payload, True)
+    await hall.presence().take(Message(where, payload, True))
     assert hall.refused == {code.value: 1}
     assert len(hall.table) == 0
     assert hall.probed == []
@@ -126,7 +129,7 @@ def test_no_bytes_of_a_broker_do_more_than_be_refused(node: str, kind: str, payl
         hall = Hall()
         presence = hall.presence()
         for where in (node, node_topic(NETWORK, node, kind), topic(kind)):
-            await presence.take(where, payload, True)
+            await presence.take(Message(where, payload, True))
         return hall
 
     hall = asyncio.run(take())
@@ -138,9 +141,9 @@ async def test_the_newest_counts_and_what_was_before_is_stale() -> None:
     hall = Hall()
     presence = hall.presence()
     for sequence in (2, 3, 3):
-        await presence.take(topic(), wire.encode(sealed(sequence=sequence)), True)
+        await presence.take(Message(topic(), wire.encode(sealed(sequence=sequence)), True))
     assert hall.refused == {}
-    await presence.take(topic(), wire.encode(sealed(sequence=2)), True)
+    await presence.take(Message(topic(), wire.encode(sealed(sequence=2)), True))
     assert hall.refused == {Code.STALE.value: 1}
     known = hall.table.get(NODE.node_id, START_MS)
     assert known is not None
@@ -151,17 +154,19 @@ async def test_the_newest_counts_and_what_was_before_is_stale() -> None:
 async def test_births_say_nothing_and_wills_ask_now_and_then() -> None:
     hall = Hall()
     presence = hall.presence()
-    await presence.take(topic(), GOOD, True)
-    await presence.take(topic("presence"), HERE, False)
-    await presence.take(topic("presence"), GONE, True)  # nobody retains a will but to annoy
+    await presence.take(Message(topic(), GOOD, True))
+    await presence.take(Message(topic("presence"), HERE, False))
+    await presence.take(
+        Message(topic("presence"), GONE, True)
+    )  # nobody retains a will but to annoy
     assert hall.refused == {Code.BAD_REQUEST.value: 1}
     assert hall.probed == []
     for _ in range(3):
-        await presence.take(topic("presence"), GONE, False)
-        await presence.take(topic(), b"", False)
+        await presence.take(Message(topic("presence"), GONE, False))
+        await presence.take(Message(topic(), b"", False))
     assert hall.probed == [NODE.node_id]
     hall.now_s += module.PROBE_EVERY_S
-    await presence.take(topic("presence"), GONE, False)
+    await presence.take(Message(topic("presence"), GONE, False))
     assert hall.probed == [NODE.node_id] * 2
     assert hall.table.get(NODE.node_id, START_MS) is not None
     assert hall.refused == {Code.BAD_REQUEST.value: 1}
@@ -172,7 +177,7 @@ async def test_wills_of_many_are_remembered_within_a_bound(monkeypatch: pytest.M
     hall = Hall()
     presence = hall.presence()
     for name in ("a", "b", "c"):
-        await presence.take(topic("presence", party(name)), GONE, False)
+        await presence.take(Message(topic("presence", party(name)), GONE, False))
     assert len(hall.probed) == 3
     assert len(presence._probed) == 2
 
@@ -181,7 +186,7 @@ async def test_sweeps_forget_who_is_long_gone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "SWEEP_S", 0.01)
     hall = Hall()
     presence = hall.presence()
-    await presence.take(topic(), GOOD, True)
+    await presence.take(Message(topic(), GOOD, True))
     sweeping = asyncio.create_task(presence.sweep())
     await asyncio.sleep(0.1)
     assert len(hall.table) == 1
@@ -196,18 +201,24 @@ async def test_a_node_comes_dies_and_its_will_changes_nothing(
 ) -> None:
     monkeypatch.setattr(node_side, "WILL_DELAY_S", 1)
     lines: list[socket.socket] = []
-    opened = node_side._open_line
-    monkeypatch.setattr(node_side, "_open_line", lambda e: lines.append(opened(e)) or lines[-1])
+    opened = dialling.open_line
     hall, advertiser = Hall(), advertise()
-    async with a_broker(kind, tmp_path) as broker, running(hall.presence(broker, live=True)):
+    async with a_broker(kind, tmp_path) as broker:
+        ears = hall.presence(broker, live=True)
         node = node_presence(broker, lambda: advertiser.current(WALL()))
-        async with running(node) as task:
-            await until(lambda: len(hall.table))
-            entry = next(iter(hall.table.fresh(WALL())))
-            assert entry.descriptor.envelope == advertiser.current(WALL())
-            task.cancel()
-            lines[-1].shutdown(socket.SHUT_RDWR)
-            await until(lambda: hall.probed)
+        async with running(ears):
+            await until(lambda: ears.contact.reached)
+            # From now on only the node dials.
+            monkeypatch.setattr(
+                dialling, "open_line", lambda e: lines.append(opened(e)) or lines[-1]
+            )
+            async with running(node) as task:
+                await until(lambda: len(hall.table))
+                entry = next(iter(hall.table.fresh(WALL())))
+                assert entry.descriptor.envelope == advertiser.current(WALL())
+                task.cancel()
+                lines[-1].shutdown(socket.SHUT_RDWR)
+                await until(lambda: hall.probed)
         assert hall.probed == [NODE.node_id]
         assert next(iter(hall.table.fresh(WALL()))) is entry
         assert hall.refused == {}
@@ -328,29 +339,13 @@ async def test_a_bug_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
         faults = [ZeroDivisionError("a bug")]
         took = presence.take
 
-        async def take(where: str, payload: bytes, retained: bool) -> None:
+        async def take(message: Message) -> None:
             if faults:
                 raise faults.pop()
-            await took(where, payload, retained)
+            await took(message)
 
         monkeypatch.setattr(presence, "take", take)
         node = node_presence(mosquitto.broker(), lambda: advertiser.current(WALL()))
         async with running(presence), running(node):
             await until(lambda: len(hall.table))
     assert "presence failed" in [line["event"] for line in logs]
-
-
-@pytest.mark.parametrize("what", ["password", "authority"])
-def test_files_that_are_not_there_or_nonsense_are_refused_at_the_start(
-    what: str, tmp_path: Path
-) -> None:
-    (tmp_path / "nonsense").write_text("no certificate")
-    broker = Broker("b.example", 8883, True)
-    if what == "password":
-        broker = replace(broker, password_file=str(tmp_path / "gone"))
-    else:
-        broker = replace(broker, ca_file=str(tmp_path / "nonsense"))
-    with pytest.raises(NovaMeshError) as caught:
-        open_entrance(broker)
-    assert caught.value.code is Code.BAD_CONFIG
-    assert str(tmp_path) in caught.value.message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import socket
 import threading
@@ -15,8 +14,9 @@ import aiomqtt
 import pytest
 import structlog
 
+from novamesh_broker import connection, dialling
+from novamesh_broker.entrance import Entrance
 from novamesh_node import presence as module
-from novamesh_node.presence import open_entrance
 from novamesh_proto import envelope, wire
 from novamesh_proto.broker import Broker
 from novamesh_proto.errors import Code, NovaMeshError
@@ -33,14 +33,14 @@ V5 = aiomqtt.ProtocolVersion.V5
 def breaks(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
     """The sockets that a presence opens, to be cut as a dead machine cuts them."""
     lines: list[socket.socket] = []
-    opened = module._open_line
+    opened = dialling.open_line
 
-    def open_line(entrance: module.Entrance) -> socket.socket:
+    def open_line(entrance: Entrance) -> socket.socket:
         line = opened(entrance)
         lines.append(line)
         return line
 
-    monkeypatch.setattr(module, "_open_line", open_line)
+    monkeypatch.setattr(dialling, "open_line", open_line)
     return lines
 
 
@@ -112,12 +112,12 @@ async def test_a_will_comes_late_and_only_of_who_stays_away(
             await early.client.publish(topic, b"end")
             await early.until("presence", b"end")
             assert GONE not in [payload for _, payload, _ in early.seen]
-            monkeypatch.setattr(module, "_open_line", _refuse)
+            monkeypatch.setattr(dialling, "open_line", _refuse)
             lines[1].shutdown(socket.SHUT_RDWR)
             await early.until("presence", GONE)
 
 
-def _refuse(entrance: module.Entrance) -> socket.socket:
+def _refuse(entrance: Entrance) -> socket.socket:
     raise ConnectionRefusedError("refused")
 
 
@@ -148,7 +148,7 @@ async def test_a_broker_that_is_down_goes_and_comes_is_told_of_once_each(
 async def test_a_broker_that_freezes_is_left_and_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ANSWER_S", 0.5)
+    monkeypatch.setattr(connection, "ANSWER_S", 0.5)
     monkeypatch.setattr("novamesh_proto.broker.PAUSE_MOST_S", 0.5)
     advertiser = advertise()
     with Mosquitto(tmp_path) as mosquitto:
@@ -218,7 +218,7 @@ async def test_who_is_refused_says_so_once_and_works_on(
 async def test_a_mute_broker_neither_leaks_nor_keeps_a_node_from_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "ANSWER_S", 0.2)
+    monkeypatch.setattr(connection, "ANSWER_S", 0.2)
     monkeypatch.setattr("novamesh_proto.broker.PAUSE_LEAST_S", 0.01)
     monkeypatch.setattr("novamesh_proto.broker.PAUSE_MOST_S", 0.01)
     advertiser = advertise()
@@ -269,40 +269,3 @@ async def test_no_descriptor_and_no_bug_ends_presence(
                     await reader.until("descriptor")
     assert faults == []
     assert "presence failed" in [line["event"] for line in logs]
-
-
-@pytest.mark.parametrize("what", ["password", "authority"])
-def test_files_that_are_not_there_or_nonsense_are_refused_at_the_start(
-    what: str, tmp_path: Path
-) -> None:
-    (tmp_path / "nonsense").write_text("no certificate")
-    broker = Broker("b.example", 8883, True)
-    if what == "password":
-        broker = replace(broker, password_file=str(tmp_path / "gone"))
-    else:
-        broker = replace(broker, ca_file=str(tmp_path / "nonsense"))
-    with pytest.raises(NovaMeshError) as caught:
-        open_entrance(broker)
-    assert caught.value.code is Code.BAD_CONFIG
-    assert str(tmp_path) in caught.value.message
-
-
-async def test_a_line_that_comes_when_nobody_wants_it_any_more_is_closed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    here, there = socket.socketpair()
-    gate = threading.Event()
-
-    def slow(entrance: module.Entrance) -> socket.socket:
-        gate.wait(10)
-        return here
-
-    monkeypatch.setattr(module, "_open_line", slow)
-    dialling = asyncio.create_task(module._dial(open_entrance(Broker("127.0.0.1", 1, False))))
-    await asyncio.sleep(0)
-    dialling.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await dialling
-    gate.set()
-    await until(lambda: here.fileno() == -1)
-    there.close()

@@ -13,10 +13,11 @@ from typing import Any
 
 import aiomqtt
 
+from novamesh_broker.entrance import open_entrance
 from novamesh_coordinator.embedded_broker import run_broker
 from novamesh_node.clock import Clock
 from novamesh_node.descriptor import Advertiser
-from novamesh_node.presence import Presence, open_entrance
+from novamesh_node.presence import Presence
 from novamesh_proto.broker import Broker
 from novamesh_proto.identity import format_node_id
 from novamesh_proto.messages import Envelope

@@ -13,14 +13,18 @@ from pathlib import Path
 import atheris
 
 ROOT = Path(__file__).parents[3]
-OURS = ("novamesh", "novamesh_proto", "novamesh_coordinator", "novamesh_node", "novamesh_engine")
+OURS = (
+    "novamesh", "novamesh_proto", "novamesh_broker", "novamesh_coordinator", "novamesh_node",
+    "novamesh_engine",
+)  # fmt: skip
 EDITS_MAX = 4
 
 # The loader of an editable install gives atheris no code to instrument: then nothing is covered.
 sys.meta_path[:] = [
     one for one in sys.meta_path if not type(one).__name__.startswith("ScikitBuild")
 ]
-sys.path[:0] = [str(ROOT / root) for root in ("client", "proto", "coordinator", "node", "engine")]
+ROOTS = ("client", "proto", "broker", "coordinator", "node", "engine")
+sys.path[:0] = [str(ROOT / root) for root in ROOTS]
 
 with atheris.instrument_imports(include=list(OURS)):
     from support.fuzz.corpus import feed_quietly

@@ -1,6 +1,7 @@
-"""Flags of `node start` about the pool's MQTT broker.
+"""Flags of every command that visits the pool's MQTT broker.
 
-Apart from the commands, because they are few and belong together; what they mean is `config`'s.
+Apart from the commands, because they are few and belong together; what they mean is for the
+configuration of each part to say.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ class BrokerFlags:
     """Each None where it was not given."""
 
     mqtt: Annotated[
-        str | None, Parameter(help="Broker to be found by, such as mqtts://broker.example.org.")
+        str | None, Parameter(help="The pool's MQTT broker, such as mqtts://broker.example.org.")
     ] = None
     mqtt_password_file: Annotated[
-        str | None, Parameter(help="File with the broker's password for this node.")
+        str | None, Parameter(help="File with the broker's password.")
     ] = None
     mqtt_ca: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""The flags are keys of the node's settings, and a broker's address is looked at when they are."""
+"""The flags are keys of a node's settings, and a broker's address is looked at when they are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from novamesh_node.broker_flags import NOT_GIVEN, BrokerFlags
+from novamesh_broker.flags import NOT_GIVEN, BrokerFlags
 from novamesh_node.config import load_node_config
 from novamesh_proto.broker import Broker
 from novamesh_proto.errors import Code, NovaMeshError
