@@ -14,8 +14,13 @@ ROUNDS ?= 25
 MESSAGES ?= 100000
 MINUTES ?= 30
 SECONDS ?= 600
+# benchmarks/NAME.py, and what each is asked in turn; `make network` is all of them, in half an hour.
+NETWORK := failover mesh paths presence standby
+failover standby presence: MODES = ""
+mesh: MODES = outage churn tunnel
+paths: MODES = reverse direct tunnel relay beside
 .DELETE_ON_ERROR:   # half a venv would be taken for a whole one
-.PHONY: demo test coverage mutants sim crash chaos disk restart done fuzz hostile siege load soak sanitize kernels lint fix proto check-proto check-compose docs bench train clean
+.PHONY: demo test coverage mutants sim crash chaos disk restart done images network $(NETWORK) fuzz hostile siege load soak sanitize kernels lint fix proto check-proto check-compose docs bench train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/novamesh demo
@@ -37,7 +42,15 @@ disk: $(VENV)/.run
 restart: $(VENV)/.run
 	PYTHONPATH=tests $(PY) benchmarks/restart.py
 done: $(VENV)/.run $(VENV)/.servers
-	NOVAMESH_TEST_DONE_SLOTS=2 NOVAMESH_TEST_DONE_TOKENS=4000 $(PY) -m pytest tests/e2e/test_done.py
+	NOVAMESH_TEST_DONE_SLOTS=2 NOVAMESH_TEST_DONE_TOKENS=4000 $(PY) -m pytest -rP tests/e2e/test_done.py
+images: $(VENV)/.run $(VENV)/.servers
+	cd tests && ../$(PY) -m support.images
+	NOVAMESH_TEST_IMAGES=$(CURDIR)/build/images $(PY) -m pytest tests/e2e/test_compose_pool.py
+network:
+	@for name in $(NETWORK); do $(MAKE) --no-print-directory $$name || missed=1; done; test -z "$$missed"
+$(NETWORK): $(VENV)/.run $(VENV)/.servers
+	@for mode in $(MODES); do echo "== $@ $$mode"; \
+	  PYTHONPATH=tests $(PY) benchmarks/$@.py $$mode || missed=1; done; test -z "$$missed"
 fuzz: $(VENV)/.fuzz
 	cd tests && ../$(PY) -m support.fuzz.campaign --minutes $(MINUTES)
 hostile: $(VENV)/.run

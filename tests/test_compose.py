@@ -29,7 +29,7 @@ from novamesh_node.config import JOIN_VARIABLE, NodeConfig, NodeSettings
 from novamesh_node.user_unit import STOP_S
 from novamesh_proto.join_code import format_join_code
 from novamesh_proto.messages import JoinCode
-from support.compose_file import COMPOSE, DOCKERFILE, ROOT, SERVICES, TEXT, fill_in
+from support.compose_file import COMPOSE, DOCKERFILE, ROOT, SERVICES, STAGES, TEXT, fill_in
 from support.parties import COORDINATOR
 
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
@@ -190,17 +190,14 @@ def test_service_is_hardened(name: str) -> None:
     if "user" in service:
         assert re.fullmatch(r"[1-9]\d*:\d+", service["user"])
     else:
-        assert re.findall(r"^USER (.+)$", stage(service["build"]["target"]), re.MULTILINE)
+        users = [words for verb, words in steps(service["build"]["target"]) if verb == "USER"]
+        assert re.fullmatch(r"[1-9]\d*:\d+", users[-1])
 
 
-def stage(name: str) -> str:
-    """A target's lines, with those of the stages of ours that it is made from."""
-    stages = {
-        head.split()[-1]: (head.split()[1], body)
-        for head, body in re.findall(r"^(FROM .+)\n((?:(?!FROM ).*\n?)*)", DOCKERFILE, re.MULTILINE)
-    }
-    parent, body = stages[name]
-    return (stage(parent) if parent in stages else "") + body
+def steps(name: str) -> tuple[tuple[str, str], ...]:
+    """A target's instructions, after those of the stages of ours that it is made from."""
+    stage = STAGES[name]
+    return (steps(stage.base) if stage.base in STAGES else ()) + stage.steps
 
 
 def test_images_are_pinned_and_ours_carry_our_version() -> None:

@@ -18,7 +18,9 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import aiomqtt
@@ -35,7 +37,7 @@ from novamesh_proto.names import EVERY_NODE, TOPIC_DESCRIPTOR, node_topic
 from support.compose_file import ROOT, SERVICES, TEXT
 from support.debian_packages import tool
 from support.ports import free_port
-from support.postgres_server import PostgresServer
+from support.postgres_server import PostgresServer, find_programs
 from support.table import Table
 
 pytestmark = pytest.mark.timeout(400)  # the first time, packages are fetched
@@ -45,6 +47,7 @@ DASHBOARDS = sorted((DEPLOY / "grafana/dashboards").glob("*.json"))
 SYSTEM_UNIT = DEPLOY / "systemd" / "novamesh-coordinator.service"
 EXPOSURE_MOST = 15  # systemd's own scale, 0 to 100
 OVERRULED = {"listen_addresses", "max_connections", "shared_buffers"}
+SERVED_CONFIG = "/etc/postgresql/postgresql.conf"
 COLUMNS = 24  # of a Grafana dashboard
 
 
@@ -285,6 +288,43 @@ async def test_mosquitto_takes_what_compose_mounts_and_lets_the_coordinator_in(
         async with asyncio.timeout(10):
             granted = await inside.subscribe(topic, qos=1)
         assert [int(getattr(each, "value", each)) for each in granted] == [1]
+
+
+def test_postgres_reads_what_compose_mounts_by_the_command_of_compose(tmp_path: Path) -> None:
+    """Every name of the file, asked of the program itself with the words that compose gives it."""
+    config = tmp_path / "postgresql.conf"
+    config.write_text((DEPLOY / "postgres/postgresql.conf").read_text())
+    program, *words = SERVICES["postgres"]["command"]
+    words = [word.replace(SERVED_CONFIG, str(config)) for word in words]
+    given = dict(re.findall(r"(?m)^(\w+) = '?([^'\n]*)", config.read_text()))
+    read = {}
+    for name in ("config_file", *given):
+        command = [find_programs() / program, "-C", name, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        read[name] = done.stdout.removesuffix("\n")
+    assert read.pop("config_file") == str(config)
+    figures = {name for name in given if given[name][0].isdigit()}  # told in other units
+    assert {"shared_buffers", "tcp_user_timeout"} <= figures
+    assert (read["shared_buffers"], read["tcp_user_timeout"]) == ("32768", "10000")  # 8 kB, ms
+    wanted = {name: given[name] for name in given if name not in figures}
+    assert {name: read[name] for name in wanted} == wanted | {"wal_compression": "pglz"}
+    mounted = {mount.split(":")[1] for mount in SERVICES["postgres"]["volumes"]}
+    assert {given["data_directory"], given["hba_file"], SERVED_CONFIG} == mounted
+
+
+def test_grafanas_health_check_is_one_that_its_images_wget_makes() -> None:
+    """BusyBox's, as in Alpine, and of a server that is no Grafana."""
+    words = SERVICES["grafana"]["healthcheck"]["test"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        serving = Thread(target=server.serve_forever)
+        serving.start()
+        for path, status in (("/", 0), ("/api/health", 1)):
+            url = f"http://127.0.0.1:{server.server_port}{path}"
+            assert words[-1].startswith("http://127.0.0.1:3000/")
+            assert run("busybox", "busybox", *words[1:-1], url).returncode == status
+        server.shutdown()
+        serving.join()
 
 
 def test_postgres_takes_its_settings_and_lets_in_who_knows_the_password(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,17 @@ from support.network_beds import Internet, missing
 from support.postgres_server import find_programs
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.skipif(bool(missing()), reason=missing())]
+SERVED_CONFIG = "/etc/postgresql/postgresql.conf"
 CONFIG = "/mosquitto/config/mosquitto.conf"
+# What the server that runs has of the files that it was given: lines, and what is wrong with one.
+READ_BACK = """
+import json, pathlib, sys, psycopg
+password = pathlib.Path(sys.argv[1]).read_text().strip()
+with psycopg.connect(f"host=postgres user=novamesh dbname=novamesh password={password}") as server:
+    lines = server.execute("select name, sourcefile, applied, error from pg_file_settings")
+    rules = server.execute("select file_name, error from pg_hba_file_rules")
+    print(json.dumps([lines.fetchall(), rules.fetchall()]))
+"""
 
 
 @pytest.fixture
@@ -52,6 +63,9 @@ def make_secrets(folder: Path, *words: str) -> None:
 def start_broker(containers: Containers) -> None:
     mosquitto = tool("mosquitto")
     containers.up("mosquitto", command=[mosquitto.path, "-c", CONFIG], more=mosquitto.env)
+    program, *words = SERVICES["mosquitto"]["healthcheck"]["test"][1:]
+    nc = tool(f"{program}.openbsd", "netcat-openbsd")
+    containers.until(lambda: containers.succeeds("mosquitto", nc.path, *words))
 
 
 def nodes(containers: Containers, coordinator: str) -> list[dict[str, Any]]:
@@ -118,6 +132,8 @@ def start_postgres(containers: Containers) -> None:
     containers.run("postgres", "sh", "-c", create)
     _, *words = service["command"]
     containers.up("postgres", command=[programs / "postgres", *words])
+    program, *words = service["healthcheck"]["test"][1:]
+    containers.until(lambda: containers.succeeds("postgres", programs / program, *words))
     assert "Data page checksum version:           1" in containers.run(
         "postgres", programs / "pg_controldata", data
     )
@@ -130,6 +146,13 @@ def test_replicas_of_which_the_second_takes_over(folder: Path, secrets: Path) ->
         start_broker(containers)
         start_postgres(containers)
         first = containers.up("coordinator-1")
+        secret = SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD_FILE"]
+        asked = (Path(sys.executable).name, "-c", READ_BACK, secret)
+        lines, rules = json.loads(containers.run("coordinator-1", *asked))
+        config = (ROOT / "deploy/postgres/postgresql.conf").read_text()
+        assert {name for name, *_ in lines} == set(re.findall(r"(?m)^(\w+) =", config))
+        assert {tuple(rest) for _, *rest in lines} == {(SERVED_CONFIG, True, None)}
+        assert {tuple(rule) for rule in rules} == {("/etc/postgresql/pg_hba.conf", None)}
         health = ("novamesh", "coordinator", "health", "--http=127.0.0.1:7701")
         containers.until(lambda: containers.healthy("coordinator-1"))
         containers.until(lambda: containers.run("coordinator-1", *health) == "serving\n")

@@ -22,13 +22,15 @@ from novamesh_proto.identity import format_node_id
 from support.network_beds import missing
 from support.outage_pool import HOMES, PUBLIC, OutagePool, Streams
 
-pytestmark = pytest.mark.timeout(400)
 SLOTS = int(os.environ.get("NOVAMESH_TEST_DONE_SLOTS", "1"))  # of a home: streams at its node
 TOKENS = int(os.environ.get("NOVAMESH_TEST_DONE_TOKENS", "3000"))
-RECOVER_S = 10.0
+LONGER = SLOTS * TOKENS / 3000  # than in `make test`: every token is computed, on however few cores
+RECOVER_S = 10.0  # where the machine is this pool's; where others work on it, as much longer
+OWN_LOAD = 6.0
 STEP_TOKENS = 100  # that a stream brings after the coordinator's end and before its node's
-WHOLE_S = 180.0
+WHOLE_S = 180.0 * LONGER
 SETTLED_S = 60.0
+pytestmark = pytest.mark.timeout(400 * LONGER)
 
 
 @pytest.fixture
@@ -49,6 +51,7 @@ def test_answers_outlive_coordinator_broker_and_half_the_nodes(pool: OutagePool)
         pool.broker.kill()
         with ThreadPoolExecutor(len(HOMES)) as killers:
             list(killers.map(lambda name: _kill(pool, streams, name, at_home[name]), HOMES))
+        busy = os.getloadavg()[0]
         streams.finish(WHOLE_S)
         ids = {name: daemon.ready.split()[-1] for name, daemon in pool.daemons.items()}
         for stream in relayed:
@@ -56,7 +59,11 @@ def test_answers_outlive_coordinator_broker_and_half_the_nodes(pool: OutagePool)
         for stream in direct:
             assert streams.end(stream)["nodes"] == [ids[PUBLIC]]
             assert streams.end(stream)["paths"] == ["direct"]
-        assert max(_longest_pause_s(said) for said in streams.said.values()) < RECOVER_S
+        pauses_s = {stream: _longest_pause_s(said) for stream, said in streams.said.items()}
+        stretch = max(1.0, busy / OWN_LOAD)
+        print(f"load {busy:.1f}; longest pause of each answer, those of the homes' nodes first:")
+        print(*(f"{pauses_s[stream]:.2f} s" for stream in (*relayed, *direct)))
+        assert max(pauses_s.values()) < RECOVER_S * stretch
         ends = {stream: streams.end(stream) for stream in streams.said}
         _coordinator_returns(pool, ends, ids)
         assert _whole(streams, relayed) == [ends[stream]["digest"] for stream in relayed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -16,6 +17,31 @@ TEXT: Final = (ROOT / "compose.yaml").read_text()
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text()
 COMPOSE: Final[dict[str, Any]] = json.loads(json.dumps(YAML(typ="safe", pure=True).load(TEXT)))
 SERVICES: Final[dict[str, dict[str, Any]]] = COMPOSE["services"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A target of the Dockerfile: the image it begins from, and its instructions in order."""
+
+    base: str
+    steps: tuple[tuple[str, str], ...]
+
+
+def read_stages(text: str) -> dict[str, Stage]:
+    """Every stage of a Dockerfile by its name."""
+    plain = re.sub(r"(?m)^#.*\n", "", text).replace("\\\n", " ")
+    stages: dict[str, Stage] = {}
+    for line in filter(None, plain.splitlines()):
+        verb, _, words = line.partition(" ")
+        if verb == "FROM":
+            base, _, name = words.partition(" AS ")
+            stages[name] = Stage(base, ())
+        else:
+            stages[name] = Stage(stages[name].base, (*stages[name].steps, (verb, words.strip())))
+    return stages
+
+
+STAGES: Final = read_stages(DOCKERFILE)
 
 
 def fill_in(text: str, given: Mapping[str, str]) -> str:

@@ -2,11 +2,13 @@
 
 A service has an address and names of its own, a root that cannot be written, the mounts, secrets
 and variables that compose.yaml gives it, the user of its image and no capability. What is missing
-are the images: the root is this machine's, and so are the programs. Needs root.
+are the images: the root is this machine's, and so are the programs. Where NOVAMESH_TEST_IMAGES
+names the folder that `support.images` filled, services of ours run in those instead. Needs root.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -23,23 +25,28 @@ from support.compose_file import DOCKERFILE, ROOT, SERVICES, fill_in, secret_fil
 from support.network_beds import Host, Internet
 
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+IMAGES: Final = os.environ.get("NOVAMESH_TEST_IMAGES", "")
 # Everything is on a tmpfs of this one namespace, and gone with it. /root may be where Python is.
 ENTER: Final = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs {root}
 mkdir {root}/new {root}/work {root}/top
-mount -t overlay overlay -o lowerdir=/,upperdir={root}/new,workdir={root}/work {root}/top
-chmod 755 {root}/top/root
-rm -rf {root}/top/var/lib/novamesh {root}/top/run/* {root}/top/var/run {root}/top/mosquitto
+mount -t overlay overlay -o lowerdir={lower},upperdir={root}/new,workdir={root}/work {root}/top
+{prepare}
 mount --rbind /proc {root}/top/proc
 mount --rbind /dev {root}/top/dev
 mount --bind {hosts} {root}/top/etc/hosts
-echo "service:x:{uid}:{gid}::/:/bin/sh" >> {root}/top/etc/passwd
 {mounts}
 mount -o remount,ro {root}/top
-exec chroot {root}/top env --chdir / setpriv --reuid {uid} --regid {gid} --clear-groups \\
+exec chroot {root}/top env --chdir {workdir} setpriv --reuid {uid} --regid {gid} --clear-groups \\
   --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+"""
+# This machine's root has what no image has, and lacks the user.
+PREPARE: Final = """
+chmod 755 {root}/top/root
+rm -rf {root}/top/var/lib/novamesh {root}/top/run/* {root}/top/var/run {root}/top/mosquitto
+echo "service:x:{uid}:{gid}::/:/bin/sh" >> {root}/top/etc/passwd
 """
 
 
@@ -146,22 +153,30 @@ class Containers:
 
     def _env(self, name: str, given: Mapping[str, str]) -> dict[str, str]:
         """The image's variables and those of the service; an empty one is as good as none."""
-        image = dict(re.findall(r"\b(NOVAMESH_HOME|HOME)=(\S+)", DOCKERFILE))
         own = SERVICES[name].get("environment", {})
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return image | {"PATH": path} | {key: fill_in(own[key], given) for key in own}
+        filled_in = {key: fill_in(own[key], given) for key in own}
+        if image := image_of(name):
+            return json.loads(image.with_suffix(".json").read_text())["env"] | filled_in
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return dict(re.findall(r"\b(NOVAMESH_HOME|HOME)=(\S+)", DOCKERFILE)) | path | filled_in
 
     def _enter(
         self, name: str, words: list[str | Path], given: Mapping[str, str]
     ) -> list[str | Path]:
         service, top = SERVICES[name], self._folder / "root" / "top"
-        uid, gid = service.get("user", "10001:10001").split(":")
+        image, workdir, user = image_of(name), "/", service.get("user", "10001:10001")
+        if image is not None:
+            told = json.loads(image.with_suffix(".json").read_text())
+            workdir, user = told["workdir"], service.get("user", told["user"])
+        uid, gid = user.split(":")
         lines = []
         for each in service["tmpfs"]:
             place, _, options = each.partition(":")
             options = options or "mode=1777"
             lines.append(f"mkdir -p {top}{place} && mount -t tmpfs -o {options} tmpfs {top}{place}")
-        if any(ROOT.is_relative_to(each.partition(":")[0]) for each in service["tmpfs"]):
+        if image is None and any(
+            ROOT.is_relative_to(each.partition(":")[0]) for each in service["tmpfs"]
+        ):
             # This checkout, with the software in it, lies where the service has a place of its own.
             lines.append(f"mkdir -p {top}{ROOT} && mount --bind {ROOT} {top}{ROOT}")
         for source, target in self._mounts(name, int(uid), given):
@@ -169,9 +184,11 @@ class Containers:
             if not source.is_dir():
                 kind = f"mkdir -p {top}{Path(target).parent} && touch {top}{target}"
             lines.append(f"{kind} && mount --bind {source} {top}{target}")
+        root = self._folder / "root"
+        prepare = PREPARE.format(root=root, uid=uid, gid=gid) if image is None else ""
         script = ENTER.format(
-            root=self._folder / "root", hosts=self._folder / "hosts", mounts="\n".join(lines),
-            uid=uid, gid=gid,
+            root=root, hosts=self._folder / "hosts", mounts="\n".join(lines), uid=uid, gid=gid,
+            lower=image or "/", prepare=prepare, workdir=workdir,
         )  # fmt: skip
         inside = [*self._hosts[name].prefix, "unshare", "--mount", "sh", "-c", script, "sh"]
         return [*inside, *words]
@@ -184,7 +201,10 @@ class Containers:
             path = ROOT / source if source.startswith("./") else self._folder / source
             if not path.exists():
                 path.mkdir(mode=0o700)
-                os.chown(path, uid, uid)
+                image = image_of(name)
+                # An engine makes a new volume as the image has the folder.
+                owner = (image / target.removeprefix("/")).stat().st_uid if image else uid
+                os.chown(path, owner, owner)
             found.append((path, target))
         files = secret_files(self._secrets, given)
         for secret in SERVICES[name].get("secrets", ()):
@@ -193,3 +213,10 @@ class Containers:
             else:
                 found.append((files[secret["source"]], secret["target"]))
         return found
+
+
+def image_of(name: str) -> Path | None:
+    """The root that was made for a service of ours; None where this machine's will have to do."""
+    if not IMAGES or "build" not in SERVICES[name]:
+        return None
+    return Path(IMAGES) / "roots" / SERVICES[name]["build"]["target"]
