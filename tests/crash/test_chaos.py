@@ -8,12 +8,10 @@ from __future__ import annotations
 import pytest
 
 from support.chaos import Chaos
-from support.crash import PROCESSES
 
 
 @pytest.mark.timeout(400)
 async def test_nodes_die_all_the_time_and_every_answer_is_whole() -> None:
-    PROCESSES.set_forkserver_preload(["support.failpoints", "support.real_world"])
     done = await Chaos(jobs=16, every_s=4.0).run()
     assert done.problems == [], done.figures
     assert done.kills >= 2

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from support.crash import PROCESSES, campaign
+from support.crash import campaign
 from support.failpoints import FAILPOINTS
 
 
 @pytest.mark.timeout(400)
 async def test_killed_at_every_place() -> None:
-    PROCESSES.set_forkserver_preload(["support.failpoints"])
     stories = await campaign(list(FAILPOINTS), range(1))
     assert not {story.name: story.problems for story in stories if story.problems}
     never = [story.name for story in stories if not story.kills]

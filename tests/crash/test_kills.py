@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import pytest
 
-from support.crash import PROCESSES
 from support.kills import Massacre
 
 
 @pytest.mark.timeout(400)
 async def test_members_die_and_everybody_is_answered() -> None:
-    PROCESSES.set_forkserver_preload(["support.failpoints"])
     story = await Massacre(seed=1, nodes=3, clients=2, wishes=5, every_s=0.5).run()
     assert not story.problems
     assert story.kills["node"]

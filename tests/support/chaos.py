@@ -19,18 +19,17 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from novamesh_proto.errors import Code
-from support.crash import PROCESSES
-from support.failpoints import quiet, serve
+from support.failpoints import quiet
 from support.fake_engine import FIRST_TOKEN
-from support.kills import live_as_node
-from support.ports import free_port
-from support.real_world import Asker, Premises, make_world, problems
+from support.lives import begin, beside_a_coordinator, kill, live_as_node, premises_in
+from support.real_world import Asker, make_world, problems
 from support.sim.parties import Wish
 
 EVERY_S: Final = 2.0
@@ -62,17 +61,9 @@ class Chaos:
         quiet()
         with tempfile.TemporaryDirectory(prefix="chaos-") as made:
             root = Path(made)
-            premises = Premises(root / "coordinator", free_port())
-            premises.furnish()
-            coordinator = _start(serve, premises.folder, premises.config, "", 0)
-            try:
-                async with asyncio.timeout(LIMIT_S):
-                    await self._work(root, premises.port)
-            except TimeoutError:
-                self.problems.append(f"not over within {LIMIT_S:g} s")
-            finally:
-                coordinator.kill()
-                await asyncio.to_thread(coordinator.join)
+            premises = premises_in(root)
+            work = partial(self._work, root, premises.port)
+            self.problems += await beside_a_coordinator(premises, work, LIMIT_S)
             found = [one async for one in problems(premises.folder, self.wishes)]
             # That nobody is there at all is bad luck, and counted as a job that is not complete.
             self.problems += [one for one in found if "no attached node offers" not in one]
@@ -109,7 +100,7 @@ class Chaos:
 
     async def _work(self, root: Path, port: int) -> None:
         rng = random.Random(self.seed)
-        living = {n: _start(live_as_node, root, port, n) for n in range(self.nodes)}
+        living = {n: begin(live_as_node, root, port, n) for n in range(self.nodes)}
         killing = asyncio.create_task(self._kill(root, port, living, rng))
         left = list(range(self.jobs))
         try:
@@ -122,8 +113,7 @@ class Chaos:
             killing.cancel()
             await asyncio.wait([killing])
             for process in living.values():
-                process.kill()
-                await asyncio.to_thread(process.join)
+                await kill(process)
 
     async def _ask(self, asker: Asker, left: list[int], rng: random.Random) -> None:
         """One job after the other, while any is left."""
@@ -152,15 +142,14 @@ class Chaos:
             now_s = time.monotonic()
             for number in [number for number, at_s in back.items() if at_s <= now_s]:
                 del back[number]
-                living[number] = _start(live_as_node, root, port, number)
+                living[number] = begin(live_as_node, root, port, number)
             up = [number for number in living if number not in back]
             for number in [number for number in up if not living[number].is_alive()]:
                 self.problems.append(f"node {number} ended with {living[number].exitcode}")
                 back[number] = now_s + BACK_S
             if now_s >= due_s and up:
                 number = rng.choice(up)
-                living[number].kill()
-                await asyncio.to_thread(living[number].join)
+                await kill(living[number])
                 self.kills += 1
                 back[number], due_s = now_s + BACK_S, now_s + self.every_s
 
@@ -182,19 +171,12 @@ async def _somebody_serves(asker: Asker) -> bool:
     return wish.completion is not None
 
 
-def _start(work: Any, *where: Any) -> BaseProcess:
-    process = PROCESSES.Process(target=work, args=where)
-    process.start()
-    return process
-
-
 def main() -> int:
     """Have jobs done; 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    PROCESSES.set_forkserver_preload(["support.failpoints", "support.real_world"])
     began_s = time.monotonic()
     done = asyncio.run(Chaos(options.jobs, seed=options.seed).run())
     print(done.figures)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
 import random
 import signal
 import sys
@@ -24,11 +23,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from support.failpoints import FAILPOINTS, quiet, serve
-from support.ports import free_port
+from support.lives import begin, premises_in
 from support.real_world import Premises, end, make_world, problems
 from support.sim.parties import Client, Node, Pace, Wish
 
-PROCESSES = multiprocessing.get_context("forkserver")
 LIMIT_S = 180.0  # seconds of one story, on a machine with much else to do
 TOGETHER = 12
 
@@ -58,7 +56,7 @@ class Crash:
 
     async def _live(self, root: Path) -> None:
         rng = random.Random(f"{self.name} {self.seed}")
-        premises = Premises(root / "coordinator", free_port())
+        premises = premises_in(root)
         premises.furnish()
         keeping = asyncio.create_task(self._keep_alive(premises, rng))
         try:
@@ -82,8 +80,7 @@ class Crash:
                     self._note_end(process)
                     death = deaths.pop(0) if deaths else ("", 0)
                     where = (premises.folder, premises.config)
-                    process = PROCESSES.Process(target=serve, args=(*where, *death))
-                    process.start()
+                    process = begin(serve, *where, *death)
                 await asyncio.sleep(0.02)
         finally:
             if process is not None:
@@ -144,7 +141,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", default="", help="places whose name contains this")
     options = parser.parse_args()
-    PROCESSES.set_forkserver_preload(["support.failpoints"])
     names = [name for name in FAILPOINTS if options.only in name]
     began_s = time.monotonic()
     stories = asyncio.run(campaign(names, range(options.rounds)))

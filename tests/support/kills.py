@@ -17,35 +17,22 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from novamesh.receipts import verify_file
 from novamesh_coordinator.store import open_store
 from novamesh_proto.errors import Code, NovaMeshError
-from support.crash import PROCESSES
-from support.failpoints import quiet, serve
-from support.ports import free_port
+from support.failpoints import quiet
+from support.lives import begin, beside_a_coordinator, kill, live_as_node, premises_in
 from support.real_world import HARMLESS, Asker, Premises, make_world, problems
-from support.sim.parties import Node, Pace, Wish
+from support.sim.parties import Wish
 
 ANSWERED: Final = "answered"
 UNHEARD: Final = "unheard"  # a client's file of jobs that the pool says it never got
 TRIES_MAX: Final = 12  # of one wish
 LIMIT_S: Final = 900.0
-
-
-def live_as_node(root: Path, port: int, number: int) -> None:
-    """A node's process."""
-
-    async def live() -> None:
-        world = make_world(root, port, random.Random(time.time_ns()))
-        await Node(world, number, 2, Pace(0.02, 0.02)).start()
-        await asyncio.Event().wait()
-
-    quiet()
-    asyncio.run(live())
 
 
 def live_as_client(root: Path, port: int, number: int, wishes: int) -> None:
@@ -103,17 +90,9 @@ class Massacre:
         quiet()
         with tempfile.TemporaryDirectory(prefix="kills-") as made:
             root = Path(made)
-            premises = Premises(root / "coordinator", free_port())
-            premises.furnish()
-            coordinator = _start(serve, premises.folder, premises.config, "", 0)
-            try:
-                async with asyncio.timeout(LIMIT_S):
-                    await self._kill_and_replace(root, premises.port)
-            except TimeoutError:
-                self.problems.append(f"not over within {LIMIT_S:g} s")
-            finally:
-                coordinator.kill()
-                await asyncio.to_thread(coordinator.join)
+            premises = premises_in(root)
+            work = partial(self._kill_and_replace, root, premises.port)
+            self.problems += await beside_a_coordinator(premises, work, LIMIT_S)
             await self._look(root, premises)
         return self
 
@@ -125,7 +104,7 @@ class Massacre:
             lives[f"node {number}"] = live_as_node, (root, port, number)
         for number in range(self.clients):
             lives[f"client {number}"] = live_as_client, (root, port, number, self.wishes)
-        living = {name: _start(work, *where) for name, (work, where) in lives.items()}
+        living = {name: begin(work, *where) for name, (work, where) in lives.items()}
         due_s, told = time.monotonic() + self.every_s, dict.fromkeys(living, 0)
         try:
             while busy := [name for name in living if "client" in name and living[name].is_alive()]:
@@ -141,14 +120,14 @@ class Massacre:
                     continue
                 nodes = [name for name in living if "node" in name]
                 name = rng.choice(nodes if self.kills["node"] <= self.kills["client"] else ready)
-                await _kill(living[name])
+                await kill(living[name])
                 self.kills[name.split()[0]] += 1
                 work, where = lives[name]
-                living[name] = _start(work, *where)
+                living[name] = begin(work, *where)
                 due_s, told = time.monotonic() + self.every_s, lines
         finally:
             for process in living.values():
-                await _kill(process)
+                await kill(process)
 
     def _lines(self, root: Path, name: str) -> int:
         """What a client has written down so far."""
@@ -194,24 +173,12 @@ async def _admitted(premises: Premises) -> set[str]:
         await store.close()
 
 
-def _start(work: Any, *where: Any) -> BaseProcess:
-    process = PROCESSES.Process(target=work, args=where)
-    process.start()
-    return process
-
-
-async def _kill(process: BaseProcess) -> None:
-    process.kill()
-    await asyncio.to_thread(process.join)
-
-
 def main() -> int:
     """Kill; 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    PROCESSES.set_forkserver_preload(["support.failpoints", "support.real_world"])
     began_s = time.monotonic()
     story = Massacre(options.seed, nodes=8, clients=8, wishes=options.jobs // 8, every_s=2.0)
     done = asyncio.run(story.run())
