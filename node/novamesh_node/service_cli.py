@@ -110,6 +110,12 @@ def _systemctl(*words: str) -> None:
         raise NovaMeshError(Code.UNAVAILABLE, f"{' '.join(command)} does not end", _SHOW) from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no reason given"]
+        if "connect to bus" in said[0]:
+            raise NovaMeshError(
+                Code.UNSUPPORTED, f"no systemd runs for you here: {said[0]}",
+                f"sudo loginctl enable-linger {getpass.getuser()}  and a log-in of its own (no su,"
+                " no sudo) bring one; or run it yourself:  novamesh node start",
+            )  # fmt: skip
         raise NovaMeshError(Code.UNAVAILABLE, f"{' '.join(command)}: {said[0]}", _SHOW)
 
 

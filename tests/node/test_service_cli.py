@@ -38,6 +38,11 @@ class Desk:
         path.write_text(SYSTEMCTL.format(log=self._log, failing=failing.replace(" ", "\\ ")))
         path.chmod(0o755)
 
+    def say(self, text: str) -> None:
+        """No order is obeyed, for that reason."""
+        path = self._bin / "systemctl"
+        path.write_text(f"#!/bin/sh\necho '{text}' >&2\nexit 1\n")
+
     def without(self) -> None:
         (self._bin / "systemctl").unlink()
 
@@ -127,6 +132,18 @@ def test_without_systemd_the_command_is_told(
     monkeypatch.setattr(sys, "platform", "darwin")
     assert main(["node", "uninstall"]) == 1
     assert "no systemd on this system" in capsys.readouterr().err
+
+
+def test_a_systemd_that_runs_for_nobody_is_told_with_what_brings_one(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.say("Failed to connect to bus: No medium found")
+    for command in ("install", "uninstall"):
+        assert main(["node", command]) == 1
+        told = capsys.readouterr().err
+        assert "error: no systemd runs for you here: Failed to connect to bus" in told
+        assert "hint: sudo loginctl enable-linger jo " in told
+        assert desk.unit.exists()
 
 
 def test_a_unit_of_somebody_else_is_neither_replaced_nor_stopped(
