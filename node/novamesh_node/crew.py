@@ -2,10 +2,10 @@
 
 Every device has its own engine of every model that fits it, and a worker for each engine. An
 attempt goes to the device with the least at work, of those that have its model; of equals to the
-fastest. Rules: no device gets more attempts than the owner lends of it; one that failed is out for
-the rest of this process's life, because its memory cannot be trusted; what is advertised is what
-one answer meets at worst, so each model has the speed and the context of its slowest device. On the
-loop only.
+fastest. Rules: no device gets more attempts than the owner lends of it, and of those at most half,
+so none of one, are donated; one that failed is out for the rest of this process's life, because its
+memory cannot be trusted; what is advertised is what one answer meets at worst, so each model has
+the speed and the context of its slowest device. On the loop only.
 """
 
 from __future__ import annotations
@@ -63,21 +63,32 @@ class Station:
 class Opening:
     """What the choice of a device looks at: attempts at work, of how many, and its speed.
 
-    `alive`: its engine is known to make progress. `speed`: decode tokens a second.
+    `alive`: its engine is known to make progress. `speed`: decode tokens a second. `donated`: how
+    many of those at work are donated.
     """
 
     running: int
     slots: int
     alive: bool
     speed: float
+    donated: int = 0
+
+    def has_room(self, donated: bool) -> bool:
+        """Whether one more attempt, donated or of the pool, may go there."""
+        return self.running < self.slots and not (donated and self.donated >= share(self.slots))
 
 
-def choose(openings: Sequence[Opening]) -> int | None:
-    """Which of them takes the next attempt; None if none has a free slot.
+def share(slots: int) -> int:
+    """How many of the slots of one device may be donated at the same time."""
+    return slots // 2
+
+
+def choose(openings: Sequence[Opening], *, donated: bool = False) -> int | None:
+    """Which of them takes the next attempt; None if none has a slot for it.
 
     A device whose step does not end takes an attempt only where there is no other: it may be stuck.
     """
-    free = [number for number, each in enumerate(openings) if each.running < each.slots]
+    free = [number for number, each in enumerate(openings) if each.has_room(donated)]
     if not free:
         return None
 
@@ -98,6 +109,7 @@ class Crew:
         self._stations = tuple(stations)
         self._slots_max = slots_max
         self._running = dict.fromkeys(self._stations, 0)
+        self._donated = dict.fromkeys(self._stations, 0)  # of these
         self._faults: dict[Station, NovaMeshError] = {}
 
     @property
@@ -110,30 +122,36 @@ class Crew:
         """Attempts that all devices together take; 0 when the last one is out."""
         return min(self._slots_max, sum(each.slots for each in self._able))
 
-    def assign(self, profile: ProfileDigest) -> Station:
+    def assign(self, profile: ProfileDigest, *, donated: bool = False) -> Station:
         """The station for one more attempt of a model; `release` it when the attempt has ended.
 
         Raises:
             NovaMeshError: BUSY if the devices with this model are full, UNAVAILABLE if they are
-                out.
+                out, POLICY if none of them has a slot to donate.
         """
         able = [each for each in self._able if profile in each.served]
         if not able:
             raise NovaMeshError(
                 Code.UNAVAILABLE, "no device of this node that has this model works any more"
             )
-        chosen = choose([self._opening(each, profile) for each in able])
+        if donated and not any(share(each.slots) for each in able):
+            raise NovaMeshError(
+                Code.POLICY, "each device's only slot is its pool's", "ask another node"
+            )
+        chosen = choose([self._opening(each, profile) for each in able], donated=donated)
         if chosen is None:
             raise NovaMeshError(
                 Code.BUSY, "every device of this node that has this model is at work",
                 retry_after_ms=RETRY_MS,
             )  # fmt: skip
         self._running[able[chosen]] += 1
+        self._donated[able[chosen]] += donated
         return able[chosen]
 
-    def release(self, station: Station) -> None:
+    def release(self, station: Station, *, donated: bool = False) -> None:
         """An attempt on it ended."""
         self._running[station] -= 1
+        self._donated[station] -= donated
 
     def fail(self, station: Station, fault: NovaMeshError) -> bool:
         """Take a station out and end what is on it; False if it was out before."""
@@ -172,7 +190,10 @@ class Crew:
     def _opening(self, station: Station, profile: ProfileDigest) -> Opening:
         served = station.served[profile]
         speed = served.offer.decode_tokens_per_s
-        return Opening(self._running[station], station.slots, served.worker.alive, speed)
+        return Opening(
+            self._running[station], station.slots, served.worker.alive, speed,
+            self._donated[station],
+        )  # fmt: skip
 
     def _offers(self) -> tuple[ModelOffer, ...]:
         """Each model once, as its slowest device offers it."""

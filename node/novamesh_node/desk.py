@@ -160,7 +160,8 @@ class Desk:
             return known
         assignment = sign_own_assignment(tools.signer, terms, now_ms)
         admitted = tools.admission.admit_alone(job, terms, assignment, self._owner.ruling(), now_ms)
-        run = Run(admitted, tools.crew.assign(terms.message.model_profile), Delivery(None))
+        station = tools.crew.assign(terms.message.model_profile, donated=True)
+        run = Run(admitted, station, Delivery(None))
         self._begin(run)
         return run.seen
 
@@ -288,7 +289,7 @@ class Desk:
         run.delivery.end()
         if run.delivery.alone and run.admitted.key not in self._finished_alone.kept:
             self._keep(run)  # why it failed; a coordinator was told, its client may not be here
-        self._fixtures.crew.release(run.station)
+        self._fixtures.crew.release(run.station, donated=run.delivery.alone)
         del self._runs[run.admitted.key]
         self._owner.ended()
 

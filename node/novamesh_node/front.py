@@ -2,10 +2,10 @@
 
 To them the node speaks as a pool of one. Rules: every query is signed, fresh and addressed to this
 node; only the client that signed a job's terms hears of it; work without a coordinator names this
-node alone, takes at most half of its slots, so none where there is one, and ends when its client
-has not come for ORPHAN_S. What a client signs counts where it fits the chain that was sent.
-A query that is asked twice is answered twice: nothing here changes by being repeated. What is taken
-is decided by the desk.
+node alone, takes at most half of the slots, of each device too, so none where there is one, and
+ends when its client has not come for ORPHAN_S. What a client signs counts where it fits the chain
+that was sent. A query that is asked twice is answered twice: nothing here changes by being
+repeated. What is taken is decided by the desk.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -43,14 +44,21 @@ def refused(crew: Crew, profile: ProfileDigest) -> Code:
 
 
 openings = st.builds(
-    Opening, st.integers(0, 4), st.integers(1, 4), st.booleans(), st.floats(0, 1e4)
-)
+    Opening, st.integers(0, 4), st.integers(1, 4), st.booleans(), st.floats(0, 1e4),
+    st.integers(0, 2),
+)  # fmt: skip
 
 
-@given(st.lists(openings, max_size=6))
-def test_the_choice_has_room_and_nobody_with_room_has_less_to_do(all_: list[Opening]) -> None:
-    number = choose(all_)
-    free = [each for each in all_ if each.running < each.slots]
+@given(st.lists(openings, max_size=6), st.booleans())
+def test_the_choice_has_room_and_nobody_with_room_has_less_to_do(
+    all_: list[Opening], donated: bool
+) -> None:
+    number = choose(all_, donated=donated)
+    free = [
+        each
+        for each in all_
+        if each.running < each.slots and (not donated or each.donated < each.slots // 2)
+    ]
     if number is None:
         assert not free
         return
@@ -68,6 +76,48 @@ def test_attempts_are_spread_and_of_equals_the_fastest_begins() -> None:
     assert refused(crew, PROFILE) is Code.BUSY
     crew.release(crew.stations[0])
     assert ids(crew, PROFILE, 1) == [ONE]
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.lists(st.tuples(st.sampled_from("dpr"), st.integers(0, 20)), max_size=60),
+)
+def test_of_each_device_half_is_the_pools(slots: list[int], events: list[tuple[str, int]]) -> None:
+    """Whatever comes and goes in whatever order: donated, of the pool, released."""
+    lent = [station(f"GPU-{number:08x}", slots=each) for number, each in enumerate(slots)]
+    crew, at_work = Crew(lent, SLOTS_MAX), []
+    for kind, number in events:
+        if kind == "r" and at_work:
+            one, given_away = at_work.pop(number % len(at_work))
+            crew.release(one, donated=given_away)
+        elif kind != "r":
+            with contextlib.suppress(NovaMeshError):
+                at_work.append((crew.assign(PROFILE, donated=kind == "d"), kind == "d"))
+        for each in lent:
+            here = [given_away for one, given_away in at_work if one is each]
+            assert len(here) <= each.slots
+            assert sum(here) <= each.slots // 2
+
+
+def test_a_device_of_one_slot_donates_nothing() -> None:
+    crew = pair(slots=1)
+    with pytest.raises(NovaMeshError) as caught:
+        crew.assign(PROFILE, donated=True)
+    assert caught.value.code is Code.POLICY
+    assert ids(crew, PROFILE, 2) == [TWO, ONE]
+
+
+def test_the_pools_slot_is_free_on_each_device_however_much_is_donated() -> None:
+    crew = pair()
+    given_away = [crew.assign(PROFILE, donated=True) for _ in range(2)]
+    assert [each.device.id for each in given_away] == [TWO, ONE]
+    with pytest.raises(NovaMeshError) as caught:
+        crew.assign(OTHER, donated=True)
+    assert caught.value.code is Code.BUSY
+    assert ids(crew, OTHER, 1) == [ONE]
+    assert ids(crew, PROFILE, 1) == [TWO]
+    crew.release(given_away[0], donated=True)
+    assert crew.assign(PROFILE, donated=True).device.id == TWO
 
 
 def test_a_model_goes_to_a_device_that_has_it() -> None:
