@@ -1,10 +1,11 @@
 """Connections to nodes themselves: dialled when wanted, probed, kept, forgotten when they fail.
 
 A node speaks to its clients as a pool of one, so a line is a pool's connection whose coordinator is
-the node; its PeerId is the pin. Rules: LINES_MAX are kept, the one not used for longest goes; a
-round trip counts for MEASURED_S; where nobody answered is not tried again for AWAY_S, unless there
-is no other way. A tunnel takes long to open, so it is opened where there is no other way, or beside
-one: then whoever wants it need not wait for it, and the next job finds it.
+the node; its PeerId is the pin. Rules: LINES_MAX are kept, the one not used for longest goes, and
+one to an address that its node has left; a round trip counts for MEASURED_S; where nobody answered
+is not tried again for AWAY_S, unless there is no other way. A tunnel takes long to open, so it is
+opened where there is no other way, or beside one: then whoever wants it need not wait for it, and
+the next job finds it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ LINES_MAX: Final = 64
 AWAY_S: Final = 30.0
 AWAY_MAX: Final = 1024
 PROBE_S: Final = 2.0
+PROBE_TUNNEL_S: Final = 5.0  # it leads through two more processes, and maybe a relay
 MEASURED_S: Final = 60.0
 TUNNEL_S: Final = 30.0  # the mesh's own start included
 OPENING_MAX: Final = 4  # tunnels at the same time, beside other ways
@@ -48,6 +50,7 @@ class DirectLine:
     path: JobPath
     rtt_s: float
     measured_s: float  # when, monotonic seconds
+    sequence: int  # of the descriptor that told where the node is
     keep: AsyncExitStack  # what must be closed with it
 
 
@@ -87,7 +90,7 @@ class DirectLines:
             NovaMeshError: UNAVAILABLE if it cannot be reached from here.
         """
         dial = partial(self._dial, descriptor, tunnels=insist)
-        return await self._open(descriptor.issuer, dial, self._away, insist)
+        return await self._open(descriptor, dial, self._away, insist)
 
     async def open_tunnel(self, descriptor: Verified[NodeDescriptor]) -> None:
         """Get a tunnel to a node ready beside another way; `open` gives it from then on.
@@ -128,12 +131,17 @@ class DirectLines:
             await line.keep.aclose()
 
     async def _open(
-        self, node: NodeId, dial: Callable[[], Awaitable[DirectLine]], away: _Away, insist: bool
+        self,
+        descriptor: Verified[NodeDescriptor],
+        dial: Callable[[], Awaitable[DirectLine]],
+        away: _Away,
+        insist: bool,
     ) -> DirectLine:
         """The line that is kept, or one that is dialled now; who does not answer is `away`."""
+        node = descriptor.issuer
         dialing = self._dialing.setdefault(node, asyncio.Lock())
         async with dialing:
-            line = await self._kept(node)
+            line = await self._kept(node, descriptor.message)
             if line is not None:
                 return line
             if not insist and node in away:
@@ -151,10 +159,13 @@ class DirectLines:
             await oldest.keep.aclose()
         return line
 
-    async def _kept(self, node: NodeId) -> DirectLine | None:
-        """The line to a node, with a round trip that is not too old."""
+    async def _kept(self, node: NodeId, said: NodeDescriptor) -> DirectLine | None:
+        """The line to a node, unless it moved, with a round trip that is not too old."""
         line = self._lines.get(node)
         if line is None:
+            return None
+        if _moved(line, said):  # it may not be heard of for long that nobody is there any more
+            await self.drop(node, line)
             return None
         self._lines.move_to_end(node)
         began_s = self._clock.monotonic()
@@ -176,7 +187,7 @@ class DirectLines:
             async with asyncio.timeout(TUNNEL_S):
                 await ready()
                 dial = partial(self._dial_tunnel, descriptor)
-                await self._open(node, dial, self._no_tunnel, insist=False)
+                await self._open(descriptor, dial, self._no_tunnel, insist=False)
         except TimeoutError:
             self._no_tunnel.add(node)
             raise NovaMeshError(
@@ -195,7 +206,7 @@ class DirectLines:
         )
         for endpoint in direct_endpoints(descriptor.message):
             try:
-                return await self._probe(node, endpoint, JobPath.DIRECT, AsyncExitStack())
+                return await self._probe(descriptor, endpoint, JobPath.DIRECT, AsyncExitStack())
             except NovaMeshError as error:
                 refusal = error
         if tunnels and self._tunnel is not None and tunnel_addresses(descriptor.message):
@@ -208,14 +219,19 @@ class DirectLines:
             raise _out_of_reach(node)
         async with AsyncExitStack() as keep:
             endpoint = await keep.enter_async_context(self._tunnel(node, addresses))
-            return await self._probe(node, endpoint, JobPath.TUNNEL, keep.pop_all())
+            return await self._probe(descriptor, endpoint, JobPath.TUNNEL, keep.pop_all())
 
     async def _probe(
-        self, node: NodeId, endpoint: str, path: JobPath, keep: AsyncExitStack
+        self,
+        descriptor: Verified[NodeDescriptor],
+        endpoint: str,
+        path: JobPath,
+        keep: AsyncExitStack,
     ) -> DirectLine:
         """Dial, prove who answers, and measure the round trip."""
-        pool = Pool(endpoint, format_node_id(node), self._network)
-        connection = PoolConnection(pool, self._key, self._clock, PROBE_S, path)
+        pool = Pool(endpoint, format_node_id(descriptor.issuer), self._network)
+        probe_s = PROBE_TUNNEL_S if path is JobPath.TUNNEL else PROBE_S
+        connection = PoolConnection(pool, self._key, self._clock, probe_s, path)
         keep.push_async_callback(connection.close)
         try:
             await connection.hello()
@@ -226,7 +242,14 @@ class DirectLines:
                 await keep.aclose()
             raise
         now_s = self._clock.monotonic()
-        return DirectLine(connection, path, now_s - began_s, now_s, keep)
+        sequence = descriptor.message.sequence
+        return DirectLine(connection, path, now_s - began_s, now_s, sequence, keep)
+
+
+def _moved(line: DirectLine, said: NodeDescriptor) -> bool:
+    """Whether a newer descriptor no longer names the address that a line leads to."""
+    newer = line.path is JobPath.DIRECT and said.sequence > line.sequence
+    return newer and line.connection.pool.address not in direct_endpoints(said)
 
 
 def _out_of_reach(node: NodeId) -> NovaMeshError:

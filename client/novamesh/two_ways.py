@@ -68,6 +68,8 @@ class TwoWays:
         self._nearer = 0  # the attempt for which a tunnel was opened beside the relayed way
         self._events: asyncio.Queue[_Arrival] = asyncio.Queue(EVENTS_WAITING_MAX)
         self._tasks: list[asyncio.Task[None]] = []
+        self._ack: Envelope | None = None  # the newest that the coordinator was not told of yet
+        self._acking: asyncio.Task[None] | None = None
         self.path = JobPath.RELAYED
 
     async def submit(self, job: SealedJob, reservations: Sequence[bytes]) -> JobView:
@@ -84,12 +86,15 @@ class TwoWays:
 
     async def acknowledge(self, ack: Envelope) -> None:
         """The node needs it to go on, the coordinator to pay if the node is lost."""
-        if self._line is not None:
-            with contextlib.suppress(NovaMeshError):
-                await self._line.connection.acknowledge(ack)
-            if not self._relayed:
-                return  # acks that wait for a coordinator that is away would hold the answer back
-        await self._pool.acknowledge(ack)
+        if self._line is None:
+            await self._pool.acknowledge(ack)
+            return
+        with contextlib.suppress(NovaMeshError):
+            await self._line.connection.acknowledge(ack)
+        # Acks that wait for a coordinator that is away would hold the answer back.
+        self._ack = ack
+        if self._relayed and (self._acking is None or self._acking.done()):
+            self._acking = self._start(self._pass_on_acks(), "acks")
 
     async def submit_receipt(self, receipt: Envelope) -> None:
         """The node passes it on where the coordinator is away."""
@@ -112,6 +117,7 @@ class TwoWays:
                 async for event in events:
                     yield event
         finally:
+            self._relayed = False
             tasks, self._tasks = self._tasks, []
             for task in tasks:
                 task.cancel()
@@ -232,6 +238,13 @@ class TwoWays:
             await self._lines.open_tunnel(descriptor)
             await self._events.put(_Arrival(_NEARER, None))
 
+    async def _pass_on_acks(self) -> None:
+        """The coordinator gets the newest ack; those before it say no more."""
+        while self._relayed and self._ack is not None:
+            ack, self._ack = self._ack, None
+            with contextlib.suppress(NovaMeshError):
+                await self._pool.acknowledge(ack)
+
     async def _relay(self, events: AsyncGenerator[WatchResponse]) -> None:
         failure = await self._pump(events, 0)
         await self._events.put(_Arrival(0, None, failure))
@@ -263,9 +276,10 @@ class TwoWays:
             Code.NODE_LOST, "neither the node nor the coordinator can be reached", broken.hint
         )
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self._tasks = [task for task in self._tasks if not task.done()]
-        self._tasks.append(asyncio.create_task(work, name=name))
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        started = asyncio.create_task(work, name=name)
+        self._tasks = [*(task for task in self._tasks if not task.done()), started]
+        return started
 
 
 @dataclass(frozen=True, slots=True)

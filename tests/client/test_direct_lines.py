@@ -28,10 +28,10 @@ from support.ports import free_port
 MULTIADDRESS = "/ip4/127.0.0.1/tcp/4001"
 
 
-def said(key: PrivateKey, *endpoints: str) -> Verified[NodeDescriptor]:
+def said(key: PrivateKey, *endpoints: str, sequence: int = 1) -> Verified[NodeDescriptor]:
     """What a node advertises."""
     header = envelope.header(key, NETWORK, (), Clock.system().now_ms())
-    return sign(descriptor(key, header=header, endpoints=endpoints), key)
+    return sign(descriptor(key, header=header, endpoints=endpoints, sequence=sequence), key)
 
 
 @dataclass
@@ -109,6 +109,19 @@ async def test_the_next_address_is_tried(nodes: list[FakePool]) -> None:
         closed = f"127.0.0.1:{free_port()}"
         line = await lines.open(said(nodes[0].key, closed, nodes[1].address, nodes[0].address))
         assert line.connection.pool.address == nodes[0].address
+
+
+async def test_a_node_that_moved_is_dialled_where_it_is_now() -> None:
+    """Its old address may not even say that nobody is there."""
+    with FakePool(name="mover") as old, FakePool(name="mover") as new:
+        async with client(ManualClock()) as lines:
+            line = await lines.open(said(old.key, old.address, sequence=5))
+            both = said(old.key, new.address, old.address, sequence=6)
+            assert await lines.open(both) is line, "it is still there"
+            moved = await lines.open(said(old.key, new.address, sequence=7))
+            assert moved.connection.pool.address == new.address
+            outdated = said(old.key, old.address, sequence=5)
+            assert await lines.open(outdated) is moved, "a job that was sealed before"
 
 
 async def test_who_says_nowhere_cannot_be_reached() -> None:

@@ -15,7 +15,7 @@ from novamesh import retries, two_ways
 from novamesh.clock import Clock
 from novamesh.completion import Piece
 from novamesh.config import ClientSettings
-from novamesh.following import Following
+from novamesh.following import ACKS_WAITING_MAX, Following
 from novamesh.two_ways import TwoWays
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
@@ -347,7 +347,7 @@ def _follow(case: Case) -> tuple[Following, list[Piece]]:
         pieces.append(piece)
 
     return Following(
-        SENT.record.job, case.ways, SENT.reader(), emit, Clock.system(), ClientSettings()
+        case.sent.record.job, case.ways, case.sent.reader(), emit, Clock.system(), ClientSettings()
     ), pieces
 
 
@@ -371,6 +371,24 @@ async def test_an_answer_that_is_proved_needs_no_coordinator(
     assert following.reader.conclude().proof.client_receipt is not None
     assert len(case.node.acks) > 0
     assert bool(case.relay.acks) is not away, "acks wait for nobody who is away"
+
+
+async def test_a_coordinator_that_falls_silent_does_not_hold_the_answer_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its stream looks open; acks that it does not answer are not waited for."""
+    monkeypatch.setattr(two_ways, "SETTLING_S", 0.05)
+    words = tuple(f"w{number} " for number in range(2 * ACKS_WAITING_MAX))
+    case = Case(send_answer(Script(answer=words, checkpoint_every=1)))
+    case.relay.silent = True
+    before = asyncio.all_tasks()
+    following, pieces = _follow(case)
+    async with asyncio.timeout(20):
+        await following.to_its_end()
+    assert "".join(map(str, pieces)) == "".join(words)
+    assert len(case.node.acks) == len(words)
+    assert len(case.relay.acks) == 1
+    assert asyncio.all_tasks() == before
 
 
 async def test_what_the_client_signs_goes_to_both(monkeypatch: pytest.MonkeyPatch) -> None:

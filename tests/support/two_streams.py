@@ -52,6 +52,7 @@ class FakeRelay:
     watched: list[tuple[int, int]] = field(default_factory=list)
     acks: list[Envelope] = field(default_factory=list)
     receipts: list[Envelope] = field(default_factory=list)
+    silent: bool = False  # it tells no more than who works, and answers no ack
     path = JobPath.RELAYED
 
     async def watch(
@@ -61,6 +62,8 @@ class FakeRelay:
         until = self.breaks.pop(0) if self.breaks else NEVER
         for number, event in enumerate(self.sent.events):
             await self.pauses.take()
+            if self.silent and number:
+                await asyncio.Event().wait()
             if number >= until:
                 raise NovaMeshError(Code.UNAVAILABLE, "the coordinator is away")
             if event.chunk is not None or event.attestation is not None:
@@ -71,6 +74,8 @@ class FakeRelay:
 
     async def acknowledge(self, ack: Envelope) -> None:
         self.acks.append(ack)
+        if self.silent:
+            await asyncio.Event().wait()
 
     async def submit_receipt(self, receipt: Envelope) -> None:
         self.receipts.append(receipt)
