@@ -1,8 +1,9 @@
 """How others reach this node: where it listens, what its router passes on, and the mesh.
 
 Rules: all of it is the owner's choice and off by default; nothing here is needed to work, since the
-node dials out; what is open is told in the descriptor and closed again on the way out. Clients find
-out themselves whether an address leads here.
+node dials out; what is open is told in the descriptor and closed again on the way out; a machine
+that wakes up in another network tells its new address. Clients find out themselves whether an
+address leads here.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from novamesh.mesh_settings import mesh_config
 from novamesh_node import direct_service, port_map
 from novamesh_node.clock import Clock
 from novamesh_node.config import NodeConfig
 from novamesh_node.descriptor import Advertiser
-from novamesh_node.endpoint import endpoint_of
+from novamesh_node.endpoint import ANYWHERE, endpoint_of
 from novamesh_node.front import Front
 from novamesh_node.mesh_presence import MeshPresence
 from novamesh_proto.identity import PrivateKey
+
+ADDRESS_S: Final = 5.0  # between two looks at which address is ours: descriptors change no faster
 
 Say = Callable[[str, str], None]
 
@@ -86,6 +90,9 @@ async def _tell_endpoint(
     told = config.endpoint or endpoint_of(host, port, config.pool.address)
     advertiser.listen_at("grpc", (told,))
     say("listens", f"at {host}:{port}, clients are told {told}")
+    if host in ANYWHERE and not config.endpoint:
+        following = _follow_address(host, port, config.pool.address, told, advertiser, say)
+        stack.push_async_callback(_end, asyncio.create_task(following, name="address"))
     if not config.map_port:
         return
 
@@ -97,6 +104,20 @@ async def _tell_endpoint(
     say(
         "router", f"passes {mapped} on to this node" if mapped else "passes no port on to this node"
     )
+
+
+async def _follow_address(
+    host: str, port: int, pool: str, told: str, advertiser: Advertiser, say: Say
+) -> None:
+    """Tell clients where this machine is, whenever it is somewhere else."""
+    while True:
+        await asyncio.sleep(ADDRESS_S)
+        # A pool's name is looked up, which may take its time.
+        now = await asyncio.to_thread(endpoint_of, host, port, pool, told)
+        if now != told:
+            told = now
+            advertiser.listen_at("grpc", (told,))
+            say("moved", f"clients are told {told} from now on")
 
 
 @contextlib.contextmanager

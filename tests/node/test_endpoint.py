@@ -20,3 +20,10 @@ from novamesh_node.endpoint import endpoint_of
 )
 def test_says_where_clients_reach_this_machine(host: str, pool: str, told: str) -> None:
     assert endpoint_of(host, 4001, pool) == told
+
+
+@pytest.mark.parametrize(
+    ("host", "told"), [("0.0.0.0", "192.0.2.7:4001"), ("203.0.113.7", "203.0.113.7:4001")]
+)
+def test_without_a_network_the_last_address_stays(host: str, told: str) -> None:
+    assert endpoint_of(host, 4001, "no address", "192.0.2.7:4001") == told

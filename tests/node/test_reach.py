@@ -15,11 +15,13 @@ import pytest
 from novamesh.mesh_settings import MeshSettings
 from novamesh_node import reach
 from novamesh_node.config import NodeConfig, load_node_config
+from novamesh_node.descriptor import FULL_RENEW_MS
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.join_code import format_join_code
 from support.fake_pool import FakePool
 from support.own_front import open_front
 from support.parties import NODE
+from support.waiting import wait_until
 from support.working_desk import CLOCK
 
 ROUTER = "198.51.100.4:7702"
@@ -107,6 +109,47 @@ async def test_the_owner_says_what_clients_are_told(tmp_path: Path, config: Node
         assert made.told()["endpoints"] == ["node.example:443", ROUTER]
         assert said[-1] == ("router", f"passes {ROUTER} on to this node")
     assert made.told()["endpoints"] == ["node.example:443"], "the router passes nothing on any more"
+
+
+async def test_a_machine_that_wakes_up_elsewhere_tells_its_new_address(
+    tmp_path: Path, config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "192.0.2.7"
+
+    def endpoint_of(host: str, port: int, pool: str, before: str = "") -> str:
+        return f"{own}:{port}" if own else before
+
+    monkeypatch.setattr(reach, "ANYWHERE", {"127.0.0.1"})
+    monkeypatch.setattr(reach, "ADDRESS_S", 0.0)
+    monkeypatch.setattr(reach, "endpoint_of", endpoint_of)
+    async with reached(tmp_path, replace(config, listen="127.0.0.1:0")) as (made, said):
+        (before,) = made.advertiser.endpoints
+        later_ms = CLOCK.wall_ms() + FULL_RENEW_MS
+        made.advertiser.renew(later_ms - 1)
+        assert not made.advertiser.due(later_ms)
+        own = ""  # asleep: no network
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert made.advertiser.endpoints == (before,)
+        own = "198.51.100.9"
+        await wait_until(lambda: made.advertiser.endpoints != (before,))
+        now = f"{own}:{before.rpartition(':')[2]}"
+        assert made.told()["endpoints"] == [now]
+        assert said[-1] == ("moved", f"clients are told {now} from now on")
+        assert made.advertiser.due(later_ms + FULL_RENEW_MS)
+
+
+async def test_an_address_that_its_owner_names_stays(
+    tmp_path: Path, config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "ANYWHERE", {"127.0.0.1"})
+    monkeypatch.setattr(reach, "ADDRESS_S", 0.0)
+    config = replace(config, listen="127.0.0.1:0", endpoint="node.example:443")
+    async with reached(tmp_path, config) as (made, said):
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert made.told()["endpoints"] == ["node.example:443"]
+        assert len(said) == 1
 
 
 async def test_tunnels_end_at_a_socket_of_this_user(tmp_path: Path, config: NodeConfig) -> None:
