@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Unpack
 
-from novamesh.asked import Asked, check_deadline
+from novamesh.absence import Absence
+from novamesh.asked import Asked
 from novamesh.clock import Clock
 from novamesh.completion import Completion, Piece
 from novamesh.config import Config, Pool, load_config
@@ -27,7 +28,7 @@ from novamesh.job_transport import JobPool
 from novamesh.keys import load_or_create_key
 from novamesh.mesh_pool import MeshPool
 from novamesh.mesh_settings import load_mesh_settings
-from novamesh.order import order_of
+from novamesh.order import order_of, prompt_again
 from novamesh.pool import PoolConnection
 from novamesh.receipts import Receipts
 from novamesh.search import Search
@@ -88,12 +89,13 @@ class Client:
             pool.network, key, self._clock, self._search.tunnel,
             self._search.warmed_up if mesh else None,
         )  # fmt: skip
-        alone = mesh or bool(config.client.nodes)
+        alone = mesh or bool(config.client.nodes or config.client.mqtt)
         if mesh:
             self._search.warm_up()
         self._desk = Desk(
             connection, config.client, records, receipts, self._clock,
             lines if config.client.direct else None, self._without_coordinator, alone,
+            Absence(connection.answers, self._clock),
         )  # fmt: skip
         return self
 
@@ -136,16 +138,24 @@ class Client:
         """The whole answer with its receipt; arguments as `run`."""
         return await self.run(model, prompt, **asked).completion()
 
-    def resume(self, job: JobId | str, deadline_s: float | None = None) -> Run:
+    def resume(self, job: JobId | str, prompt: str | None = None, **asked: Unpack[Asked]) -> Run:
         """The answer of a job that an earlier process submitted, from its first piece.
 
+        Where its node is lost, it goes on at another one only if its prompt is given again.
+
+        Args:
+            job: Its id, or that of any part of its answer.
+            prompt: What the user said then; `messages`, `text` and `token_ids` stand in its place.
+            **asked: `system` as it was then, and `deadline_s`; all else is known.
+
         Raises:
-            NovaMeshError: BAD_REQUEST if this is no job id, NOT_FOUND if this machine holds no keys
-                of that job.
+            NovaMeshError: BAD_REQUEST if this is no job id or nothing that can be asked again,
+                NOT_FOUND if this machine holds no keys of that job.
         """
-        record = self._require_desk().records.load(parse_job(job))
-        seconds = check_deadline(deadline_s or self.config.client.deadline_s)
-        return self._start(lambda session: session.resume(record, seconds))
+        asked_for, records = parse_job(job), self._require_desk().records
+        record = records.load((*records.jobs(asked_for.hex()), asked_for)[0])
+        again, seconds = prompt_again(prompt, asked, self.config.client.deadline_s)
+        return self._start(lambda session: session.resume(record, seconds, again))
 
     async def join(self) -> Verified[PoolCard]:
         """Become a member of the configured pool; its card. Harmless when repeated."""
@@ -180,9 +190,12 @@ class Client:
         """Stop a job; its state afterwards. Harmless when repeated; `job` as `parse_job`."""
         return await self._require_desk().pool.cancel(parse_job(job))
 
-    def resumable(self) -> tuple[JobId, ...]:
-        """Jobs that an earlier process left, oldest first."""
-        return self._require_desk().records.jobs()
+    def resumable(self, beginning: str = "") -> tuple[JobId, ...]:
+        """Jobs that an earlier process left, oldest first.
+
+        `beginning`: hexadecimal digits with which the id of one, or of a part of it, begins.
+        """
+        return self._require_desk().records.jobs(beginning.lower())
 
     async def _without_coordinator(self) -> JobPool:
         """Nodes that are found and asked themselves; the search begins with the first question."""

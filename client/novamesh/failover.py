@@ -5,6 +5,7 @@ node does not share, within the order's one deadline and PARTS_MAX parts. What w
 forced prefix of the next part, all of it: the text that the lost node still held back follows from
 those tokens, and the next node, which takes them in first, sends it. Lost nodes are passed over as
 long as somebody else offers the model. The first try follows at once, later ones after pauses.
+Where an answer could go on, and its time or its prompt is missing, another process may do it.
 """
 
 from __future__ import annotations
@@ -60,12 +61,16 @@ class Course:
             return Course(self.parts + 1, 0, lost)
         return Course(self.parts, self.fruitless + 1, lost)
 
+    def may_go_on(self, error: NovaMeshError) -> bool:
+        """Whether another part may bring what `error` kept back."""
+        return error.code in _GOES_ON and 0 < self.parts < PARTS_MAX
+
     def pause_s(self, error: NovaMeshError, left_s: float) -> float | None:
         """Seconds until the next part is begun, or None if the answer ends here with `error`.
 
         `left_s` is what is left of the order's deadline.
         """
-        if error.code not in _GOES_ON or not 0 < self.parts < PARTS_MAX:
+        if not self.may_go_on(error):
             return None
         if self.fruitless > FRUITLESS_MAX:
             return None
@@ -76,10 +81,10 @@ class Course:
 
 
 def continue_from(record: JobRecord) -> Continuation:
-    """What goes on after the parts that a record holds, its own job the last of them."""
+    """What goes on after the parts that a record holds."""
     return Continuation(
         client_seed=record.client_seed,
         sampling=record.terms.message.sampling,
-        parent_job=record.job,
+        parent_job=record.parts[-1],
         token_ids=tuple(token for piece in record.received for token in piece.token_ids),
     )

@@ -20,6 +20,7 @@ from novamesh.config import ClientSettings
 from novamesh.job_transport import JobTransport
 from novamesh.reader import AnswerReader
 from novamesh.retries import ask, pause
+from novamesh.vigil import FellSilentError
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import JOB_TIMEOUT_MS_MAX, TAIL_KEPT_MS
 from novamesh_proto.messages import Envelope, JobId
@@ -86,7 +87,9 @@ class Following:
             async with asyncio.timeout(self._left_s()) as limit:
                 await self._take_events(sends, limit)
         except (TimeoutError, NovaMeshError) as error:
-            self._broken_s = self.clock.monotonic() if self._broken_s is None else self._broken_s
+            if self._broken_s is None:
+                unheard_s = error.for_s if isinstance(error, FellSilentError) else 0.0
+                self._broken_s = self.clock.monotonic() - unheard_s
             if isinstance(error, NovaMeshError):
                 raise
             raise NovaMeshError(Code.UNAVAILABLE, "nobody who has the job was reached") from None

@@ -3,13 +3,15 @@
 Rules: a record is written before its job is submitted, mode 0600, since it holds the key of the
 answer; it is removed when the job has ended, and forgotten when the pool keeps nothing of it any
 more. Of a job that goes on with an answer it holds the parts before: what was received, and what
-proves it. Prompts are in no record. Version 1 knew no parts and is read as well.
+proves it. Where an answer broke off, it holds all parts so far, and waits for the next one. Prompts
+are in no record, but what tells that one given again is the same. Older versions are read as well.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any, Final
 from novamesh.completion import Piece
 from novamesh.private_file import read_private, write_private
 from novamesh_proto import wire
-from novamesh_proto.envelope import Verified
+from novamesh_proto.envelope import Verified, message_id
 from novamesh_proto.envelope import open as open_envelope
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import JOB_TIMEOUT_MS_MAX, TAIL_KEPT_MS
@@ -32,8 +34,8 @@ from novamesh_proto.messages import (
 )
 from novamesh_proto.receipt import Receipt, decode_receipt, encode_receipt
 
-VERSION: Final = 2
-_READABLE: Final = (1, 2)
+VERSION: Final = 3
+_READABLE: Final = (1, 2, 3)  # 1 knew no parts, 2 none that wait for the next one
 _BYTES_MAX: Final = 64 << 20  # a long answer with all its log probabilities
 _KEPT_MS: Final = JOB_TIMEOUT_MS_MAX + TAIL_KEPT_MS
 
@@ -43,7 +45,8 @@ class JobRecord:
     """One job under way. `submitted_at_ms` is the wall clock when it was handed in.
 
     `earlier` are the proofs of the parts that its answer has already, and `received` what they
-    brought, which is the job's forced prefix.
+    brought, which is the job's forced prefix. `over`: the job itself has ended, and what it brought
+    is among them. `stop` and `prompt_digest` are what another part needs; empty if not known.
     """
 
     model: str
@@ -54,11 +57,21 @@ class JobRecord:
     submitted_at_ms: int
     earlier: tuple[Receipt, ...] = field(default=(), repr=False)
     received: tuple[Piece, ...] = field(default=(), repr=False)
+    over: bool = False
+    stop: tuple[str, ...] = field(default=(), repr=False)
+    prompt_digest: bytes = field(default=b"", repr=False)
 
     @property
     def job(self) -> JobId:
         """Its id."""
         return JobId(self.terms.id)
+
+    @property
+    def parts(self) -> tuple[JobId, ...]:
+        """The jobs that brought its answer so far, and itself where it may bring more."""
+        terms = (part.terms for part in self.earlier)
+        earlier = tuple(JobId(message_id(sealed)) for sealed in terms if sealed is not None)
+        return earlier if self.over else (*earlier, self.job)
 
     def candidate(self, node: NodeId) -> Verified[NodeDescriptor] | None:
         """The descriptor the body key was wrapped for, newest first."""
@@ -85,6 +98,9 @@ class JobRecords:
             "candidates": [_to_text(one.envelope) for one in record.candidates],
             "earlier": [encode_receipt(part).decode() for part in record.earlier],
             "received": [_piece_to_text(piece) for piece in record.received],
+            "over": record.over,
+            "stop": list(record.stop),
+            "prompt_digest": record.prompt_digest.hex(),
         }
         write_private(self._path(record.job), json.dumps(document, indent=1).encode() + b"\n")
 
@@ -114,10 +130,11 @@ class JobRecords:
         """Forget a job that has ended."""
         self._path(job).unlink(missing_ok=True)
 
-    def jobs(self) -> tuple[JobId, ...]:
-        """Jobs that have a record, oldest first."""
+    def jobs(self, beginning: str = "") -> tuple[JobId, ...]:
+        """Jobs that have a record, oldest first; those of whose parts one's id begins so."""
         files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return tuple(JobId(bytes.fromhex(path.stem)) for path in files if len(path.stem) == 64)
+        jobs = [JobId(bytes.fromhex(path.stem)) for path in files if len(path.stem) == 64]
+        return tuple(job for job in jobs if self._belongs(job, beginning))
 
     def prune(self, now_ms: int) -> int:
         """Remove records whose job the pool has forgotten; how many."""
@@ -129,6 +146,13 @@ class JobRecords:
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
+
+    def _belongs(self, job: JobId, beginning: str) -> bool:
+        if job.hex().startswith(beginning):
+            return True
+        with contextlib.suppress(NovaMeshError):
+            return any(part.hex().startswith(beginning) for part in self.load(job).parts)
+        return False
 
     def _path(self, job: JobId) -> Path:
         return self._folder / f"{job.hex()}.json"
@@ -152,6 +176,9 @@ def _read(document: dict[str, Any]) -> JobRecord:
         submitted_at_ms=int(document["submitted_at_ms"]),
         earlier=tuple(decode_receipt(text.encode()) for text in document.get("earlier", ())),
         received=tuple(_piece_from_text(text) for text in document.get("received", ())),
+        over=bool(document.get("over", False)),
+        stop=tuple(str(text) for text in document.get("stop", ())),
+        prompt_digest=bytes.fromhex(document.get("prompt_digest", "")),
     )
 
 

@@ -37,7 +37,9 @@ from novamesh_proto.messages import (
 )
 
 SECRET_BYTES: Final = 32
+_SAID_AGAIN: Final = frozenset({"messages", "system", "text", "token_ids", "deadline_s"})
 _SEED_LABEL: Final = b"novamesh/v1/client-seed\0"
+_PROMPT_LABEL: Final = b"novamesh/v1/prompt\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,26 @@ def order_of(model: str, prompt: str | None, asked: Asked, deadline_s: float) ->
     )
 
 
+def prompt_again(
+    prompt: str | None, asked: Asked, deadline_s: float
+) -> tuple[Prompt | None, float]:
+    """The prompt of an answer that goes on, None if there is none, and its deadline in seconds.
+
+    Raises:
+        NovaMeshError: BAD_REQUEST for what was settled when it began, or as `order_of`.
+    """
+    given = {name: value for name, value in asked.items() if value is not None}
+    settled = sorted(given.keys() - _SAID_AGAIN)
+    if settled:
+        raise NovaMeshError(
+            Code.BAD_REQUEST, f"an answer goes on as it began; {settled[0]} is settled", "leave it"
+        )
+    if prompt is None and not given.keys() & {"messages", "text", "token_ids"}:
+        return None, check_deadline(asked.get("deadline_s") or deadline_s)
+    order = order_of("", prompt, asked, deadline_s)
+    return order.prompt, order.deadline_s
+
+
 def draft(
     order: Order,
     model: PoolModel,
@@ -222,6 +244,12 @@ def client_seed(seed: int | bytes | None) -> bytes:
     if isinstance(seed, bytes):
         return seed
     return hashlib.sha256(_SEED_LABEL + str(seed).encode()).digest()
+
+
+def digest_prompt(prompt: Prompt, seed: bytes) -> bytes:
+    """What tells whether a prompt is the same as before; keyed, so that no list of prompts does."""
+    body = JobBody(seed, bytes(SECRET_BYTES), prompt.chat, prompt.text, prompt.tokens)
+    return hashlib.sha256(_PROMPT_LABEL + wire.encode(body)).digest()
 
 
 def prompt_bytes(prompt: Prompt) -> int:

@@ -2,8 +2,9 @@
 
 Rules: every query is freshly signed, so a retry is no replay; every call has a deadline; a refusal
 becomes our error; when the coordinator cannot be reached the next call dials anew and checks the
-pin again; whoever is no member yet shows its invite once. What the answers mean is decided by the
-callers.
+pin again, and those who waited for that share what came of it; whether somebody still is there is
+asked where a stream falls silent; whoever is no member yet shows its invite once. What the answers
+mean is decided by the callers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import grpc.aio
@@ -20,7 +20,9 @@ from novamesh import transport
 from novamesh.clock import Clock
 from novamesh.config import Pool
 from novamesh.job_transport import Wanted
+from novamesh.model_choice import choose_model
 from novamesh.retries import pause
+from novamesh.vigil import ASK_S, FRESH_S, FellSilentError, Vigil
 from novamesh_proto import envelope, wire
 from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.errors import Code, NovaMeshError
@@ -53,16 +55,33 @@ from novamesh_proto.v1 import coordinator_pb2_grpc as rpc
 T = TypeVar("T")
 
 RTTS_KEPT: Final = 8
+_NOBODY: Final = frozenset({Code.UNAVAILABLE, Code.EXPIRED})
 CALL_S_MAX: Final = 600.0  # a server refuses calls with a later deadline
 
 
-@dataclass(slots=True)
 class _Line:
-    """One dialed channel; a stale one is closed when its last call is over."""
+    """One dialed channel; a stale one is closed when its last call is over.
 
-    channel: transport.Channel
-    calls: int = 0
-    stale: bool = False
+    `broken` is why it was given up, where it was.
+    """
+
+    def __init__(
+        self,
+        channel: transport.Channel,
+        ask: Callable[[_Line], Awaitable[object]],
+        give_up: Callable[[_Line], Awaitable[None]],
+    ) -> None:
+        self.channel = channel
+        self.calls = 0
+        self.stale = False
+        self.broken: NovaMeshError | None = None
+        self.vigil = Vigil(lambda: ask(self), lambda: give_up(self))
+
+    def broken_off(self) -> NovaMeshError:
+        """Why its calls have ended."""
+        if self.broken is None:
+            return NovaMeshError(Code.UNAVAILABLE, "the line was closed meanwhile")
+        return self.broken.with_traceback(None)
 
 
 class PoolConnection:
@@ -87,8 +106,11 @@ class PoolConnection:
         self._dialer = transport.Dialer(pool.address, self.coordinator)
         self._timeout_s = connect_timeout_s
         self._dialing = asyncio.Lock()
+        self._refusals = 0  # of dialling so far
+        self._refusal: NovaMeshError | None = None  # the last one
         self._line: _Line | None = None
         self._claimed = False
+        self.silent = False  # nobody has answered since a stream fell silent
 
     @property
     def rtt_s(self) -> float | None:
@@ -119,6 +141,14 @@ class PoolConnection:
             raise NovaMeshError(Code.PIN_MISMATCH, "the pool's card is signed by somebody else")
         return opened
 
+    async def answers(self) -> bool:
+        """Whether somebody is there, asked for a short time only."""
+        try:
+            await self._ask_on(await self._dial(FRESH_S))
+        except NovaMeshError:
+            return False
+        return True
+
     async def join(self) -> None:
         """Become a member; harmless when repeated."""
         invite = self.pool.invite_bytes
@@ -133,6 +163,10 @@ class PoolConnection:
             "ListModels", lambda: pb.ListModelsRequest(query=self._sign(ModelsQuery(self.header())))
         )
         return tuple(wire.from_pb(PoolModel, model) for model in response.models)
+
+    async def find_model(self, text: str) -> PoolModel:
+        """The one model of the pool that a text means. Raises as `choose_model`."""
+        return choose_model(text, await self.list_models())
 
     async def list_descriptors(self) -> tuple[Envelope, ...]:
         """Descriptors of nodes that are here, unverified, to find them without a coordinator."""
@@ -190,8 +224,10 @@ class PoolConnection:
             stub = rpc.PoolServiceStub(line.channel.channel)
             call: Any = stub.Watch(pb.WatchRequest(query=self._sign(query)), timeout=CALL_S_MAX)
             try:
-                async for event in call:
-                    yield wire.from_pb(WatchResponse, transport.require_message(event))
+                with line.vigil.due():
+                    async for event in call:
+                        line.vigil.hear()
+                        yield wire.from_pb(WatchResponse, transport.require_message(event))
             finally:
                 call.cancel()
         except grpc.aio.AioRpcError as error:
@@ -199,7 +235,7 @@ class PoolConnection:
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
-            raise NovaMeshError(Code.UNAVAILABLE, "the line was closed meanwhile") from None
+            raise line.broken_off() from None
         finally:
             await self._release(line)
 
@@ -251,38 +287,76 @@ class PoolConnection:
         return await self._call(method, request)
 
     async def _call(self, method: str, request: Callable[[], object]) -> Any:
-        line = await self._dial()
+        return await self._call_on(await self._dial(), method, request, self._timeout_s)
+
+    async def _call_on(
+        self, line: _Line, method: str, request: Callable[[], object], within_s: float
+    ) -> Any:
         line.calls += 1
         try:
             call: Callable[..., Awaitable[Any]] = getattr(
                 rpc.PoolServiceStub(line.channel.channel), method
             )
             began_s = self.clock.monotonic()
-            answer = transport.require_message(await call(request(), timeout=self._timeout_s))
+            came = await call(request(), timeout=within_s)
+            answer = transport.require_message(came)
             self._rtts_s.append(self.clock.monotonic() - began_s)
+            self.silent = False
+            line.vigil.hear()
             return answer
         except grpc.aio.AioRpcError as error:
             raise self._refused(line, error) from None
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
-            raise NovaMeshError(Code.UNAVAILABLE, "the line was closed meanwhile") from None
+            raise line.broken_off() from None
         finally:
             await self._release(line)
 
-    async def _dial(self) -> _Line:
+    async def _dial(self, within_s: float | None = None) -> _Line:
+        refused = self._refusals
         async with self._dialing:
             if self._line is None:
-                self._line = _Line(await self._dialer.open(self._timeout_s))
+                if self._refusal is not None and self._refusals != refused:
+                    raise self._refusal.with_traceback(None)  # of who dialled while this waited
+                try:
+                    channel = await self._dialer.open(within_s or self._timeout_s)
+                except NovaMeshError as error:
+                    self._refusals, self._refusal = self._refusals + 1, error
+                    raise
+                self._line = _Line(channel, self._ask_on, self._give_up)
             return self._line
+
+    async def _ask_on(self, line: _Line) -> None:
+        """Whether somebody is there, and be it to refuse. Raises NovaMeshError if not, in ASK_S."""
+        try:
+            await self._call_on(line, "Hello", pb.HelloRequest, ASK_S)
+        except NovaMeshError as error:
+            if error.code in _NOBODY:
+                raise
+
+    async def _give_up(self, line: _Line) -> None:
+        """End what is due on a line where nobody answers, and say whether a fresh one is better."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time() - ASK_S
+        self._forget(line)
+        if await self.answers():
+            line.broken = NovaMeshError(Code.UNAVAILABLE, "the line fell silent; another is open")
+        else:
+            self.silent = True
+            line.broken = FellSilentError(loop.time() - began_s)
+        await line.channel.close()
+
+    def _forget(self, line: _Line) -> None:
+        line.stale = True
+        if self._line is line:
+            self._line = None
 
     def _refused(self, line: _Line, error: grpc.aio.AioRpcError) -> NovaMeshError:
         """Our error. What cannot be reached may have restarted with another certificate."""
-        refusal = transport.error_from_rpc(error)
-        if refusal.code in {Code.UNAVAILABLE, Code.EXPIRED}:
-            line.stale = True
-            if self._line is line:
-                self._line = None
+        refusal = line.broken_off() if line.broken else transport.error_from_rpc(error)
+        if refusal.code in _NOBODY:
+            self._forget(line)
         return refusal
 
     async def _release(self, line: _Line) -> None:

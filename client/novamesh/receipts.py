@@ -1,8 +1,8 @@
 """The receipts a client keeps: one file an answer, mode 0600, that verifies without anybody's help.
 
-Rules: a file is found by its job's id, of several parts by the last one's; what it proves is
-decided by `novamesh_proto.receipt` alone. Receipts are the client's own and are never removed by
-program.
+Rules: a file is named after its job, of several parts after the last one, and found by the id of
+any of them, which are read from the file: no index can be lost. What it proves is decided by
+`novamesh_proto.receipt` alone. Receipts are the client's own and are never removed by program.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 
 from novamesh.private_file import write_private
 from novamesh_proto import wire
+from novamesh_proto.envelope import message_id
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import PARTS_MAX, RECEIPT_BYTES_MAX
 from novamesh_proto.messages import JobAssignment, JobId, NodeId
@@ -28,6 +29,7 @@ from novamesh_proto.receipt import (
 SUFFIX: Final = ".receipt"
 FILE_BYTES_MAX: Final = RECEIPT_BYTES_MAX * PARTS_MAX
 _HEAD_BYTES: Final = 64
+_ID_CHARS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Receipts:
         return tuple(sorted(kept, key=lambda one: (-one.kept_at_ms, one.job)))
 
     def find(self, text: str) -> Path:
-        """The receipt that a path, or the beginning of a job's id, means.
+        """The receipt that a path, or the beginning of the id of one of its jobs, means.
 
         Raises:
             NovaMeshError: NOT_FOUND if there is none, CONFLICT if the beginning fits several.
@@ -75,9 +77,9 @@ class Receipts:
         path = Path(text)
         if path.exists():
             return path
-        found = [one for one in self.list() if text and one.job.startswith(text.lower())]
+        found = self._with(text.lower()) if text else ()
         if len(found) == 1:
-            return found[0].path
+            return found[0]
         if found:
             raise NovaMeshError(
                 Code.CONFLICT, f"{len(found)} receipts begin with {text}", "write more of the id"
@@ -86,6 +88,16 @@ class Receipts:
             Code.NOT_FOUND, f"there is no receipt {text}", f"receipts are kept in {self._folder}"
         )
 
+    def _with(self, beginning: str) -> tuple[Path, ...]:
+        """The receipts one of whose jobs has an id that begins so."""
+        files = sorted(self._folder.glob(f"*{SUFFIX}"))
+        found = [path for path in files if path.stem.startswith(beginning)]
+        if len(beginning) == _ID_CHARS and found:
+            return tuple(found)
+        several = [path for path in files if path not in found and _parts(path) > 1]
+        found += [path for path in several if any(job.startswith(beginning) for job in _jobs(path))]
+        return tuple(found)
+
 
 def _parts(path: Path) -> int:
     try:
@@ -93,6 +105,16 @@ def _parts(path: Path) -> int:
             return count_sections(file.read(_HEAD_BYTES))
     except OSError:
         return 0
+
+
+def _jobs(path: Path) -> tuple[str, ...]:
+    """The jobs of a receipt, by its own word; none if it cannot be read."""
+    try:
+        last = decode_receipt(read_receipt(path))
+    except NovaMeshError:
+        return ()
+    terms = (part.terms for part in (*last.earlier, last))
+    return tuple(message_id(sealed).hex() for sealed in terms if sealed is not None)
 
 
 def _is_donated(path: Path) -> bool:

@@ -1,50 +1,41 @@
-"""Carry one answer through a pool: match, seal, submit, follow, go on elsewhere, keep the proof.
+"""Carry one answer through a pool: job after job until it is whole, then keep the proof.
 
-The order of things is the safety of things: keys are on disk before a job is handed in; the same
-terms are handed in again however often the answer to that gets lost; an answer is followed from
-where it broke off; a job that nobody waits for any more is cancelled. An answer whose node is lost
-goes on with another job, within the one deadline; when and how is `failover`'s to say. What events
-mean is decided by `reader`; this module moves them. A session runs in one task and is used once.
+A job that nobody waits for any more is cancelled. An answer whose node is lost goes on with another
+job, within the one deadline; when and how is `failover`'s to say, and how a job runs is in `part`.
+Before it goes on, what it has is on disk: whoever lost its client too is taken up from there. A
+session runs in one task and is used once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from novamesh import retries
-from novamesh.candidates import verify_candidates
 from novamesh.completion import Completion, Piece, parts_of
 from novamesh.conclusion import Conclusion
 from novamesh.desk import Desk
-from novamesh.failover import Course, continue_from
-from novamesh.following import Emit, Following
+from novamesh.failover import Course
+from novamesh.following import Emit
 from novamesh.job_records import JobRecord
-from novamesh.job_transport import JobPool, JobTransport, Wanted
-from novamesh.model_choice import choose_model
-from novamesh.order import Draft, Order, draft, max_tokens, prompt_bytes
-from novamesh.reader import AnswerReader
+from novamesh.job_transport import JobPool
+from novamesh.order import Options, Order, Prompt, digest_prompt
+from novamesh.part import GRACE_S, Part
 from novamesh.retries import ask, pause
-from novamesh.two_ways import TwoWays
 from novamesh_proto.attestation import BURST_RULE, witnessed_speed
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import CONTROL_LIFE_MS
-from novamesh_proto.messages import Candidate, ClientReceipt, FinishReason, JobId, NodeId, PoolModel
+from novamesh_proto.messages import ClientReceipt, FinishReason, JobId, PoolModel
 from novamesh_proto.receipt import encode_receipt, verify_receipt
 
-GRACE_S: Final = 2.0  # the pool's own word about a deadline comes this much later at most
-UNREACHED_S: Final = 5.0  # a node is given up that neither way leads to, where others can be asked
 STOP_S: Final = 2.0  # a cancel order may take this long
+GOING_ON_S: Final = 0.5  # and this long where the answer goes on meanwhile
 # What cannot be reached now: the job may go on, and `Client.resume` takes it up.
 _RESUMABLE: Final = frozenset({Code.UNAVAILABLE, Code.BUSY, Code.STORAGE})
-# Nobody else offers the model, or none of them ever takes such a job.
-_NOBODY_ELSE: Final = frozenset({Code.MODEL_NOT_FOUND, Code.NO_CAPACITY})
-_NOT_TAKEN: Final = frozenset({Code.BUSY, Code.POLICY})
+_AWAY: Final = frozenset({Code.UNAVAILABLE, Code.EXPIRED})
 _ENDS: Final = frozenset({FinishReason.STOP, FinishReason.LENGTH})
 
 _log: Final = logging.getLogger(__name__)
@@ -56,12 +47,10 @@ class JobSession:
     def __init__(self, desk: Desk, emit: Emit) -> None:
         self._desk = desk
         self._emit = emit
-        self._reader: AnswerReader | None = None
-        self._record: JobRecord | None = None
         self._pool: JobPool = desk.pool  # who chooses nodes; for each part anew
-        self._way: JobTransport = desk.pool  # on which the job at hand comes
-        self._running: JobId | None = None  # handed in, and not known to have ended
-        self._handed_in_s: float | None = None
+        self._part: Part | None = None  # the newest
+        self._waiting: JobId | None = None  # whose record holds an answer that is to go on
+        self._resumed = False
         self._first: tuple[float, int] | None = None  # of several parts: handed in, ttft in µs
         self._finished = False  # the caller was told why the answer ended
         self.survived: list[NovaMeshError] = []  # failures after which the answer went on
@@ -74,9 +63,18 @@ class JobSession:
         """
         return await self._guard(order.deadline_s, lambda: self._answer(order))
 
-    async def resume(self, record: JobRecord, deadline_s: float) -> Completion:
-        """Deliver the answer of a job that was submitted before, from its first piece."""
-        return await self._guard(deadline_s, lambda: self._take_up(record))
+    async def resume(
+        self, record: JobRecord, deadline_s: float, prompt: Prompt | None = None
+    ) -> Completion:
+        """Deliver an answer that was begun before, from its first piece.
+
+        Without its `prompt` it goes on at no other node.
+
+        Raises:
+            NovaMeshError: as `run`; BAD_REQUEST if it was asked something else.
+        """
+        order = None if prompt is None else _order_again(record, deadline_s, prompt)
+        return await self._guard(deadline_s, lambda: self._take_up(record, deadline_s, order))
 
     async def _guard(
         self, deadline_s: float, work: Callable[[], Awaitable[Completion]]
@@ -93,8 +91,8 @@ class JobSession:
                 "allow more time:  --deadline-s",
             ) from None
         except NovaMeshError as error:
-            if error.code not in _RESUMABLE:
-                await self._stop()
+            if error.code not in _RESUMABLE and self._part is not None:
+                await self._part.stop(STOP_S)
             raise
         except asyncio.CancelledError:
             await self._stop()
@@ -102,33 +100,43 @@ class JobSession:
 
     async def _answer(self, order: Order) -> Completion:
         """One part where all goes well; when a node is lost another one, as `failover` says."""
-        clock, settings = self._desk.clock, self._desk.settings
-        ends_s, course = clock.monotonic() + order.deadline_s, Course()
-        if order.mesh:
+        ends_s = self._desk.clock.monotonic() + order.deadline_s
+        if order.mesh or await self._desk.coordinator_is_away():
             self._pool = await self._desk.without_coordinator()
+        model = await self._find_model(order)
         try:
-            models = await ask(
-                self._pool.list_models, settings.retries, order.deadline_s, self._may_try_again
+            return await self._begin(order, model)
+        except NovaMeshError as error:
+            return await self._go_on(error, Course(), ends_s, order, model)
+
+    async def _take_up(
+        self, record: JobRecord, deadline_s: float, order: Order | None
+    ) -> Completion:
+        """What was received before, then what the job brings, or another one."""
+        self._resumed, course = True, Course(parts=len(record.earlier))
+        ends_s = self._desk.clock.monotonic() + deadline_s
+        for piece in record.received:
+            await self._deliver(piece)
+        try:
+            if record.over:
+                self._waiting = record.job
+                raise NovaMeshError(Code.NODE_LOST, "the answer broke off")
+            part = self._new_part()
+            return self._complete(part, await part.follow(record))
+        except NovaMeshError as error:
+            return await self._go_on(error, course, ends_s, order, before=record)
+
+    async def _find_model(self, order: Order) -> PoolModel:
+        settings = self._desk.settings
+        try:
+            return await ask(
+                partial(self._pool.find_model, order.model),
+                *(settings.retries, order.deadline_s, self._may_try_again),
             )
         except NovaMeshError as error:
             if not await self._leave_coordinator(error):
                 raise
-            models = await self._pool.list_models()
-        model = choose_model(order.model, models)
-        try:
-            return await self._begin(order, model)
-        except NovaMeshError as error:
-            failure = error
-        before: JobRecord | None = None
-        while True:
-            left_s = ends_s - clock.monotonic()
-            course, before = await self._go_on(failure, course, before, left_s)
-            await self._leave_coordinator(failure)
-            part = replace(order, deadline_s=ends_s - clock.monotonic())
-            try:
-                return await self._part(part, model, before, course.lost)
-            except NovaMeshError as error:
-                failure = error
+            return await self._pool.find_model(order.model)
 
     async def _begin(self, order: Order, model: PoolModel) -> Completion:
         """The first part, from nodes themselves where the coordinator went before it had a job."""
@@ -136,35 +144,57 @@ class JobSession:
         while True:
             try:
                 return await ask(
-                    lambda: self._part(order, model), tries, deadline_s, self._may_run_again
-                )
+                    lambda: self._run_part(order, model, None, Course()),
+                    tries, deadline_s, self._may_run_again,
+                )  # fmt: skip
             except NovaMeshError as error:
-                if self._reader is not None or not await self._leave_coordinator(error):
+                followed = self._part is not None and self._part.reader is not None
+                if followed or not await self._leave_coordinator(error):
                     raise
 
-    async def _leave_coordinator(self, error: NovaMeshError) -> bool:
-        """Ask nodes themselves from now on, where it is away and nobody has taken the job."""
-        if not self._may_leave(error):
-            return False
-        self._pool = await self._desk.without_coordinator()
-        return True
+    async def _run_part(
+        self, order: Order, model: PoolModel, before: JobRecord | None, course: Course
+    ) -> Completion:
+        part = self._new_part()
+        conclusion = await part.run(order, model, before, course.lost)
+        return self._complete(part, conclusion)
 
-    def _may_leave(self, error: NovaMeshError) -> bool:
-        away = error.code is Code.UNAVAILABLE and self._running is None
-        return away and self._desk.alone and self._pool is self._desk.pool
+    def _new_part(self) -> Part:
+        self._part = Part(self._desk, self._pool, self._deliver, self._may_try_again, self._alone)
+        return self._part
 
-    def _may_try_again(self, error: NovaMeshError) -> bool | float:
-        """Whether the same is asked again: not of a coordinator that is done without."""
-        return not self._may_leave(error) and self._pool.may_try_again(error)
+    @property
+    def _running(self) -> JobId | None:
+        """A job that was handed in, and is not known to have ended."""
+        return None if self._part is None else self._part.running
 
     @property
     def _alone(self) -> bool:
         """Whether the answer can go on without the coordinator."""
         return self._desk.alone or self._pool is not self._desk.pool
 
+    async def _leave_coordinator(self, error: NovaMeshError) -> bool:
+        """Ask nodes themselves from now on, where it is away and nobody has taken the job."""
+        if not self._may_leave(error):
+            return False
+        if self._desk.absence is not None:
+            self._desk.absence.begin()
+        self._pool = await self._desk.without_coordinator()
+        return True
+
+    def _may_leave(self, error: NovaMeshError) -> bool:
+        desk = self._desk
+        silent = error.code is Code.NODE_LOST and desk.pool.silent
+        away = (error.code in _AWAY or silent) and self._running is None
+        return away and desk.alone and self._pool is desk.pool
+
+    def _may_try_again(self, error: NovaMeshError) -> bool | float:
+        """Whether the same is asked again: not of a coordinator that is done without."""
+        return not self._may_leave(error) and self._pool.may_try_again(error)
+
     def _may_run_again(self, error: NovaMeshError) -> bool | float:
         """A new answer is safe once the old job has ended without delivering anything."""
-        reader = self._reader
+        reader = self._part.reader if self._part is not None else None
         if reader is None and self._running is None and self._pool.may_ask_another(error):
             return True
         if reader is None or reader.delivered or not reader.ended:
@@ -172,169 +202,101 @@ class JobSession:
         return pause(error)
 
     async def _go_on(
-        self, failure: NovaMeshError, course: Course, before: JobRecord | None, left_s: float
-    ) -> tuple[Course, JobRecord]:
-        """Where the answer is after a part that failed, once it is time for the next one.
+        self,
+        failure: NovaMeshError,
+        course: Course,
+        ends_s: float,
+        order: Order | None,
+        model: PoolModel | None = None,
+        before: JobRecord | None = None,
+    ) -> Completion:
+        """Part after part after one that failed, each once it is time for it.
+
+        `order` is None where the prompt is not known, `before` what the answer had before.
 
         Raises:
-            NovaMeshError: the failure, where the answer ends with it.
+            NovaMeshError: the failure with which the answer ends.
         """
-        reader = self._reader
-        # Where nodes can be asked themselves, one that nobody reaches any more is given up too.
-        lost = failure.code is Code.NODE_LOST or (self._alone and failure.code is Code.UNAVAILABLE)
-        if reader is not None and not (reader.ended or lost):
-            raise failure  # the job may go on without us
-        pieces = reader.pieces if reader is not None else ()
-        tokens = sum(len(piece.token_ids) for piece in pieces)
-        node = reader.node if reader is not None else None
-        course = course.after(failure, node, tokens)
-        pause_s = course.pause_s(failure, left_s)
-        if pause_s is None:
+        clock = self._desk.clock
+        while True:
+            reader = self._part.reader if self._part is not None else None
+            told = reader is not None and reader.ended  # by a coordinator, which is there
+            course, before = self._look_back(failure, course, before)
+            pause_s = course.pause_s(failure, ends_s - clock.monotonic())
+            if pause_s is None or order is None:
+                await self._set_aside(before)
+                raise _with_hint(failure, before.job, ", with its prompt", " 'PROMPT'")
+            self.survived.append(failure)
+            _log.info("%s; the answer goes on in %.2f s", failure, pause_s)
+            await self._set_aside(before)
+            await retries.sleep(pause_s)
+            if not told:
+                await self._leave_coordinator(failure)
+            try:
+                model = model or await self._find_model(order)
+                part = replace(order, deadline_s=ends_s - clock.monotonic())
+                return await self._run_part(part, model, before, course)
+            except NovaMeshError as error:
+                failure = error
+
+    def _look_back(
+        self, failure: NovaMeshError, course: Course, before: JobRecord | None
+    ) -> tuple[Course, JobRecord]:
+        """Where an answer is after a part that failed, and all that it has.
+
+        Raises:
+            NovaMeshError: the failure, where no other part could do better, or where the job may go
+                on without us.
+        """
+        part, records = self._part, self._desk.records
+        reader = part.reader if part is not None else None
+        if part is None or reader is None:
+            course = course.after(failure, None, 0)
+        else:
+            # Where nodes can be asked themselves, one that nobody reaches is given up too.
+            unreached = self._alone and failure.code is Code.UNAVAILABLE
+            if not (reader.ended or unreached or failure.code is Code.NODE_LOST):
+                if failure.code not in _RESUMABLE:
+                    records.remove(part.record.job)
+                    raise failure
+                raise _with_hint(failure, part.record.job)
+            tokens = sum(len(piece.token_ids) for piece in reader.pieces)
+            course = course.after(failure, reader.node, tokens)
+        if not course.may_go_on(failure):
+            if part is not None and reader is not None:
+                if not reader.ended and failure.code in _RESUMABLE:
+                    raise _with_hint(failure, part.record.job)
+                records.remove(part.record.job)
+            self._forget()
             raise failure
-        if reader is not None and tokens:
-            record = self._require_record()
-            if self._first is None and self._handed_in_s is not None:
-                self._first = (self._handed_in_s, reader.ttft_us)
-            earlier, received = (*record.earlier, reader.section()), (*record.received, *pieces)
-            before = replace(record, earlier=earlier, received=received)
+        if part is not None and reader is not None and reader.delivered:
+            before = part.record
+            if self._first is None and part.handed_in_s is not None:
+                self._first = (part.handed_in_s, reader.ttft_us)
+            earlier = (*before.earlier, reader.section())
+            before = replace(before, earlier=earlier, received=(*before.received, *reader.pieces))
         assert before is not None, "an answer goes on only after something was delivered"
-        self.survived.append(failure)
-        await self._stop()  # an answer that began again, or a job whose receipt got lost
-        _log.info("%s; the answer goes on in %.2f s", failure, pause_s)
-        await retries.sleep(pause_s)
-        return course, before
+        return course, replace(before, over=True)
 
-    async def _part(
-        self,
-        order: Order,
-        model: PoolModel,
-        before: JobRecord | None = None,
-        lost: tuple[NodeId, ...] = (),
-    ) -> Completion:
-        """One job: the whole answer, or what is left of it after the parts that `before` holds."""
-        pool, settings = self._pool, self._desk.settings
-        self._reader = self._running = None
-        self._way = pool
-        after = continue_from(before) if before is not None else None
-        tokens = max_tokens(order, model, settings.max_tokens)
-        wanted = Wanted(
-            model.model_profile,
-            prompt_bytes(order.prompt),
-            tokens if after is None else after.sampling.max_tokens,
-            lost,
-        )
-        await pool.aim(wanted)
-        life_ms = min(CONTROL_LIFE_MS, round((order.deadline_s + GRACE_S) * 1000))
-        header = pool.header(life_ms=life_ms)
-        made = draft(order, model, header, pool.key, settings.max_tokens, after)
-        self._record = JobRecord(
-            model=model.name,
-            terms=made.terms,
-            response_key=made.body.response_key,
-            client_seed=made.body.client_seed,
-            candidates=(),
-            submitted_at_ms=self._desk.clock.now_ms(),
-            earlier=before.earlier if before is not None else (),
-            received=before.received if before is not None else (),
-        )
-        # The same terms are handed in again: a job that did arrive is not asked for twice.
-        record = await ask(
-            lambda: self._hand_in(made, model, wanted),
-            settings.retries,
-            order.deadline_s,
-            self._may_try_again,
-        )
-        return await self._follow(record)
-
-    def _choose_way(self, record: JobRecord) -> JobTransport:
-        """Who carries a job that was handed in."""
-        pool, lines = self._desk.pool, self._desk.lines
-        if self._pool is not pool or lines is None:
-            return self._pool
-        return TwoWays(pool, lines, record, pool.rtt_s)
-
-    async def _hand_in(self, made: Draft, model: PoolModel, wanted: Wanted) -> JobRecord:
-        """Match, wrap, write the keys down, submit. What was matched before stays on record."""
-        desk, first = self._desk, self._running is None
+    async def _set_aside(self, before: JobRecord) -> None:
+        """What the answer has is on disk until it goes on, and its last part is over."""
         try:
-            chosen = verify_candidates(
-                await self._match(wanted), model, self._pool.network, desk.clock.now_ms()
-            )
-        except NovaMeshError:
-            # The job whose receipt by the pool got lost may hold the very slot that is missing.
-            if first or not await self._is_known(made.job):
-                raise
-            return self._require_record()
-        before = self._require_record()
-        record = self._record = replace(
-            before,
-            candidates=(*before.candidates, *(one for one, _ in chosen)),
-            submitted_at_ms=desk.clock.now_ms(),
-        )
-        desk.records.save(record)
-        self._running, self._handed_in_s = made.job, desk.clock.monotonic()
-        job = made.wrap([one for one, _ in chosen])
-        try:
-            await self._way.submit(job, [reservation for _, reservation in chosen])
-        except NovaMeshError as error:
-            if error.code is Code.CONFLICT and (parent := made.terms.message.parent_job):
-                await self._way.cancel(JobId(parent))  # nobody could be told when it was lost
-            if error.code in _NOT_TAKEN and first:  # nothing to resume or to stop
-                self._running = None
-                desk.records.remove(made.job)
-            raise
-        return record
+            self._desk.records.save(before)
+        except NovaMeshError as error:  # a full disk ends no answer that can go on
+            _log.info("%s; another process could not go on", error)
+        if self._part is not None:  # it began again, or the pool's receipt got lost
+            await self._part.stop(GOING_ON_S, forget=False)
+        self._part, self._waiting = None, before.job
 
-    async def _is_known(self, job: JobId) -> bool:
-        with contextlib.suppress(NovaMeshError):
-            await self._way.get_job(job)
-            return True
-        return False
+    def _forget(self) -> None:
+        if self._waiting is not None:
+            self._desk.records.remove(self._waiting)
 
-    def _require_record(self) -> JobRecord:
-        assert self._record is not None, "a job is drafted before it is handed in"
-        return self._record
-
-    async def _match(self, wanted: Wanted) -> tuple[Candidate, ...]:
-        """Candidates; nodes that lost the answer before only if nobody else offers the model."""
-        try:
-            return await self._pool.match(wanted)
-        except NovaMeshError as error:
-            if error.code not in _NOBODY_ELSE or not wanted.excluded:
-                raise
-        return await self._pool.match(replace(wanted, excluded=()))
-
-    async def _take_up(self, record: JobRecord) -> Completion:
-        """What was received before, then what the job brings."""
-        self._record = record
-        for piece in record.received:
-            await self._deliver(piece)
-        return await self._follow(record)
-
-    async def _follow(self, record: JobRecord) -> Completion:
-        """Read a submitted job to its end and keep its receipt."""
-        desk, pool, started_s = self._desk, self._pool, self._request_s(record)
-        reader = AnswerReader(record, pool.key, pool.coordinator, started_s, os.urandom)
-        self._reader, self._running = reader, record.job
-        self._way = self._choose_way(record)
-        following = Following(
-            record.job, self._way, reader, self._deliver, desk.clock, desk.settings,
-            UNREACHED_S if self._alone else None,
-        )  # fmt: skip
-        try:
-            await following.to_its_end()
-            conclusion = reader.conclude()
-        except NovaMeshError as failure:
-            if reader.ended or failure.code not in _RESUMABLE:
-                desk.records.remove(record.job)
-                raise
-            # The job may go on without us, and its record stays.
-            hint = f"within ten minutes:  novamesh jobs resume {record.job.hex()[:12]}"
-            raise NovaMeshError(failure.code, failure.message, hint) from failure
-        finally:
-            if reader.ended:
-                self._running = None
-        return self._complete(record, conclusion)
+    async def _stop(self) -> None:
+        """Nobody waits for the answer any more: cancel its job, and forget it."""
+        self._forget()
+        if self._part is not None:
+            await self._part.stop(STOP_S)
 
     async def _deliver(self, piece: Piece) -> None:
         """Pass a piece on; that a part ended is told once, and only where the answer did."""
@@ -344,24 +306,8 @@ class JobSession:
             self._finished |= ends
             await self._emit(replace(piece, finish=finish))
 
-    def _request_s(self, record: JobRecord) -> float:
-        """Monotonic time of the request; of another process's request the wall clock knows."""
-        if self._handed_in_s is not None:
-            return self._handed_in_s
-        clock = self._desk.clock
-        return clock.monotonic() - max(0, clock.now_ms() - record.submitted_at_ms) / 1000
-
-    async def _stop(self) -> None:
-        """Cancel what was handed in and has not ended, if the pool can be told in time."""
-        job, self._running = self._running, None
-        if job is None:
-            return
-        with contextlib.suppress(NovaMeshError, TimeoutError):
-            async with asyncio.timeout(STOP_S):
-                await self._way.cancel(job)
-        self._desk.records.remove(job)
-
-    def _complete(self, record: JobRecord, conclusion: Conclusion) -> Completion:
+    def _complete(self, part: Part, conclusion: Conclusion) -> Completion:
+        record = part.record
         receipt, claim = conclusion.receipt, conclusion.attestation.message
         proof = verify_receipt(encode_receipt(receipt)) if record.earlier else conclusion.proof
         found = [*(one for part in proof.earlier for one in part.findings), *conclusion.findings]
@@ -369,8 +315,8 @@ class JobSession:
         self._desk.records.remove(record.job)
         seen, pieces = conclusion.client_receipt.message, (*record.received, *conclusion.pieces)
         # What another process asked for came when we read it: that tells nothing of its speed.
-        resumed = self._handed_in_s is None
-        ttft_s, total_s = self._times_s(seen)
+        resumed = self._resumed
+        ttft_s, total_s = self._times_s(part, seen)
         return Completion(
             job=record.job,
             model=record.model,
@@ -391,9 +337,28 @@ class JobSession:
             parts=parts_of(proof),
         )
 
-    def _times_s(self, seen: ClientReceipt) -> tuple[float, float]:
+    def _times_s(self, part: Part, seen: ClientReceipt) -> tuple[float, float]:
         """From the first request to the first token and to the last one, whoever sent it."""
-        if self._first is None or self._handed_in_s is None:
+        if self._first is None or part.handed_in_s is None:
             return seen.ttft_us / 1e6, seen.total_us / 1e6
         first_s, ttft_us = self._first
-        return ttft_us / 1e6, self._handed_in_s - first_s + seen.total_us / 1e6
+        return ttft_us / 1e6, part.handed_in_s - first_s + seen.total_us / 1e6
+
+
+def _order_again(record: JobRecord, deadline_s: float, prompt: Prompt) -> Order:
+    """What was asked, by its record and its prompt. Raises BAD_REQUEST if that is another one."""
+    known = record.prompt_digest
+    if known and known != digest_prompt(prompt, record.client_seed):
+        raise NovaMeshError(
+            Code.BAD_REQUEST,
+            f"job {record.job.hex()[:12]} was asked something else",
+            "give the very prompt that it was asked, and the same system message",
+        )
+    model = record.terms.message.model_profile.hex()
+    return Order(model, prompt, Options(stop=record.stop), deadline_s)
+
+
+def _with_hint(failure: NovaMeshError, job: JobId, how: str = "", more: str = "") -> NovaMeshError:
+    """The same, with what brings the rest of the answer."""
+    hint = f"within ten minutes{how}:  novamesh jobs resume {job.hex()[:12]}{more}"
+    return NovaMeshError(failure.code, failure.message, hint, failure.retry_after_ms)

@@ -20,20 +20,13 @@ from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import EXCLUDED_MAX, PARTS_MAX
 from novamesh_proto.messages import FinishReason, JobId, JobState, NodeId, PositionLogprobs
 from support.answers import send_answer
-from support.fake_answer import Death, Script
+from support.fake_answer import SEAMS, STOP, Death, Script
 from support.fake_pool import FakePool
 from support.parties import party
 
 LOST = NovaMeshError(Code.NODE_LOST, "the node gave no sign of work for 15 s")
 NODE, OTHER = party("a").node_id, party("b").node_id
 BEGUN = Course().after(LOST, NODE, 7)
-
-# Half characters, a token without a whole one, a stop string in two tokens, and one that is none.
-BYTES: tuple[str | bytes, ...] = (
-    b"\xe2", b"\x82", b"\xac", b" caf\xc3", b"\xa9 EN", b"Dive ", b"\xf0\x9f", b"\xa6\x8a!", b"E",
-    b"ND", b"ING? no, E", b"ND of it EN", b"D.", b" never said",
-)  # fmt: skip
-STOP = "END."
 
 
 @pytest.fixture(autouse=True)
@@ -220,11 +213,11 @@ async def test_too_many_parts_end_the_answer(tmp_path: Path) -> None:
         assert len(pool.jobs) == PARTS_MAX
 
 
-@pytest.mark.parametrize("cut", range(1, len(BYTES)))
+@pytest.mark.parametrize("cut", range(1, len(SEAMS)))
 async def test_no_seam_can_be_seen_wherever_it_is(tmp_path: Path, cut: int) -> None:
     """Characters in halves and stop strings in pieces come exactly once, log probabilities too."""
     whole = "€ café ENDive 🦊!ENDING? no, END of it "
-    with FakePool(Script(answer=BYTES, deaths=[Death(cut)])) as pool:
+    with FakePool(Script(answer=SEAMS, deaths=[Death(cut)])) as pool:
         pieces, done = await _ask(tmp_path, pool, stop=[STOP], logprobs=1)
     assert "".join(map(str, pieces)) == done.text == whole
     assert done.token_ids == tuple(range(13))
@@ -243,7 +236,7 @@ async def test_a_later_part_is_resumed_after_a_crash(
     kept: list[JobRecord] = []
     save = JobRecords.save
     monkeypatch.setattr(JobRecords, "save", lambda *a: (kept.append(a[1]), save(*a))[1])
-    with FakePool(Script(answer=BYTES, deaths=[Death(4, "handed back")])) as pool:
+    with FakePool(Script(answer=SEAMS, deaths=[Death(4, "handed back")])) as pool:
         _, done = await _ask(tmp_path, pool, stop=[STOP])
         JobRecords(find_places(tmp_path).jobs).save(kept[-1])
         done.receipt_path.unlink()

@@ -11,7 +11,7 @@ from novamesh.receipts import FILE_BYTES_MAX, Receipts, read_receipt, verify_fil
 from novamesh_proto import envelope
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId, JobPath
-from novamesh_proto.receipt import Receipt
+from novamesh_proto.receipt import Receipt, encode_receipt, verify_receipt
 from support.answer_vectors import two
 from support.donated_work import donated
 from support.parties import CLIENT, COORDINATOR, party
@@ -49,6 +49,22 @@ def test_receipt_of_several_parts_says_so_in_the_list(tmp_path: Path) -> None:
         path: 2, tmp_path / "0.receipt": 0,
     }  # fmt: skip
     assert len(verify_file(path).parts) == 2
+
+
+def test_receipt_of_several_parts_is_found_by_any_of_them(tmp_path: Path) -> None:
+    receipts, answer = Receipts(tmp_path), two()
+    jobs = [verified.job for verified in verify_receipt(encode_receipt(answer)).parts]
+    path = receipts.save(jobs[-1], answer)
+    receipts.save(JOB, RECEIPT)
+    (tmp_path / f"{'0' * 64}.receipt").write_bytes(path.read_bytes()[:500])  # cut off
+    for job in jobs:
+        assert receipts.find(job.hex()) == receipts.find(job.hex()[:8].upper()) == path
+    copy = receipts.save(JobId(bytes([jobs[0][0]]) + bytes(31)), RECEIPT)
+    with pytest.raises(NovaMeshError) as caught:
+        receipts.find(jobs[0].hex()[:2])
+    assert caught.value.code is Code.CONFLICT
+    copy.unlink()
+    assert receipts.find(jobs[0].hex()[:2]) == path
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -45,6 +45,12 @@ T = TypeVar("T", bound=Signable)
 NETWORK = "fakenet"
 PICO = ProfileDigest(digest("nova-pico"))
 OTHER_PICO = ProfileDigest(digest("another nova-pico"))
+# Half characters, a token without a whole one, a stop string in two tokens, and one that is none.
+SEAMS: tuple[str | bytes, ...] = (
+    b"\xe2", b"\x82", b"\xac", b" caf\xc3", b"\xa9 EN", b"Dive ", b"\xf0\x9f", b"\xa6\x8a!", b"E",
+    b"ND", b"ING? no, E", b"ND of it EN", b"D.", b" never said",
+)  # fmt: skip
+STOP = "END."
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from cyclopts import App
+from typing import Annotated
 
+from cyclopts import App, Parameter
+
+from novamesh.asked import Asked
 from novamesh.cli.output import moment, say, write_fields, write_json, write_table
 from novamesh.cli.run import print_answer
 from novamesh.cli.scope import HERE, Json, Scope, find_job
 from novamesh.model_choice import SHOWN_CHARS
+from novamesh.receipts import Receipts
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id, short
 from novamesh_proto.messages import JobView, NodeId
@@ -57,12 +61,20 @@ async def show(job: str, /, *, json: Json = False, scope: Scope = HERE) -> None:
     job
         Its id, or the beginning of it.
     """
-    async with scope.client() as client:
-        view = await find_job(client, job)
+    receipts = Receipts(scope.places.receipts)
+    try:
+        async with scope.client() as client:
+            view = await find_job(client, job)
+    except NovaMeshError as error:
+        if error.code is not Code.NOT_FOUND or not _receipt(receipts, job):
+            raise
+        hint = f"you have its receipt:  novamesh receipt show {job}"
+        raise NovaMeshError(error.code, error.message, hint) from None
+    told = document(view) | {"receipt": _receipt(receipts, view.job.hex())}
     if json:
-        write_json(document(view))
+        write_json(told)
     else:
-        write_fields({name: value for name, value in document(view).items() if value != ""})
+        write_fields({name: value for name, value in told.items() if value != ""})
 
 
 @app.command
@@ -81,23 +93,45 @@ async def cancel(job: str, /, *, scope: Scope = HERE) -> None:
 
 
 @app.command
-async def resume(job: str = "", /, *, json: Json = False, scope: Scope = HERE) -> None:
+async def resume(
+    job: str = "",
+    prompt: str | None = None,
+    /,
+    *,
+    system: Annotated[str | None, Parameter(help="What the model was told to be.")] = None,
+    json: Json = False,
+    scope: Scope = HERE,
+) -> None:
     """Read the answer of a job whose client was cut off, from its beginning.
+
+    A prompt is kept nowhere. Given again, an answer whose node was lost goes on at another one.
 
     Parameters
     ----------
     job
-        Its id, or the beginning of it; the newest one left behind where it is absent.
+        Its id, that of any part of its answer, or the beginning of one; the newest one left behind
+        where it is absent.
+    prompt
+        What it was asked.
     """
     async with scope.client() as client:
-        left = [one for one in client.resumable() if one.hex().startswith(job.lower())]
+        left = client.resumable(job)
         if not left:
             raise NovaMeshError(
                 Code.NOT_FOUND,
                 f"this machine left no job {job}".rstrip() + " behind",
                 "answers stay readable for ten minutes:  novamesh jobs ls",
             )
-        await print_answer(client.resume(left[-1]), json)
+        asked: Asked = {"system": system} if system else {}
+        await print_answer(client.resume(left[-1], prompt, **asked), json)
+
+
+def _receipt(receipts: Receipts, job: str) -> str:
+    """The file of the receipt that a job belongs to; nothing where there is none."""
+    try:
+        return str(receipts.find(job))
+    except NovaMeshError:
+        return ""
 
 
 def document(view: JobView) -> dict[str, object]:

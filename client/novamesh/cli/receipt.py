@@ -78,7 +78,7 @@ def show(file: str, /, *, json: Json = False, scope: Scope = HERE) -> None:
     Parameters
     ----------
     file
-        A receipt file, or the beginning of a job's id.
+        A receipt file, or the beginning of the id of any job of its answer.
     """
     path = Receipts(scope.places.receipts).find(file)
     verified = verify_file(path)
@@ -106,7 +106,7 @@ def verify(
     Parameters
     ----------
     file
-        A receipt file, or the beginning of a job's id.
+        A receipt file, or the beginning of the id of any job of its answer.
     """
     path = Receipts(scope.places.receipts).find(file)
     verified = verify_file(path, _peer(coordinator), _peer(client))
