@@ -40,7 +40,7 @@ _PACKAGES: Final = (
 # Checks of the parts: module, what must be importable for it, which extra brings that.
 _PARTS: Final = (
     ("novamesh_engine.cli", "torch", "node"),
-    ("novamesh_node.cli", "psutil", "node"),
+    ("novamesh_node.cli", "pynvml", "node"),
     ("novamesh_coordinator.cli", "sqlalchemy", "coordinator"),
 )
 
