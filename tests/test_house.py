@@ -59,6 +59,7 @@ LAZY_IMPORTS = {
     "demo": "runs only when asked for",
     "doctor": "asks each installed part by import string",
     "mesh": "libp2p is an extra, and takes seconds to import",
+    "search": "the library of brokers is an extra",
 }
 
 

@@ -180,6 +180,13 @@ class ClientSettings:
     nodes: str = option(
         "", "nodes to ask without a coordinator: PEERID@HOST:PORT, commas between", greatest=8192
     )
+    mqtt: str = option(
+        "", "mqtts://USER@HOST:PORT of the broker to find nodes by; empty = none", greatest=512
+    )
+    mqtt_password_file: str = option("", "file with the broker's password", greatest=4096)
+    mqtt_ca: str = option(
+        "", "PEM file of authorities to trust instead of the system's", greatest=4096
+    )
 
 
 @dataclass(frozen=True, slots=True)

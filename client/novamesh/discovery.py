@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Final, Protocol
 
@@ -29,6 +30,9 @@ ASK_EVERY_S: Final = 20.0  # descriptors live for two minutes
 SAVE_EVERY_S: Final = 30.0
 SILENT_S_MAX: Final = 640.0
 PAUSES_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
+STEADY_S: Final = 30.0  # a way that was open for so long is tried again soon
+# Whoever passes these on has not looked whether the pool knows the node.
+STRANGERS: Final = frozenset({Source.LIBP2P, Source.MQTT})
 ASKED_AT_ONCE: Final = 8
 ASK_S: Final = 2.0
 
@@ -151,7 +155,7 @@ class Finder:
         hints: Hints | None = None,
     ) -> None:
         """`learn` is told of every node that was verified anew; `hints` looks for one model."""
-        self.table = NodeTable(network)
+        self.table = NodeTable(network, strangers=STRANGERS)
         self._clock = clock
         self._ways = tuple(ways)
         self._known = known
@@ -199,14 +203,18 @@ class Finder:
     async def _follow(self, way: Discovery) -> None:
         failures = 0
         while True:
+            opened_s = self._clock.monotonic()
             try:
                 async with contextlib.aclosing(way.descriptors()) as descriptors:
                     async for sealed in descriptors:
-                        failures = 0
                         await self._take(sealed, way.source)
             except NovaMeshError as error:
-                _log.debug("no nodes by way of %s: %s", way.source.value, error.message)
-            await asyncio.sleep(PAUSES_S[min(failures, len(PAUSES_S) - 1)])
+                if self._clock.monotonic() - opened_s >= STEADY_S:
+                    failures = 0
+                if not failures:  # told once, however often it is tried in vain
+                    _log.info("no nodes by way of %s: %s", way.source.value, error.message)
+            pause_s = PAUSES_S[min(failures, len(PAUSES_S) - 1)]
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             failures += 1
 
     async def _take(self, sealed: Envelope, source: Source) -> None:
@@ -218,7 +226,7 @@ class Finder:
             return  # counted by the table
         self.table.forget(now_ms)
         said = wire.decode(NodeDescriptor, sealed.payload)
-        if source is not Source.LIBP2P:  # strangers do not tell us whom to dial again and again
+        if source not in STRANGERS:  # they do not tell us whom to dial again and again
             self._known.learn(said.header.issuer, direct_endpoints(said))
             self._save_now_and_then()
         self._learn(said.header.issuer, said)

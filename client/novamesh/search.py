@@ -1,8 +1,8 @@
 """A client's search for nodes: every way that is open to it, from the first question on.
 
 Rules: it begins when somebody asks for it, soon after the client where the mesh is on, and ends
-with the client; a way that is closed on this machine (the mesh without its extra) is left out, and
-said only where no other is left.
+with the client; a way that is closed on this machine (mesh or broker without its extra) is left
+out, and is an error only where no other is left.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -22,7 +22,9 @@ from novamesh.mesh.mesh import Mesh
 from novamesh.mesh_settings import load_mesh_settings, mesh_config
 from novamesh.paths import tunnel_addresses
 from novamesh.pool import PoolConnection
+from novamesh_broker.entrance import open_entrance
 from novamesh_proto import wire
+from novamesh_proto.broker import read_broker
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey, format_node_id, parse_node_id
 from novamesh_proto.limits import DESCRIPTOR_BYTES_MAX
@@ -32,6 +34,7 @@ from novamesh_proto.node_table import open_descriptor
 HINTED_MAX: Final = 4  # nodes that are asked for one model
 WARM_UP_S: Final = 2.0  # a client that asks one short question is over by then
 STATIC_HINT: Final = "novamesh config set client.nodes PEERID@HOST:PORT"
+BROKER_HINT: Final = "novamesh config set client.mqtt mqtts://USER@HOST:PORT"
 
 _log: Final = logging.getLogger(__name__)
 
@@ -65,8 +68,8 @@ class Search:
         """The finder, at work from the first call on.
 
         Raises:
-            NovaMeshError: BAD_CONFIG for settings that make no sense; UNSUPPORTED where the mesh is
-                the only way and not installed.
+            NovaMeshError: BAD_CONFIG for settings that make no sense; UNSUPPORTED where every way
+                lacks what it needs, and the coordinator does not answer.
         """
         async with self._starting:
             if self._finder is None:
@@ -114,17 +117,58 @@ class Search:
             AskedNodes(pool.network, self._nobody, self._clock, known.addresses),
             PoolList(pool),
         ]
-        try:
-            ways.append(Gossiped((await self._enter_mesh()).descriptors))
-        except NovaMeshError as error:
-            if error.code is not Code.UNSUPPORTED or not (static or known.addresses()):
-                raise
-            _log.info("the mesh is left out: %s", error.message)
+        more, lacking = await self._more_ways()
+        if not (more or static or known.addresses()):
+            await self._require_coordinator(lacking)
+        for error in lacking:
+            _log.info("a way to find nodes is left out: %s", error.message)
+        ways += more
         finder = Finder(pool.network, self._clock, ways, known, self._learn, self._hints)
         self._task = asyncio.create_task(finder.run(), name="search")
         return finder
 
-    async def _enter_mesh(self) -> Mesh:
+    async def _more_ways(self) -> tuple[list[Discovery], list[NovaMeshError]]:
+        """Broker and mesh, as far as this machine has what they need; and what it lacks."""
+        open_to: list[Discovery] = []
+        lacking: list[NovaMeshError] = []
+        for enter in (self._enter_broker, self._enter_mesh):
+            try:
+                open_to += await enter()
+            except NovaMeshError as error:
+                if error.code is not Code.UNSUPPORTED:
+                    raise
+                lacking.append(error)
+        return open_to, lacking
+
+    async def _require_coordinator(self, lacking: Sequence[NovaMeshError]) -> None:
+        """Its list is the one way left."""
+        try:
+            await self._pool.list_descriptors()
+        except NovaMeshError as error:
+            reasons = [*(each.message for each in lacking), "no node and no broker is named"]
+            ways_out = [*(each.hint for each in lacking), STATIC_HINT, BROKER_HINT]
+            raise NovaMeshError(
+                Code.UNSUPPORTED,
+                f"nodes cannot be found: {'; '.join(reasons)}; the coordinator: {error.message}",
+                f"any of these is a way:  {'   or   '.join(ways_out)}",
+            ) from error
+
+    async def _enter_broker(self) -> list[Discovery]:
+        """Read what nodes leave at the broker, if one is named."""
+        chosen = self._config.client
+        broker = read_broker(chosen.mqtt, chosen.mqtt_password_file, chosen.mqtt_ca)
+        if broker is None:
+            return []
+        try:
+            from novamesh.retained import Retained
+        except ImportError as error:
+            raise NovaMeshError(
+                Code.UNSUPPORTED, f"{broker} cannot be read: {error.name} is missing",
+                "pip install 'novamesh[mqtt]'",
+            ) from error  # fmt: skip
+        return [Retained(open_entrance(broker), self._pool.network)]
+
+    async def _enter_mesh(self) -> list[Discovery]:
         """Listen to the mesh, and reach nodes through it."""
         pool, places = self._pool, self._config.places
         chosen = load_mesh_settings(places)
@@ -137,7 +181,7 @@ class Search:
             open_descriptor(sealed, network, clock.now_ms())
 
         self._mesh = await self._stack.enter_async_context(Mesh(config, check))
-        return self._mesh
+        return [Gossiped(self._mesh.descriptors)]
 
     async def _hints(self, profile: ProfileDigest) -> AsyncGenerator[Envelope]:
         """Descriptors of those that the mesh names for a model, from themselves."""

@@ -3,8 +3,8 @@
 Rules: a descriptor is verified on receipt and believed for nothing but what its node signed; the
 newest sequence wins; expired means absent, by the descriptor's own word and by the time since it
 came, so that no clock but ours keeps a silent node here. Where the table is full, what strangers
-pass on in the mesh makes room for what came by other ways, and gets none itself. Ranking is
-`matching`'s business. No clock and no files: `now_ms` is ours.
+pass on makes room for what came by other ways, and gets none itself. Ranking is `matching`'s
+business. No clock and no files: `now_ms` is ours.
 """
 
 from __future__ import annotations
@@ -88,9 +88,16 @@ def open_descriptor(sealed: Envelope, network: str, now_ms: int) -> Verified[Nod
 class NodeTable:
     """Owns the entries; `refused` counts, by code, what was not taken."""
 
-    def __init__(self, network: str, capacity: int = TABLE_NODES_MAX) -> None:
+    def __init__(
+        self,
+        network: str,
+        capacity: int = TABLE_NODES_MAX,
+        strangers: frozenset[Source] = frozenset({Source.LIBP2P}),
+    ) -> None:
+        """`strangers`: the ways by which anybody can tell of any number of nodes."""
         self._network = network
         self._capacity = capacity
+        self._strangers = strangers
         self._entries: dict[NodeId, Entry] = {}
         self.refused: Counter[Code] = Counter()
 
@@ -146,10 +153,10 @@ class NodeTable:
         self._entries = {entry.node: entry for entry in self.fresh(now_ms)}
         if len(self._entries) < self._capacity:
             return
-        if source is Source.LIBP2P:  # anybody can make as many of these as he likes
+        if source in self._strangers:
             raise NovaMeshError(Code.BUSY, f"{self._capacity} nodes are known already")
-        gossiped = [e for e in self._entries.values() if e.sources == {Source.LIBP2P}]
-        candidates = gossiped or self._entries.values()
+        passed_on = [e for e in self._entries.values() if e.sources <= self._strangers]
+        candidates = passed_on or self._entries.values()
         first = min(candidates, key=lambda entry: (entry.until_ms, entry.node))
         del self._entries[first.node]
 

@@ -111,6 +111,23 @@ async def test_a_way_that_closes_is_tried_again_and_stops_no_other(tmp_path: Pat
         assert closed.opened == 3
 
 
+async def test_a_way_that_breaks_at_once_is_tried_seldom_and_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However much it told before; one that was open for long is tried again soon."""
+    monkeypatch.setattr(discovery, "PAUSES_S", (0.0, 0.01, 30.0))
+    clock = ManualClock()
+    broken = Way(Source.MQTT, advert(ONE), None, advert(TWO), None, advert(ONE, sequence=2), None)
+    with caplog.at_level("INFO", discovery.__name__):
+        async with finding(tmp_path, broken, clock=clock) as (finder, _):
+            assert await found(finder, ONE, TWO)
+            await asyncio.sleep(0.2)
+            assert broken.opened == 3, "now it waits for half a minute"
+    assert [record.getMessage() for record in caplog.records] == [
+        "no nodes by way of mqtt: this way is closed"
+    ]
+
+
 async def test_who_is_silent_is_absent(tmp_path: Path) -> None:
     clock = ManualClock()
     async with finding(tmp_path, Way(Source.LIBP2P, advert(ONE)), clock=clock) as (finder, _):
@@ -120,12 +137,12 @@ async def test_who_is_silent_is_absent(tmp_path: Path) -> None:
 
 
 async def test_addresses_outlive_the_search(tmp_path: Path) -> None:
-    """Those of nodes that answered there, or that the pool lists: not what strangers pass on."""
+    """Those of nodes that answered there, or that the pool lists: not what strangers tell."""
     way = Way(Source.STATIC, advert(ONE, "198.51.100.1:7702", "/ip4/198.51.100.1/tcp/1"))
     gossip = Way(Source.LIBP2P, advert(TWO, "198.51.100.2:7702"))
-    async with finding(tmp_path, way, gossip) as (finder, _):
-        assert await found(finder, ONE)
-        assert await found(finder, TWO)
+    left = Way(Source.MQTT, advert(party("three"), "198.51.100.3:7702"))
+    async with finding(tmp_path, way, gossip, left) as (finder, _):
+        assert await found(finder, ONE, TWO, party("three"))
         assert KnownNodes(tmp_path / "nodes.json").addresses(), "a kill would not lose it"
     known = KnownNodes(tmp_path / "nodes.json")
     assert known.addresses() == ((ONE.node_id, ("198.51.100.1:7702",)),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +21,14 @@ from novamesh.search import Search, parse_nodes
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id
-from novamesh_proto.messages import NodeId
+from novamesh_proto.messages import Envelope, NodeId
+from novamesh_proto.names import TOPIC_DESCRIPTOR, node_topic
 from support.clock import START_MS, ManualClock
-from support.fake_answer import PICO
+from support.fake_answer import NETWORK, PICO
 from support.fake_pool import FakePool
 from support.found_nodes import advert
+from support.mosquitto import Mosquitto
+from support.mqtt import WALL, retain
 from support.parties import CLIENT, party
 
 ONE = party("one")
@@ -79,13 +83,13 @@ class NoMesh(FakeMesh):
 
 
 @contextlib.asynccontextmanager
-async def searching(folder: Path, nodes: str = "") -> AsyncIterator[Search]:
+async def searching(folder: Path, nodes: str = "", mqtt: str = "") -> AsyncIterator[Search]:
     clock = ManualClock()
     time = Clock(clock.now_ms, clock.monotonic)
     pool = FakePool()
     pool.address = "127.0.0.1:1"
     places = Places(folder, folder, folder, folder)
-    config = Config(places, pool.entry, ClientSettings(nodes=nodes))
+    config = Config(places, pool.entry, ClientSettings(nodes=nodes, mqtt=mqtt))
     connection = PoolConnection(pool.entry, CLIENT, time, 0.2)
     looking = Search(config, connection, time)
     try:
@@ -159,7 +163,8 @@ async def test_where_no_way_is_left_it_is_said_what_is_missing(
             with pytest.raises(NovaMeshError) as caught:
                 await looking.finder()
             assert caught.value.code is Code.UNSUPPORTED
-            assert "[p2p]" in caught.value.hint
+            for way_out in ("[p2p]", "client.nodes PEERID@HOST:PORT", "client.mqtt mqtts://"):
+                assert way_out in caught.value.hint
 
 
 async def test_who_waits_for_a_search_begun_in_advance_finds_it_at_work(
@@ -173,6 +178,62 @@ async def test_who_waits_for_a_search_begun_in_advance_finds_it_at_work(
         looking.warm_up()
         await looking.warmed_up()
         assert looking._mesh is not None
+
+
+async def test_a_broker_is_a_way_too_and_needs_no_mesh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "Mesh", NoMesh)
+    node = advert(ONE, now_ms=WALL())
+    with Mosquitto(tmp_path / "broker") as mosquitto:
+        broker = mosquitto.broker()
+        await retain(broker, {node_topic(NETWORK, PEER, TOPIC_DESCRIPTOR): wire.encode(node)})
+        async with searching(tmp_path, mqtt=str(broker)) as looking:
+            looking._clock = Clock.system()
+            finder = await looking.finder()
+            assert await finder.wait(lambda: bool(list(finder.table.fresh(WALL()))), 15)
+    assert KnownNodes(tmp_path / "nodes.json").addresses() == (), "strangers write there"
+
+
+async def test_without_its_library_a_broker_is_left_out_or_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "Mesh", NoMesh)
+    monkeypatch.setitem(sys.modules, "aiomqtt", None)
+    for held in ("novamesh.retained", "novamesh_broker.connection"):
+        monkeypatch.delitem(sys.modules, held, raising=False)
+    async with searching(tmp_path, mqtt="mqtts://broker.example") as looking:
+        with pytest.raises(NovaMeshError) as caught:
+            await looking.finder()
+    assert caught.value.code is Code.UNSUPPORTED
+    assert "aiomqtt is missing" in caught.value.message
+    assert "novamesh[mqtt]" in caught.value.hint
+    async with searching(tmp_path, f"{PEER}@127.0.0.1:1", "mqtts://broker.example") as looking:
+        assert await looking.finder()
+
+
+async def test_a_broker_that_makes_no_sense_is_an_error_whatever_else_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "Mesh", FakeMesh)
+    async with searching(tmp_path, mqtt="broker.example") as looking:
+        with pytest.raises(NovaMeshError) as caught:
+            await looking.finder()
+    assert caught.value.code is Code.BAD_CONFIG
+
+
+async def test_the_coordinators_list_is_a_way_as_long_as_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "Mesh", NoMesh)
+    async with searching(tmp_path) as looking:
+
+        async def list_descriptors() -> tuple[Envelope, ...]:
+            return (advert(ONE),)
+
+        monkeypatch.setattr(looking._pool, "list_descriptors", list_descriptors)
+        finder = await looking.finder()
+        assert await finder.wait(lambda: bool(list(finder.table.fresh(START_MS))), 10)
 
 
 async def test_a_search_that_never_began_ends_quietly(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def broker_of(
 def test_commands_of_the_deployment_are_ours() -> None:
     text = (DEPLOYED / "README.md").read_text()
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("novamesh ")]
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         app.parse_args(command[1:], exit_on_error=False, print_error=False)
 

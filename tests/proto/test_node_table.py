@@ -136,6 +136,19 @@ def test_what_strangers_pass_on_displaces_nobody() -> None:
     assert names == {party("a").node_id, party("d").node_id}, "gossip gives way"
 
 
+def test_who_is_a_stranger_is_for_the_owner_of_the_table_to_say() -> None:
+    table = NodeTable(NETWORK, capacity=2, strangers=frozenset({Source.LIBP2P, Source.MQTT}))
+    both_ways = advert("a")
+    table.take(both_ways, Source.LIBP2P, START_MS)
+    table.take(both_ways, Source.MQTT, START_MS)
+    table.take(advert("b"), Source.COORDINATOR, START_MS)
+    with refused(Code.BUSY, "2 nodes are known already"):
+        table.take(advert("c"), Source.MQTT, START_MS)
+    table.take(advert("d"), Source.STATIC, START_MS)
+    names = {entry.node for entry in table.fresh(START_MS)}
+    assert names == {party("b").node_id, party("d").node_id}
+
+
 def test_a_node_is_ranked_by_its_own_word_only(table: NodeTable) -> None:
     table.take(advert(free_slots=9), Source.STATIC, START_MS)
     (entry,) = table.fresh(START_MS)

@@ -42,6 +42,7 @@ _PARTS: Final = (
     ("novamesh_engine.cli", "torch", "node"),
     ("novamesh_node.cli", "pynvml", "node"),
     ("novamesh_coordinator.cli", "sqlalchemy", "coordinator"),
+    ("novamesh_broker.connection", "aiomqtt", "mqtt"),
 )
 
 
@@ -103,7 +104,7 @@ def _parts() -> Iterator[Check]:
             detail = "not installed; this machine can ask without it"
             yield Check(part, "ok", detail, f"pip install 'novamesh[{extra}]'")
             continue
-        for check in _ask(module, part):
+        for check in _ask(module, part, extra):
             if check.name not in told:
                 told.add(check.name)
                 yield check
@@ -125,7 +126,7 @@ def _mesh() -> Check:
     return Check("mesh", "ok", detail, hint)
 
 
-def _ask(module: str, part: str) -> list[Check]:
+def _ask(module: str, part: str, extra: str) -> list[Check]:
     try:
         ask: Callable[[], list[Any]] | None = getattr(
             importlib.import_module(module), "doctor_checks", None
@@ -134,7 +135,7 @@ def _ask(module: str, part: str) -> list[Check]:
         return [Check(c.name, str(c.status), c.detail, c.hint) for c in found]
     except Exception as error:  # a broken library of a part is exactly what doctor must report
         detail = f"{type(error).__name__}: {clean(str(error))}"
-        return [Check(part, "fail", detail, f"pip install --force-reinstall 'novamesh[{part}]'")]
+        return [Check(part, "fail", detail, f"pip install --force-reinstall 'novamesh[{extra}]'")]
 
 
 def _files(places: Places) -> Iterator[Check]:

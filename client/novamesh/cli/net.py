@@ -112,7 +112,7 @@ async def _node(config: Config) -> NodeSeen | None:
 
 
 async def _broker(config: Config) -> tuple[str, str]:
-    """The broker that a node here is set to, and why it cannot be reached; empty if it can."""
+    """The broker that is set here, and why it cannot be reached; empty if it can."""
     try:
         broker = _find_broker(config)
         if broker is None:
@@ -132,11 +132,14 @@ async def _broker(config: Config) -> tuple[str, str]:
 
 
 def _find_broker(config: Config) -> Broker | None:
-    """As the node reads it. Raises BAD_CONFIG."""
+    """As the node reads it, else as the client does. Raises BAD_CONFIG."""
     table = read_tables(config.places.config_file).get("node", {})
     keys = ("mqtt", "mqtt_password_file", "mqtt_ca")
     said = (os.environ.get(f"NOVAMESH_NODE_{key.upper()}") or table.get(key, "") for key in keys)
-    return read_broker(*map(str, said))
+    own = config.client
+    return read_broker(*map(str, said)) or read_broker(
+        own.mqtt, own.mqtt_password_file, own.mqtt_ca
+    )
 
 
 def _tls(broker: Broker) -> ssl.SSLContext:

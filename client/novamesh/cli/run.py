@@ -16,6 +16,7 @@ from novamesh.client import Run
 from novamesh.completion import Completion
 from novamesh.model_choice import SHOWN_CHARS
 from novamesh.private_file import write_private
+from novamesh_broker.flags import NOT_GIVEN, BrokerFlags
 from novamesh_proto.attestation import BURST_TOKENS_MIN, BURST_US_MIN
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id, short
@@ -52,6 +53,7 @@ async def run(
     mesh: Annotated[
         bool, Parameter(negative=(), help="Find a node without the coordinator, and ask it.")
     ] = False,
+    broker: BrokerFlags = NOT_GIVEN,
     json: Json = False,
     scope: Scope = HERE,
 ) -> None:
@@ -69,7 +71,7 @@ async def run(
     """
     asked = prompt if prompt is not None else _read_prompt()
     options: dict[str, Any] = dataclasses.asdict(choices or Choices())
-    async with scope.client() as client:
+    async with scope.client(**broker.flags()) as client:
         await print_answer(client.run(model, asked, mesh=mesh, **options), json, receipt)
 
 
