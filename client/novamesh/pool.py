@@ -337,14 +337,12 @@ class PoolConnection:
 
     async def _give_up(self, line: _Line) -> None:
         """End what is due on a line where nobody answers, and say whether a fresh one is better."""
-        loop = asyncio.get_running_loop()
-        began_s = loop.time() - ASK_S
         self._forget(line)
         if await self.answers():
             line.broken = NovaMeshError(Code.UNAVAILABLE, "the line fell silent; another is open")
         else:
             self.silent = True
-            line.broken = FellSilentError(loop.time() - began_s)
+            line.broken = FellSilentError(line.vigil.silent_s)
         await line.channel.close()
 
     def _forget(self, line: _Line) -> None:

@@ -22,7 +22,7 @@ FRESH_S: Final = 1.5  # to dial, and then for the answer
 
 
 class FellSilentError(NovaMeshError):
-    """UNAVAILABLE: whoever was followed has been asked in vain for `for_s` seconds."""
+    """UNAVAILABLE: whoever was followed was asked in vain, and not heard for `for_s` seconds."""
 
     def __init__(self, for_s: float) -> None:
         super().__init__(Code.UNAVAILABLE, "nobody answers any more at the other end")
@@ -45,6 +45,11 @@ class Vigil:
         self._heard_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since something came."""
+        return asyncio.get_running_loop().time() - self._heard_s
+
     def hear(self) -> None:
         """Something came."""
         self._heard_s = asyncio.get_running_loop().time()
@@ -65,11 +70,9 @@ class Vigil:
                 self._task = None
 
     async def _keep(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            left_s = self._heard_s + SILENT_S - loop.time()
-            if left_s > 0:
-                await asyncio.sleep(left_s)
+            if self.silent_s < SILENT_S:
+                await asyncio.sleep(SILENT_S - self.silent_s)
                 continue
             try:
                 await self._ask()
