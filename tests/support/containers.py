@@ -172,7 +172,7 @@ class Containers:
         lines = []
         for each in service["tmpfs"]:
             place, _, options = each.partition(":")
-            options = options or "mode=1777"
+            options = f"{options or 'mode=1777'},noexec,nosuid,nodev"  # as an engine mounts one
             lines.append(f"mkdir -p {top}{place} && mount -t tmpfs -o {options} tmpfs {top}{place}")
         if image is None and any(
             ROOT.is_relative_to(each.partition(":")[0]) for each in service["tmpfs"]

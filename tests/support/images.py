@@ -5,9 +5,10 @@
 Every instruction of a target, and of the stages that it is made from, is done in its order: what
 is copied is what .dockerignore leaves, a RUN is its own words in a namespace with the mounts that
 it asks for, and pip is told what this machine's is told. At the end each image's CMD runs as its
-user with a read-only root. Bases are not the ones of the Dockerfile: Debian 12's own Python 3.11
-stands for `python:3.11-slim-bookworm`, and with a compiler and headers for `python:3.11-bookworm`.
-Needs root, mmdebstrap's packages from apt, some 10 GB below FOLDER, and minutes.
+user with a read-only root, and `novamesh doctor` must find nothing broken. Bases are not the ones
+of the Dockerfile: Debian 12's own Python 3.11 stands for `python:3.11-slim-bookworm`, and with a
+compiler and headers for `python:3.11-bookworm`. Needs root, mmdebstrap's packages from apt, some
+10 GB below FOLDER, and minutes.
 """
 
 from __future__ import annotations
@@ -258,6 +259,7 @@ def main() -> None:
     for name in asked.targets:
         image = builder.make(name)
         said = image.run(image.command, {}, {}, writable=False)
+        image.run(["novamesh", "doctor"], {}, {}, writable=False)
         size = _call(["du", "--summarize", "--block-size=1M", image.root]).split()[0]
         _say(f"{name:18} {size} MB; {' '.join(image.command)}: {said.strip().splitlines()[0]}")
 
