@@ -95,8 +95,8 @@ class JobPool(JobTransport, Protocol):
         """Who assigns the work."""
         ...
 
-    async def list_models(self) -> tuple[PoolModel, ...]:
-        """What is served now."""
+    async def find_model(self, text: str) -> PoolModel:
+        """The one model that is served and that a text means. Raises as `choose_model`."""
         ...
 
     async def aim(self, wanted: Wanted) -> None:

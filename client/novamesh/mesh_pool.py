@@ -19,6 +19,7 @@ from novamesh.clock import Clock
 from novamesh.direct_lines import DirectLine, DirectLines
 from novamesh.discovery import Finder
 from novamesh.job_transport import Wanted
+from novamesh.model_choice import choose_model
 from novamesh.retries import pause
 from novamesh_proto import envelope
 from novamesh_proto.envelope import Verified
@@ -78,19 +79,21 @@ class MeshPool:
         """Round trip to the node."""
         return None if self._line is None else self._line.rtt_s
 
-    async def list_models(self) -> tuple[PoolModel, ...]:
-        """What the nodes that were found serve; waits for the first of them.
+    async def find_model(self, text: str) -> PoolModel:
+        """The one model that a text means; nodes are heard of one by one, so it is waited for.
 
         Raises:
-            NovaMeshError: NO_CAPACITY if nobody was found.
+            NovaMeshError: NO_CAPACITY if nobody was found, else as `choose_model`.
         """
-        if not await self._finder.wait(lambda: bool(self._models()), FIND_S):
+        await self._finder.wait(partial(self._is_known, text), FIND_S)
+        models = self._models()
+        if not models:
             raise NovaMeshError(
                 Code.NO_CAPACITY,
                 f"no node was found within {FIND_S:g} s",
                 "name one:  novamesh config set client.nodes PEERID@HOST:PORT",
             )
-        return self._models()
+        return choose_model(text, models)
 
     async def aim(self, wanted: Wanted) -> None:
         """Choose the node that is asked, and reach it.
@@ -204,6 +207,14 @@ class MeshPool:
         found = self._finder.table.get(ranking.chosen[0].node, now_ms)
         assert found is not None, "whoever is ranked is in the table"
         return found
+
+    def _is_known(self, text: str) -> bool:
+        """Whether there is no use in waiting for more nodes."""
+        try:
+            choose_model(text, self._models())
+        except NovaMeshError as error:
+            return error.code is not Code.MODEL_NOT_FOUND
+        return True
 
     def _is_offered(self, profile: ProfileDigest) -> bool:
         entries = self._finder.table.fresh(self._clock.now_ms())

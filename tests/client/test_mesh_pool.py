@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,9 +32,9 @@ from novamesh_proto.messages import (
 from novamesh_proto.node_table import Source
 from support.answers import MODEL
 from support.clock import START_MS, ManualClock
-from support.fake_answer import NETWORK, PICO
+from support.fake_answer import NETWORK, OTHER_PICO, PICO
 from support.found_nodes import advert
-from support.parties import CLIENT, digest, party
+from support.parties import CLIENT, OFFER, digest, party
 
 NAMES = ("one", "two", "three")
 ONE, TWO, THREE = (party(name) for name in NAMES)
@@ -119,15 +120,29 @@ async def test_what_nodes_say_is_what_is_served(
     tmp_path: Path, clock: ManualClock, lines: Lines
 ) -> None:
     here = pool(tmp_path, clock, lines, advert(ONE), advert(TWO, free_slots=1))
-    (model,) = await here.list_models()
+    model = await here.find_model("nova-pico")
     assert (model.model_profile, model.nodes, model.free_slots) == (PICO, 2, 3)
+
+
+async def test_a_model_is_waited_for_where_nodes_with_others_are_heard_of_first(
+    tmp_path: Path, clock: ManualClock, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(OFFER, model_profile=OTHER_PICO, name="another")
+    here = pool(tmp_path, clock, lines, advert(ONE, models=(other,)))
+    with pytest.raises(NovaMeshError, match="no model 'nova-pico'"):
+        await here.find_model("nova-pico")
+    monkeypatch.setattr(mesh_pool, "FIND_S", 20.0)
+    waiting = asyncio.create_task(here.find_model("nova-pico"))
+    await asyncio.sleep(0.01)
+    await here._finder._take(advert(TWO), Source.LIBP2P)
+    assert (await waiting).model_profile == PICO
 
 
 async def test_nobody_found_is_said_with_the_way_out(
     tmp_path: Path, clock: ManualClock, lines: Lines
 ) -> None:
     with pytest.raises(NovaMeshError) as caught:
-        await pool(tmp_path, clock, lines).list_models()
+        await pool(tmp_path, clock, lines).find_model("nova-pico")
     assert caught.value.code is Code.NO_CAPACITY
     assert "client.nodes" in caught.value.hint
 
