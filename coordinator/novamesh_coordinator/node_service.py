@@ -39,6 +39,7 @@ from novamesh_coordinator.inputs import (
 from novamesh_coordinator.service import Context, Door, Pen, internal_error, refuse
 from novamesh_proto import envelope, wire
 from novamesh_proto.buckets import Buckets
+from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import short
 from novamesh_proto.messages import (
@@ -57,10 +58,12 @@ from novamesh_proto.messages import (
     JobDecision,
     JobFailure,
     JobId,
+    NodeDescriptor,
     NodeId,
     RunningAttempt,
     SealedJob,
 )
+from novamesh_proto.node_table import Source
 from novamesh_proto.v1 import job_pb2, node_pb2_grpc
 
 HELLO_S: Final = 10.0
@@ -128,6 +131,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         try:
             attached = NodeAttached(hello, descriptor, session, rtt_us)
             resumed: Any = await door.sequencer.submit(attached)
+            self._list(descriptor)
             await self._serve(context, pen, outbox, resumed)
         finally:
             door.hub.disconnect(outbox)
@@ -182,7 +186,15 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         if message.witness is not None:
             await self._take_witness(message.witness, outbox)
             return
-        await self.door.sequencer.insist(self._input(message, outbox.node, outbox.session))
+        said = self._input(message, outbox.node, outbox.session)
+        await self.door.sequencer.insist(said)
+        if isinstance(said, DescriptorRenewed):
+            self._list(said.descriptor)
+
+    def _list(self, descriptor: Verified[NodeDescriptor]) -> None:
+        """Have a node's newest descriptor in the table of who is here, whatever way it came."""
+        with contextlib.suppress(NovaMeshError):  # a broker was faster
+            self.door.table.put(descriptor, Source.COORDINATOR, self.door.clock.now_ms())
 
     async def _take_witness(self, sealed: Envelope, outbox: Outbox) -> None:
         """A client's word that its node brings; what is wrong with it is not the node's fault."""

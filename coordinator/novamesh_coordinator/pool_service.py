@@ -172,9 +172,11 @@ class PoolService(coordinator_pb2_grpc.PoolServiceServicer):
         return pb.ListJobsResponse(jobs=[wire.to_pb(view) for view in views])
 
     def _found(self, profile: bytes) -> Iterator[Envelope]:
-        """Descriptors that came by a broker; an empty profile is any."""
+        """Descriptors of nodes that are here, whatever way they came; an empty profile is any."""
+        membership = self.door.sequencer.core.membership
         for entry in self.door.table.fresh(self.door.clock.now_ms()):
-            if not profile or entry.state.offer(ProfileDigest(profile)) is not None:
+            offered = not profile or entry.state.offer(ProfileDigest(profile)) is not None
+            if offered and not membership.ban_reason(entry.node):
                 yield entry.descriptor.envelope
 
     async def _events(self, watcher: Watcher, query: WatchQuery) -> AsyncIterator[WatchResponse]:

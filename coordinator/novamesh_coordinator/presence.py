@@ -8,7 +8,6 @@ what is refused is counted by reason.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 from collections import OrderedDict
@@ -36,18 +35,19 @@ from novamesh_proto.node_table import NodeTable, Source
 
 ACCOUNT: Final = "coordinator"  # where a password is set and no user is named
 PROBE_EVERY_S: Final = 5.0  # of one node, however often its will comes
-SWEEP_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Doors:
     """What presence reaches of the coordinator.
 
-    `admit` raises NovaMeshError for whom the pool does not know; `probe` asks a node whether it
-    still listens; `refused` counts by error code.
+    `admit` raises NovaMeshError for whom the pool does not know; `renewed` is told of what is newer
+    than all that was known of a node; `probe` asks a node whether it still listens; `refused`
+    counts by error code.
     """
 
     admit: Callable[[NodeId], None]
+    renewed: Callable[[NodeId], Awaitable[object]]
     probe: Callable[[NodeId], Awaitable[object]]
     refused: Callable[[str], None]
     now_ms: Callable[[], int]
@@ -78,12 +78,6 @@ class Presence:
         visitor = Visitor(f"{ACCOUNT}-{os.urandom(8).hex()}", ACCOUNT, topics)
         await self._upkeep.run(visitor, self._listen)
 
-    async def sweep(self) -> None:
-        """Forget, from time to time, whose descriptor nobody would take any more."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            self._table.forget(self._doors.now_ms())
-
     async def take(self, message: Message) -> None:
         """Take one message, or count why not."""
         try:
@@ -92,7 +86,8 @@ class Presence:
             payload = message.payload
             if kind == TOPIC_DESCRIPTOR and payload:
                 sealed = read_descriptor(node, payload)
-                self._table.take(sealed, Source.MQTT, self._doors.now_ms())
+                if self._table.take(sealed, Source.MQTT, self._doors.now_ms()):
+                    await self._doors.renewed(node)
             elif kind == TOPIC_DESCRIPTOR or (payload == GONE and not message.retained):
                 await self._ask(node)
             elif payload != HERE:

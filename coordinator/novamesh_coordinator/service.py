@@ -109,7 +109,7 @@ class Door:
     bouncer: Bouncer = field(init=False)
     parties: Buckets = field(init=False)
     donors: Buckets = field(init=False)
-    table: NodeTable = field(init=False)  # who is here by other ways than a stream to us
+    table: NodeTable = field(init=False)  # who is here, by a stream to us or by a broker
 
     def __post_init__(self) -> None:
         limits = self.limits

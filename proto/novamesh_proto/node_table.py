@@ -112,27 +112,13 @@ class NodeTable:
                 the table is full; and as `open_descriptor`.
         """
         try:
-            return self._take(open_descriptor(sealed, self._network, now_ms), source, now_ms)
+            return self.put(open_descriptor(sealed, self._network, now_ms), source, now_ms)
         except NovaMeshError as error:
             self.refused[error.code] += 1
             raise
 
-    def get(self, node: NodeId, now_ms: int) -> Verified[NodeDescriptor] | None:
-        """The newest descriptor of a node that is here."""
-        entry = self._entries.get(node)
-        return entry.descriptor if entry is not None and entry.until_ms > now_ms else None
-
-    def fresh(self, now_ms: int) -> Iterator[Entry]:
-        """Every node that is here."""
-        return (entry for entry in self._entries.values() if entry.until_ms > now_ms)
-
-    def forget(self, now_ms: int) -> None:
-        """Drop whose descriptor nobody would take any more: until then it keeps replays out."""
-        for entry in list(self._entries.values()):
-            if entry.descriptor.message.header.expires_at_ms + CLOCK_SKEW_MS < now_ms:
-                del self._entries[entry.node]
-
-    def _take(self, opened: Verified[NodeDescriptor], source: Source, now_ms: int) -> bool:
+    def put(self, opened: Verified[NodeDescriptor], source: Source, now_ms: int) -> bool:
+        """The same for one that `open_descriptor` has opened; a refusal is not counted."""
         known = self._entries.get(opened.issuer)
         if known is not None and known.descriptor.id == opened.id:
             self._entries[known.node] = replace(known, sources=known.sources | {source})
@@ -148,6 +134,21 @@ class NodeTable:
         sources = frozenset({source}) if known is None else known.sources | {source}
         self._entries[opened.issuer] = Entry(opened, sources, _until(opened, now_ms))
         return True
+
+    def get(self, node: NodeId, now_ms: int) -> Verified[NodeDescriptor] | None:
+        """The newest descriptor of a node that is here."""
+        entry = self._entries.get(node)
+        return entry.descriptor if entry is not None and entry.until_ms > now_ms else None
+
+    def fresh(self, now_ms: int) -> Iterator[Entry]:
+        """Every node that is here."""
+        return (entry for entry in self._entries.values() if entry.until_ms > now_ms)
+
+    def forget(self, now_ms: int) -> None:
+        """Drop whose descriptor nobody would take any more: until then it keeps replays out."""
+        for entry in list(self._entries.values()):
+            if entry.descriptor.message.header.expires_at_ms + CLOCK_SKEW_MS < now_ms:
+                del self._entries[entry.node]
 
     def _make_room(self, source: Source, now_ms: int) -> None:
         self._entries = {entry.node: entry for entry in self.fresh(now_ms)}

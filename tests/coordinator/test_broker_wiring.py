@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from novamesh_coordinator import broker_wiring
 from novamesh_coordinator.broker_wiring import small_broker
 from novamesh_coordinator.config import CoordinatorConfig
+from novamesh_proto import wire
 from novamesh_proto.broker import Broker
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.names import GONE, TOPIC_PRESENCE, node_topic
+from novamesh_proto.names import GONE, TOPIC_DESCRIPTOR, TOPIC_PRESENCE, node_topic
+from novamesh_proto.node_table import Source
 from support.actors import NodeActor
 from support.memory_channel import AttachCall, Caller, serve_in_memory
-from support.mqtt import PEER, WALL, advertise, node_presence, reading, running
+from support.mqtt import PEER, WALL, advertise, node_presence, reading, running, until
 from support.parties import COORDINATOR, NETWORK
 from support.ports import free_port
 
@@ -65,6 +68,13 @@ async def test_a_member_is_found_by_the_small_broker_and_a_stranger_is_not(tmp_p
             await call.open(WALL())
             await writer.client.publish(node_topic(NETWORK, PEER, TOPIC_PRESENCE), GONE, 1)
             assert (await call.read()).probe is not None
+            # What came by the broker is newer than what came down the stream, so it counts.
+            session = pool.door.sequencer.core.registry.sessions.get(actor.id)
+            assert session is not None
+            newer = actor.descriptor(WALL(), sequence=1 << 62)
+            where = node_topic(NETWORK, PEER, TOPIC_DESCRIPTOR)
+            await writer.client.publish(where, wire.encode(newer), 1)
+            await until(lambda: session.descriptor.envelope == newer)
             await until_shown(pool.http_port, "novamesh_broker_nodes 1.0")
 
 
@@ -79,6 +89,17 @@ async def test_without_its_library_the_small_broker_says_what_to_install(
             raise AssertionError("it runs without its library")
     assert caught.value.code is Code.UNSUPPORTED
     assert "novamesh[broker]" in caught.value.hint
+
+
+async def test_the_table_forgets_who_is_long_gone_without_any_broker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_wiring, "SWEEP_S", 0.01)
+    async with serve_in_memory(tmp_path, config=CoordinatorConfig(NETWORK)) as (pool, _):
+        table, node = pool.door.table, NodeActor("node", COORDINATOR.node_id)
+        long_ago_ms = WALL() - 600_000
+        assert table.take(node.descriptor(long_ago_ms), Source.MQTT, long_ago_ms)
+        await until(lambda: len(table) == 0)
 
 
 async def test_no_small_broker_is_nothing() -> None:

@@ -22,6 +22,7 @@ from novamesh_proto.messages import (
     JobState,
     NodeLoad,
 )
+from novamesh_proto.node_table import Source
 from support.actors import ClientActor, NodeActor
 from support.memory_channel import AttachCall, Caller, serve_in_memory
 from support.parties import COORDINATOR
@@ -143,6 +144,20 @@ async def test_an_older_descriptor_is_only_noted(pool: Pool) -> None:
     known = pool[0].door.sequencer.core.registry.descriptor(call.node.id)
     assert known is not None
     assert known.slots == 5
+
+
+async def test_who_attaches_is_in_the_table_with_what_it_says_last(pool: Pool) -> None:
+    table = pool[0].door.table
+    call = await attached(pool)
+    (entry,) = table.fresh(now_ms())
+    assert (entry.descriptor.envelope, entry.sources) == (call.node.advert, {Source.COORDINATOR})
+    newest = call.node.descriptor(now_ms(), sequence=9, slots=5)
+    await call.send(descriptor=newest)
+    await call.send(descriptor=call.node.descriptor(now_ms(), sequence=8, slots=7))
+    await call.send(idle_query=IdleQuery())
+    assert (await call.read()).idle_report is not None
+    (entry,) = table.fresh(now_ms())
+    assert entry.descriptor.envelope == newest
 
 
 async def test_the_newer_stream_of_a_node_ends_the_older_one(pool: Pool) -> None:

@@ -175,12 +175,15 @@ async def test_a_job_that_is_handed_in_again_keeps_the_wraps_it_came_with(scene:
     assert await store.body(scene.order.id) == before
 
 
-async def test_members_may_keep_the_descriptors_of_whoever_is_here(scene: Scene) -> None:
+async def test_members_may_keep_the_descriptors_of_whoever_is_here(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those with a stream to us, and those that were found at a broker."""
     client, table = scene.client, scene.running.door.table
     elsewhere = NodeActor("elsewhere", COORDINATOR.node_id).descriptor(now_ms())
     assert table.take(elsewhere, Source.MQTT, now_ms())
     assert scene.node.advert is not None
+    here = scene.node.id
 
     async def listed(profile: bytes = b"") -> list[Envelope]:
         query = DescriptorsQuery(client.header(now_ms()), profile)
@@ -189,6 +192,9 @@ async def test_members_may_keep_the_descriptors_of_whoever_is_here(scene: Scene)
     assert set(await listed()) == {scene.node.advert, elsewhere}
     assert set(await listed(PROFILE)) == {scene.node.advert, elsewhere}
     assert await listed(bytes(32)) == []
+    membership = scene.running.door.sequencer.core.membership
+    monkeypatch.setattr(membership, "ban_reason", lambda node: "" if node == here else "it lied")
+    assert await listed() == [scene.node.advert]
     stranger = ClientActor("stranger", COORDINATOR.node_id)
     with pytest.raises(NovaMeshError) as refused:
         await scene.caller.descriptors(stranger.sign(DescriptorsQuery(stranger.header(now_ms()))))

@@ -51,6 +51,7 @@ class Hall:
     now_ms: int = START_MS
     now_s: float = 100.0
     strangers: set[NodeId] = field(default_factory=set)
+    renewed: list[NodeId] = field(default_factory=list)
     probed: list[NodeId] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     table: NodeTable = field(default_factory=lambda: NodeTable(NETWORK))
@@ -58,7 +59,7 @@ class Hall:
     def presence(self, broker: Broker | None = None, *, live: bool = False) -> Presence:
         wall = WALL if live else lambda: self.now_ms
         monotonic = asyncio.get_running_loop().time if live else lambda: self.now_s
-        doors = Doors(self._admit, self._probe, self._refuse, wall, monotonic)
+        doors = Doors(self._admit, self._renew, self._probe, self._refuse, wall, monotonic)
         entrance = open_entrance(broker or Broker("127.0.0.1", 1, False))
         return Presence(entrance, NETWORK, self.table, doors, random.Random(0))
 
@@ -68,6 +69,9 @@ class Hall:
 
     def _refuse(self, code: str) -> None:
         self.refused[code] += 1
+
+    async def _renew(self, node: NodeId) -> None:
+        self.renewed.append(node)
 
     async def _probe(self, node: NodeId) -> None:
         self.probed.append(node)
@@ -140,9 +144,11 @@ def test_no_bytes_of_a_broker_do_more_than_be_refused(node: str, kind: str, payl
 async def test_the_newest_counts_and_what_was_before_is_stale() -> None:
     hall = Hall()
     presence = hall.presence()
-    for sequence in (2, 3, 3):
-        await presence.take(Message(topic(), wire.encode(sealed(sequence=sequence)), True))
+    again = wire.encode(sealed(sequence=3))
+    for payload in (wire.encode(sealed(sequence=2)), again, again):
+        await presence.take(Message(topic(), payload, True))
     assert hall.refused == {}
+    assert hall.renewed == [NODE.node_id] * 2, "what says nothing new is no news"
     await presence.take(Message(topic(), wire.encode(sealed(sequence=2)), True))
     assert hall.refused == {Code.STALE.value: 1}
     known = hall.table.get(NODE.node_id, START_MS)
@@ -180,19 +186,6 @@ async def test_wills_of_many_are_remembered_within_a_bound(monkeypatch: pytest.M
         await presence.take(Message(topic("presence", party(name)), GONE, False))
     assert len(hall.probed) == 3
     assert len(presence._probed) == 2
-
-
-async def test_sweeps_forget_who_is_long_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SWEEP_S", 0.01)
-    hall = Hall()
-    presence = hall.presence()
-    await presence.take(Message(topic(), GOOD, True))
-    sweeping = asyncio.create_task(presence.sweep())
-    await asyncio.sleep(0.1)
-    assert len(hall.table) == 1
-    hall.now_ms += 600_000
-    await until(lambda: len(hall.table) == 0)
-    sweeping.cancel()
 
 
 @pytest.mark.parametrize("kind", ["mosquitto", "embedded"])
