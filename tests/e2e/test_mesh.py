@@ -1,48 +1,119 @@
-"""Without a coordinator or an open port: nodes are found by gossip and reached by a tunnel."""
+"""Ten nodes without coordinator or bootstrap: they go on, take one back, and answer a client.
+
+Two of them are real nodes that listen at no port for gRPC and serve the model that is asked for;
+the other eight take part in the mesh as nodes do, each in a thread of its own, and serve another.
+`benchmarks/mesh.py` measures how long things take.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from novamesh import verify_file
-from novamesh_proto.messages import JobPath
-from support.processes import RealPool
+from novamesh.mesh.peer import TARGET
+from novamesh.mesh.peers import PeerList
+from novamesh_proto.identity import PrivateKey, parse_node_id
+from novamesh_proto.messages import JobPath, NodeId
+from support.mesh_nodes import MeshNode, bootstrap_node
+from support.mesh_peers import until
+from support.processes import NETWORK, RealPool
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
+SERVING = ("nora", "omar")
+OTHERS = 8
+ELSEWHERE = "/ip4/192.0.2.9/tcp/4001"
+NOBODY = PrivateKey.generate().node_id
+PATIENCE_S = 120.0  # never a bar: a slow machine is no bug
 
 
-def test_a_client_finds_a_model_by_gossip_and_is_answered_through_a_tunnel(tmp_path: Path) -> None:
-    """The node listens at no port of its own for gRPC; the coordinator is dead."""
-    with RealPool(tmp_path) as pool:
+@dataclass
+class MeshPool(RealPool):
+    """Its nodes and its client are in a mesh on loopback, and begin with `bootstrap`."""
+
+    bootstrap: str = ""
+
+    def environment(self, home: str) -> dict[str, str]:
+        """As of every pool, and where the mesh begins."""
+        mesh = {"LISTEN": "/ip4/127.0.0.1/tcp/0", "MDNS": "false", "BOOTSTRAP": self.bootstrap}
+        told = {f"NOVAMESH_MESH_{key}": value for key, value in mesh.items()}
+        return super().environment(home) | told
+
+    def start_serving(self, name: str) -> NodeId:
+        """A real node, which is reached through tunnels only."""
+        return parse_node_id(self.start_node(name, "--mesh", "--donate").ready.split()[-1])
+
+    def peers(self, name: str) -> int:
+        """How many a real node says it is connected to."""
+        status: dict[str, Any] = json.loads(self.cli("node", "status", "--json", home=name).stdout)
+        return int(status["peers"])
+
+    def ask(self) -> tuple[NodeId, Path]:
+        """A client that was never in the mesh asks: who answered, and the receipt."""
+        asked = ("run", "nova-pico", "What is 2 + 3?", "--mesh", "--json")
+        said = json.loads(self.cli(*asked, timeout_s=PATIENCE_S).stdout)
+        return parse_node_id(said["node"]), Path(said["receipt"])
+
+
+@contextlib.asynccontextmanager
+async def _ten(pool: MeshPool) -> AsyncIterator[tuple[list[MeshNode], set[NodeId]]]:
+    """All of them, who knew of nobody but the bootstrap: the eight, and the names of the two."""
+    starting = (asyncio.to_thread(pool.start_serving, name) for name in SERVING)
+    serving = set(await asyncio.gather(*starting))
+    async with contextlib.AsyncExitStack() as stack:
+        others = [MeshNode(pool.root, NETWORK, pool.bootstrap) for _ in range(OTHERS)]
+        for node in others:
+            await stack.enter_async_context(node)
+        names = serving | {node.node for node in others}
+        await until(lambda: all(names <= node.known for node in others), PATIENCE_S)
+        yield others, serving
+
+
+async def _until_enough_peers(pool: MeshPool, others: list[MeshNode]) -> None:
+    """Until each of the ten is connected to as many others as it keeps."""
+    await until(lambda: all(node.peers >= TARGET for node in others), PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S):
+        for name in SERVING:
+            while await asyncio.to_thread(pool.peers, name) < TARGET:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+
+
+async def test_ten_nodes_go_on_and_answer_without_coordinator_and_bootstrap(tmp_path: Path) -> None:
+    with MeshPool(tmp_path) as pool, bootstrap_node(tmp_path, NETWORK) as (boot, pool.bootstrap):
         pool.join()
-        for key, value in (("listen", "/ip4/127.0.0.1/tcp/0"), ("mdns", "false")):
-            pool.cli("config", "set", f"mesh.{key}", value, home="nora")
-            pool.cli("config", "set", f"mesh.{key}", value)
-        node = pool.start_node("nora", "--mesh", "--donate")
-        pool.await_nodes(1)
-        address = _listens(pool)
-        peer = node.ready.split()[-1]
-        pool.cli("config", "set", "mesh.bootstrap", f"{address}/p2p/{peer}")
-        pool.coordinator.kill()
-        said = json.loads(pool.cli("run", "nova-pico", "What is 2 + 3?", "--mesh", "--json").stdout)
-    assert said["node"] == peer
-    proof = verify_file(Path(said["receipt"]))
+        async with _ten(pool) as (others, serving):
+            pool.coordinator.kill()
+            boot.kill()
+            speaker, entrance, *_, leaver = others
+            pool.bootstrap = f"{pool.bootstrap},{entrance.addresses[0]}"  # nobody is at the first
+            asking = asyncio.create_task(asyncio.to_thread(pool.ask))
+            speaker.move(ELSEWHERE)
+            hearing = [node for node in others if node is not speaker]
+            await until(
+                lambda: all(ELSEWHERE in n.knows(speaker.node) for n in hearing), PATIENCE_S
+            )
+            await leaver.leave()
+            others.remove(leaver)
+            async with MeshNode(pool.root, NETWORK, key=leaver.key) as back:  # it has its file only
+                at, who = back.addresses[0].partition("/p2p/")[0], back.node
+                await until(lambda: all(at in node.knows(who) for node in others), PATIENCE_S)
+                await _until_enough_peers(pool, [*others, back])
+            answered_by, receipt = await asking
+        for name in SERVING:
+            pool.daemons[name].stop()
+            learnt = PeerList(pool.home(name) / "node" / "peers.json", NOBODY)
+            assert ELSEWHERE in learnt.addresses(speaker.node)
+    proof = verify_file(receipt)
+    assert answered_by == proof.node
+    assert proof.node in serving
     assert proof.donated
+    assert proof.attestation is not None
     assert proof.client_receipt is not None
     assert proof.client_receipt.message.path is JobPath.TUNNEL
-
-
-def _listens(pool: RealPool) -> str:
-    """Where the node's own status says that it is found in the mesh."""
-    for _ in range(30):
-        status = json.loads(pool.cli("node", "status", "--json", home="nora").stdout)
-        found = [
-            each for each in status["endpoints"] if re.match(r"/ip4/127\.0\.0\.1/tcp/\d+$", each)
-        ]
-        if found:
-            return str(found[0])
-    raise AssertionError("the node is not in the mesh")
