@@ -16,7 +16,8 @@ MINUTES ?= 30
 SECONDS ?= 600
 # benchmarks/NAME.py, and what each is asked in turn; `make network` is all of them, in half an hour.
 NETWORK := failover mesh paths presence standby
-failover standby presence: MODES = ""
+failover: MODES = killed silent
+standby presence: MODES = ""
 mesh: MODES = outage churn tunnel
 paths: MODES = reverse direct tunnel relay beside
 .DELETE_ON_ERROR:   # half a venv would be taken for a whole one
