@@ -19,6 +19,7 @@ from novamesh_proto.errors import Code, NovaMeshError
 SILENT_S: Final = 2.5
 ASK_S: Final = 1.0  # for the answer on the same line
 FRESH_S: Final = 1.5  # to dial, and then for the answer
+_NAP_S: Final = 0.01  # less than this a clock may not move in
 
 
 class FellSilentError(NovaMeshError):
@@ -72,7 +73,7 @@ class Vigil:
     async def _keep(self) -> None:
         while True:
             if self.silent_s < SILENT_S:
-                await asyncio.sleep(SILENT_S - self.silent_s)
+                await asyncio.sleep(max(_NAP_S, SILENT_S - self.silent_s))
                 continue
             try:
                 await self._ask()
