@@ -20,6 +20,7 @@ from novamesh.known_nodes import KnownNodes
 from novamesh.paths import direct_endpoints
 from novamesh.pool import PoolConnection
 from novamesh_proto import wire
+from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import NovaMeshError
 from novamesh_proto.identity import PrivateKey, format_node_id
 from novamesh_proto.limits import DESCRIPTOR_BYTES_MAX
@@ -33,6 +34,8 @@ PAUSES_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 STEADY_S: Final = 30.0  # a way that was open for so long is tried again soon
 # Whoever passes these on has not looked whether the pool knows the node.
 STRANGERS: Final = frozenset({Source.LIBP2P, Source.MQTT})
+STATIC_HINT: Final = "novamesh config set client.nodes PEERID@HOST:PORT"
+BROKER_HINT: Final = "novamesh config set client.mqtt mqtts://USER@HOST:PORT"
 ASKED_AT_ONCE: Final = 8
 ASK_S: Final = 2.0
 
@@ -184,6 +187,11 @@ class Finder:
                     await self._take(sealed, Source.LIBP2P)
         except NovaMeshError as error:
             _log.debug("no hints: %s", error.message)
+
+    def remember(self, node: Verified[NodeDescriptor]) -> None:
+        """A node was reached at its own address, so it is asked there after a restart, too."""
+        self._known.learn(node.issuer, direct_endpoints(node.message))
+        self._save_now_and_then()
 
     async def wait(self, found: Callable[[], bool], seconds: float) -> bool:
         """Until something is found in the table, for at most so long; whether it was."""

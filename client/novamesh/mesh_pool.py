@@ -17,7 +17,7 @@ from typing import Final
 
 from novamesh.clock import Clock
 from novamesh.direct_lines import DirectLine, DirectLines
-from novamesh.discovery import Finder
+from novamesh.discovery import BROKER_HINT, STATIC_HINT, Finder
 from novamesh.job_transport import Wanted
 from novamesh.model_choice import choose_model
 from novamesh.retries import pause
@@ -91,7 +91,7 @@ class MeshPool:
             raise NovaMeshError(
                 Code.NO_CAPACITY,
                 f"no node was found within {FIND_S:g} s",
-                "name one:  novamesh config set client.nodes PEERID@HOST:PORT",
+                f"name one:  {STATIC_HINT}   or a broker:  {BROKER_HINT}",
             )
         return choose_model(text, models)
 
@@ -111,6 +111,8 @@ class MeshPool:
             try:
                 self._line = await self._lines.open(chosen, insist=True)
                 self._chosen = chosen
+                if self._line.path is JobPath.DIRECT:
+                    self._finder.remember(chosen)
                 return
             except NovaMeshError as error:
                 refusal = error

@@ -188,7 +188,7 @@ def _broker(seen: Seen) -> PathCheck:
     if not seen.broker:
         return PathCheck("broker", OFF, "no MQTT broker is set; the coordinator's list is used")
     if seen.broker_error:
-        todo = "the node works on without it; check mqtt under [node] of config.toml"
+        todo = "all else works without it; check mqtt under [node] or [client] of config.toml"
         return PathCheck("broker", FAIL, f"{seen.broker}: {seen.broker_error}", todo)
     return PathCheck("broker", OK, f"{seen.broker} takes connections")
 

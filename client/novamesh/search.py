@@ -16,7 +16,16 @@ from typing import Final
 
 from novamesh.clock import Clock
 from novamesh.config import Config, Pool
-from novamesh.discovery import ASK_S, AskedNodes, Discovery, Finder, Gossiped, PoolList
+from novamesh.discovery import (
+    ASK_S,
+    BROKER_HINT,
+    STATIC_HINT,
+    AskedNodes,
+    Discovery,
+    Finder,
+    Gossiped,
+    PoolList,
+)
 from novamesh.known_nodes import KnownNodes
 from novamesh.mesh.mesh import Mesh
 from novamesh.mesh_settings import load_mesh_settings, mesh_config
@@ -33,8 +42,6 @@ from novamesh_proto.node_table import open_descriptor
 
 HINTED_MAX: Final = 4  # nodes that are asked for one model
 WARM_UP_S: Final = 2.0  # a client that asks one short question is over by then
-STATIC_HINT: Final = "novamesh config set client.nodes PEERID@HOST:PORT"
-BROKER_HINT: Final = "novamesh config set client.mqtt mqtts://USER@HOST:PORT"
 
 _log: Final = logging.getLogger(__name__)
 

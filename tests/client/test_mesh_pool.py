@@ -75,6 +75,7 @@ class Lines:
     """Who opens lines; nobody answers at those that are `away`."""
 
     away: set[NodeId] = field(default_factory=set)
+    path: JobPath = JobPath.TUNNEL
     asked: list[NodeId] = field(default_factory=list)
     opened: list[Line] = field(default_factory=list)
     dropped: list[NodeId] = field(default_factory=list)
@@ -84,7 +85,7 @@ class Lines:
         self.asked.append(descriptor.issuer)
         if descriptor.issuer in self.away:
             raise NovaMeshError(Code.UNAVAILABLE, "out of reach")
-        self.opened.append(Line(descriptor.issuer))
+        self.opened.append(Line(descriptor.issuer, path=self.path))
         return self.opened[-1]
 
     async def drop(self, node: NodeId, line: Line) -> None:
@@ -114,6 +115,16 @@ def pool(folder: Path, clock: ManualClock, lines: Lines, *told: Envelope) -> Mes
         with contextlib.suppress(NovaMeshError):
             finder.table.take(sealed, Source.LIBP2P, clock.now_ms())
     return MeshPool(finder, cast(Any, lines), NETWORK, CLIENT, time)
+
+
+@pytest.mark.parametrize("path", [JobPath.DIRECT, JobPath.TUNNEL])
+async def test_who_was_reached_at_its_own_address_is_known_after_a_restart(
+    path: JobPath, tmp_path: Path, clock: ManualClock, lines: Lines
+) -> None:
+    lines.path = path
+    await pool(tmp_path, clock, lines, advert(ONE, "198.51.100.1:7702")).aim(WANTED)
+    known = KnownNodes(tmp_path / "nodes.json").addresses()
+    assert known == (((ONE.node_id, ("198.51.100.1:7702",)),) if path is JobPath.DIRECT else ())
 
 
 async def test_what_nodes_say_is_what_is_served(
