@@ -106,8 +106,10 @@ $(VENV)/.demo: $(SETUP) | $(PY)
 	@touch $@
 $(VENV)/.run: $(SETUP) | $(PY)
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]' uv
-	$(PY) -m uv pip install --quiet --python $(PY) -c constraints.txt '$(P2P)' || \
-	  $(PY) -m pip install --quiet -c constraints.txt '$(P2P)'
+	@if $(PY) -m uv pip install --quiet --python $(PY) -c constraints.txt '$(P2P)'; \
+	then echo "$(P2P): installed by uv, nothing was compiled"; \
+	else echo "$(P2P): uv could not; by pip, which compiles fastecdsa"; \
+	  $(PY) -m pip install --quiet -c constraints.txt '$(P2P)'; fi
 	@touch $(VENV)/.demo $@
 # Programs of Debian's that tests run against, unpacked below build/; a test that misses one says so.
 $(VENV)/.servers: tests/support/debian_packages.py $(VENV)/.run
