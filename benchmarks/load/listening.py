@@ -106,7 +106,8 @@ async def tunnel(node: dict[str, Any]) -> AsyncIterator[str]:
 
 async def _serve(folder: Path, mesh: bool) -> None:
     socket = folder / "grpc"
-    for module, name in ((admission, "CLIENT_RATE"), (doorway, "JOB_RATE")):
+    rates = ((admission, "CLIENT_RATE"), (doorway, "JOB_RATE"), (doorway, "CROWD_RATE"))
+    for module, name in rates:
         vars(module)[name] = Rate(100_000, 100_000)  # one client asks as often as many would
     async with contextlib.AsyncExitStack() as stack:
         counter = await stack.enter_async_context(open_front(folder, slots=64))

@@ -21,8 +21,8 @@ from typing import Final
 
 import structlog
 
-from novamesh_coordinator.guests import place_of_host
 from novamesh_coordinator.packet_filter import deaf_to
+from novamesh_proto.places import place_of_host
 
 LOOK_S: Final = 1.0
 LOOK_BARRED_S: Final = 0.02  # before TLS is through: where nothing makes the port deaf

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
-from novamesh_coordinator.guests import place_of
 from novamesh_coordinator.service import Context, Door, refuse
 from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.places import place_of
+from novamesh_proto.server_terms import strict
 
 HEAR_S: Final = 20.0  # 900 KiB of a prompt take 15 s on half a megabit a second
 PENANCE_S: Final = 2.0  # before a refusal of an address that asks too often
@@ -45,7 +45,7 @@ class Doorstep:
         self._server.add_registered_method_handlers(service, fronted)
 
     def _front(self, service: str, name: str, handler: Any) -> Any:
-        parse, write = _strict(handler.request_deserializer), handler.response_serializer
+        parse, write = strict(handler.request_deserializer), handler.response_serializer
         if handler.request_streaming:
             call = self._stream(name, handler.stream_stream)
             return grpc.stream_stream_rpc_method_handler(call, parse, write)
@@ -118,19 +118,3 @@ async def _hear(context: Context) -> Any:
     if message is grpc.aio.EOF:
         raise NovaMeshError(Code.BAD_REQUEST, "this call has no message")
     return message
-
-
-def _strict(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Refuses bytes that are no message, in our words."""
-
-    def read(data: bytes) -> Any:
-        try:
-            return parse(data)
-        except DecodeError:
-            raise NovaMeshError(
-                Code.BAD_REQUEST,
-                "these bytes are not the message that this method takes",
-                "do both sides run the same version?  novamesh pool show",
-            ) from None
-
-    return read

@@ -17,7 +17,6 @@ import grpc.aio
 import structlog
 
 from novamesh_coordinator.effects import Assign
-from novamesh_coordinator.guests import place_of
 from novamesh_coordinator.hub import Outbox, Outgoing
 from novamesh_coordinator.inputs import (
     AttemptAttested,
@@ -64,6 +63,7 @@ from novamesh_proto.messages import (
     SealedJob,
 )
 from novamesh_proto.node_table import Source
+from novamesh_proto.places import place_of
 from novamesh_proto.v1 import job_pb2, node_pb2_grpc
 
 HELLO_S: Final = 10.0

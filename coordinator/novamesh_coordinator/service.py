@@ -21,55 +21,29 @@ from google.protobuf.message import Message
 
 from novamesh_coordinator.bouncer import Bouncer
 from novamesh_coordinator.core import PoolIdentity
-from novamesh_coordinator.guests import Guests
 from novamesh_coordinator.hub import Hub
 from novamesh_coordinator.metrics import Metrics
 from novamesh_coordinator.sequencer import Clock, Sequencer
 from novamesh_coordinator.store import Store
 from novamesh_coordinator.verifier import Verifier
-from novamesh_proto import wire
+from novamesh_proto import server_terms, wire
 from novamesh_proto.buckets import Buckets, Rate
 from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.limits import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
-from novamesh_proto.messages import Envelope, ErrorDetail
-from novamesh_proto.names import ERROR_METADATA
+from novamesh_proto.guests import Guests
+from novamesh_proto.messages import Envelope
 from novamesh_proto.node_table import NodeTable
 
 T = TypeVar("T", bound=Signable)
 DEADLINE_S_MAX: Final = 600.0
 DEADLINE_SLACK_S: Final = 30.0  # clients allow a job's whole life and a little for the way
-STREAMS_MAX: Final = 64  # of one connection
 PENDING_MAX: Final = 8_192
-AGE_MS_MAX: Final = 3_600_000  # of a connection; nodes sign their session anew every hour
 
-SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
-    ("grpc.so_reuseport", 0),  # nobody else on this machine may take calls on our port
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
-    ("grpc.max_metadata_size", METADATA_BYTES_MAX),
-    ("grpc.max_concurrent_streams", STREAMS_MAX),
-    # Sealed bytes do not get smaller, so nobody honest compresses: what is packed is refused.
-    ("grpc.compression_enabled_algorithms_bitset", 1),
+SERVER_OPTIONS: Final = (
+    *server_terms.SERVER_OPTIONS,
     # Calls that wait to be taken; gRPC would drop any of them, honest ones too, from a thousand on.
     ("grpc.server.max_pending_requests", PENDING_MAX),
     ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MAX),
-    # Clients that connect and then say nothing, or say it slowly.
-    ("grpc.server_handshake_timeout_ms", 3_000),
-    ("grpc.http2.settings_timeout", 3_000),
-    ("grpc.max_connection_idle_ms", 300_000),
-    ("grpc.max_connection_age_ms", AGE_MS_MAX),
-    ("grpc.max_connection_age_grace_ms", 300_000),
-    # Nodes and clients ping every 12 s, so that a NAT does not forget them, and whoever is heard is
-    # not pinged by us: only who is silent for longer is, and we notice that he is gone in 25 s.
-    ("grpc.keepalive_time_ms", 15_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # or whoever stands still is given a minute
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 2),
 )
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -209,12 +183,9 @@ async def refuse(context: Context, error: NovaMeshError) -> None:
     """
     if context.done():
         return
-    detail = ErrorDetail(
-        error.code, error.message[:500], error.hint[:250], max(0, error.retry_after_ms)
-    )
-    status, told = getattr(grpc.StatusCode, error.meaning.grpc), wire.encode(detail)
+    told = server_terms.refusal(error)
     try:
-        await context.abort(status, error.message[:500], ((ERROR_METADATA, told),))
+        await context.abort(getattr(grpc.StatusCode, told.status), told.text, told.trailer)
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from None
 

@@ -1,9 +1,10 @@
-"""Ends connections to this node's own port: too many, too many of one place, or one that is stuck.
+"""Ends connections to this node's own service: too many, too many of one place, one that is stuck.
 
 gRPC bounds what one connection does and knows nothing of addresses, and a write to somebody who
 does not read can be ended in no other way. So this process looks at its own sockets: what is shut
-down here, gRPC sees as a connection that broke. Rules: only connections to our own port; where a
-system does not list a process's sockets, nothing is done and the calls' deadlines remain.
+down here, gRPC sees as a connection that broke. Rules: only connections to our own port, and to the
+unix socket in which tunnels end; where a system does not list a process's sockets, nothing is done
+and the calls' deadlines remain.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import socket
 import stat
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
+
+from novamesh_proto.places import place_of, place_of_host
 
 LOOK_S: Final = 1.0
 EACH_MAX: Final = 16  # of one place
@@ -25,21 +29,16 @@ ALL_MAX: Final = 128
 FEW: Final = 2  # that a place keeps when there are more than ALL_MAX
 LISTINGS: Final = ("/proc/self/fd", "/dev/fd")
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
-_V6_PREFIX: Final = 64  # bits: whoever has one address of IPv6 has all that begin like it
-
-
-def place_of(peer: str) -> str:
-    """Where a gRPC peer is, as far as bounds go: its IPv4 address, its /64 of IPv6.
-
-    All tunnels of this process come from one place: the unix socket.
-    """
-    host, _ = split_peer(peer)
-    return _place(host) if host else peer.partition(":")[0]
 
 
 def split_peer(peer: str) -> tuple[str, int]:
-    """The IP address and port of a gRPC peer; no address and port 0 where it has none."""
+    """The IP address and port of a gRPC peer, or the path of its unix socket and port 0.
+
+    Who has neither gets "".
+    """
     kind, _, rest = peer.partition(":")
+    if kind == "unix":
+        return unquote(rest), 0
     if kind not in ("ipv4", "ipv6"):
         return "", 0
     host, _, port = unquote(rest).rpartition(":")
@@ -47,10 +46,12 @@ def split_peer(peer: str) -> tuple[str, int]:
 
 
 class Connections:
-    """The connections to one TCP port of this process."""
+    """The connections to one TCP port and one unix socket of this process."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, unix_socket: Path | None = None) -> None:
+        """Port 0 and None: there is none."""
         self._port = port
+        self._unix_socket = None if unix_socket is None else str(unix_socket)
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -62,8 +63,8 @@ class Connections:
         """End what is too much; how many that were."""
         with contextlib.ExitStack() as stack:
             places: dict[str, list[socket.socket]] = defaultdict(list)
-            for one, (host, _) in self._open():
-                places[_place(host)].append(stack.enter_context(one))
+            for one, there in self._open():
+                places[_place(*there)].append(stack.enter_context(one))
             total = sum(len(found) for found in places.values())
             most = EACH_MAX if total <= ALL_MAX else FEW
             return sum(_end(one) for found in places.values() for one in found[most:])
@@ -74,7 +75,7 @@ class Connections:
         ended = False
         for one, there in self._open():
             with one:
-                ended = (there == wanted and _end(one)) or ended
+                ended = (there == wanted and there[0] != "" and _end(one)) or ended
         return ended
 
     def _open(self) -> Iterator[tuple[socket.socket, tuple[str, int]]]:
@@ -84,7 +85,7 @@ class Connections:
         another, so nobody is hit by accident.
         """
         listing = next((each for each in LISTINGS if os.path.isdir(each)), None)
-        if listing is None or not self._port:
+        if listing is None or not (self._port or self._unix_socket):
             return
         ours: set[int] = set()  # duplicates may get the number that the listing itself had
         for number in sorted(map(int, os.listdir(listing))):
@@ -96,11 +97,19 @@ class Connections:
                 continue
             ours.add(one.fileno())
             with contextlib.suppress(OSError):  # it listens, or has ended by itself
-                if one.family in _INTERNET and one.getsockname()[1] == self._port:
-                    host, port = one.getpeername()[:2]
-                    yield one, (_plain(host), port)
+                if (there := self._other_end(one)) is not None:
+                    yield one, there
                     continue
             one.close()
+
+    def _other_end(self, one: socket.socket) -> tuple[str, int] | None:
+        """Who a socket of this process leads to; None if it is no connection to our service."""
+        if one.family in _INTERNET and self._port and one.getsockname()[1] == self._port:
+            host, port = one.getpeername()[:2]
+            return _plain(host), port
+        if one.family is socket.AF_UNIX and one.getsockname() == self._unix_socket:
+            return one.getpeername(), 0
+        return None
 
 
 def _plain(host: str) -> str:
@@ -110,10 +119,8 @@ def _plain(host: str) -> str:
     return str(mapped or host)
 
 
-def _place(host: str) -> str:
-    if ":" not in host:
-        return host
-    return str(ipaddress.ip_network((host, _V6_PREFIX), strict=False))
+def _place(host: str, port: int) -> str:
+    return place_of_host(host) if port else place_of(f"unix:{host}")
 
 
 def _end(one: socket.socket) -> bool:

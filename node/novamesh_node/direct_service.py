@@ -30,36 +30,14 @@ from novamesh_node.front import Front
 from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey
-from novamesh_proto.limits import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
 from novamesh_proto.messages import Envelope, SealedJob
+from novamesh_proto.server_terms import SERVER_OPTIONS
 from novamesh_proto.transport_identity import make_certificate
 from novamesh_proto.v1 import coordinator_pb2 as pb
 from novamesh_proto.v1 import coordinator_pb2_grpc as rpc
 
-STREAMS_MAX: Final = 64  # of one connection
 WRITE_S: Final = 10.0  # a client that takes no event for so long is not there any more
 GRACE_S: Final = 2.0
-CONNECTION_MS_MAX: Final = 3_600_000  # then it is dialled anew
-
-OPTIONS: Final[tuple[tuple[str, int], ...]] = (
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
-    ("grpc.max_concurrent_streams", STREAMS_MAX),
-    ("grpc.compression_enabled_algorithms_bitset", 1),
-    ("grpc.server_handshake_timeout_ms", 3_000),
-    ("grpc.http2.settings_timeout", 3_000),
-    ("grpc.max_connection_idle_ms", 300_000),
-    ("grpc.max_connection_age_ms", CONNECTION_MS_MAX),
-    ("grpc.max_connection_age_grace_ms", 300_000),
-    ("grpc.keepalive_time_ms", 15_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-)
 
 Handler = Callable[[Any, Any, Context], Awaitable[Any]]
 _log = structlog.get_logger()
@@ -203,9 +181,9 @@ async def listen(
     if not address and unix_socket is None:
         yield Listener(0)
         return
-    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * CALLS_MAX)
+    server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=2 * CALLS_MAX)
     port = _bind(server, key, address) if address else 0
-    connections = Connections(port)
+    connections = Connections(port, unix_socket)
     doorway: Any = Doorway(server, front.check_donating)  # a server, as far as services see one
     rpc.add_PoolServiceServicer_to_server(DirectService(front, connections.end), doorway)
     if unix_socket is not None:

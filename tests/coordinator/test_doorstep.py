@@ -11,10 +11,10 @@ from grpc_health.v1 import health_pb2
 from prometheus_client import generate_latest
 
 from novamesh_coordinator import doorstep
-from novamesh_coordinator.guests import Guests
 from novamesh_coordinator.server import Running
 from novamesh_proto.buckets import Buckets, Rate
 from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.guests import Guests
 from support.memory_channel import our_error, serve_in_memory
 from support.waiting import wait_until
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import pytest
 
 from novamesh_coordinator import packet_filter
-from novamesh_coordinator.guests import place_of_host
 from novamesh_coordinator.packet_filter import INSTRUCTIONS_MAX, Instruction, deaf_to
+from novamesh_proto.places import place_of_host
 
 HEADER = 0xFFF00000
 

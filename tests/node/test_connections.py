@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from novamesh_node import connections
-from novamesh_node.connections import Connections, place_of, split_peer
+from novamesh_node.connections import Connections, split_peer
+from novamesh_proto.places import tunnel_end
 
 Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -106,10 +111,44 @@ async def test_without_a_port_or_a_listing_nothing_is_done(
         assert Connections(at.number).look() == 0
 
 
-def test_a_place_is_an_address_or_its_network() -> None:
-    assert place_of("ipv4:192.0.2.7:5000") == "192.0.2.7"
-    assert place_of("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:5000") == "2001:db8:1:2::/64"
-    assert place_of("ipv6:%5B::ffff:192.0.2.7%5D:5000") == "192.0.2.7"
-    assert place_of("unix:/tmp/grpc") == place_of("unix:") == "unix"
+async def test_a_tunnel_is_ended_by_the_name_of_its_end_and_peers_have_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The names are gone from the folder by then, as those of real tunnels are."""
+    monkeypatch.setattr(connections, "EACH_MAX", 2)
+    with tempfile.TemporaryDirectory(prefix="nm") as folder:
+        there = list[asyncio.StreamWriter]()
+        path = f"{folder}/s"
+        server = await asyncio.start_unix_server(lambda _, writer: there.append(writer), path)
+        peers = (b"one---", b"one---", b"one---", b"other-")
+        ends = [tunnel_end(b"origin", peer, number) for number, peer in enumerate(peers)]
+        lines = [await _dial_as(f"{folder}/{end}", path) for end in ends]
+        unnamed = await asyncio.open_unix_connection(path)
+        looking = Connections(0, Path(path))
+        assert looking.look() == 1
+        await asyncio.sleep(0.05)
+        assert sum(line[0].at_eof() for line in lines[:3]) == 1
+        assert not lines[3][0].at_eof(), "another peer at the same address"
+        assert looking.end(f"unix:{folder}/{ends[3]}")
+        await asyncio.sleep(0.05)
+        assert lines[3][0].at_eof()
+        assert not looking.end("unix:")
+        assert not unnamed[0].at_eof()
+        for writer in (*there, unnamed[1], *(line[1] for line in lines)):
+            writer.close()
+        server.close()
+
+
+async def _dial_as(name: str, path: str) -> Line:
+    one = socket.socket(socket.AF_UNIX)
+    one.bind(name)
+    one.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(one, path)
+    os.unlink(name)
+    return await asyncio.open_unix_connection(sock=one)
+
+
+def test_a_peer_is_split() -> None:
+    assert split_peer("unix:/tmp/a%20b") == ("/tmp/a b", 0)
     assert split_peer("ipv6:%5Bfe80::1%25eth0%5D:7") == ("fe80::1", 7)
     assert split_peer("nonsense") == ("", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from novamesh_node import doorway
 from novamesh_node.admission import Policy
 from novamesh_node.direct_service import DirectService
 from novamesh_node.doorway import Doorway
-from novamesh_proto import wire
+from novamesh_proto import guests, wire
 from novamesh_proto.errors import Code
 from novamesh_proto.messages import ErrorDetail
 from novamesh_proto.names import ERROR_METADATA
@@ -102,7 +103,8 @@ async def test_when_all_calls_are_taken_a_new_place_still_gets_a_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doorway, "CALLS_MAX", 0)
-    monkeypatch.setattr(doorway, "FEW", 1)
+    monkeypatch.setattr(doorway, "CROWD_MAX", 9)
+    monkeypatch.setattr(guests, "FEW", 1)
     async with house(tmp_path) as at:
         assert await at.ask("Hello")
         begun = at.call("Hello")
@@ -125,6 +127,28 @@ async def test_jobs_of_a_place_have_a_rate(tmp_path: Path, monkeypatch: pytest.M
             assert await at.refusal(at.ask("Submit")) is Code.BAD_REQUEST
         assert await at.refusal(at.ask("Submit")) is Code.BUSY
         assert await at.ask("Hello")
+
+
+async def test_many_peers_at_one_address_get_no_more_than_their_crowd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their names cost nothing; those who come from elsewhere notice nothing of them."""
+    monkeypatch.setattr(doorway, "CROWD_RATE", doorway.Rate(0.001, 3))
+    monkeypatch.setattr(doorway, "CROWD_MAX", 3)
+    places = itertools.count()
+    monkeypatch.setattr(doorway, "place_of", lambda _: f"tunnel origin {next(places)}")
+    async with house(tmp_path) as at:
+        for _ in range(3):
+            assert await at.refusal(at.ask("Submit")) is Code.BAD_REQUEST
+        assert await at.refusal(at.ask("Submit")) is Code.BUSY
+        begun = [at.call("Hello") for _ in range(3)]
+        await at.held(3)
+        assert await at.refusal(at.ask("Hello")) is Code.BUSY
+        monkeypatch.setattr(doorway, "place_of", lambda _: "tunnel elsewhere 1")
+        assert await at.refusal(at.ask("Submit")) is Code.BAD_REQUEST
+        assert await at.ask("Hello")
+        for call in begun:
+            call.cancel()
 
 
 async def test_who_donates_nothing_reads_no_job(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class Peer:
             self._hints = Hints(host, config.network, serve=bool(config.listen))
             hardening.assert_hardened(host, self._gossip.pubsub)
             if config.serve_socket is not None:
-                tunnel.Entrance(host, config.serve_socket)
+                tunnel.NodeEnd(host, config.serve_socket)
             self.addresses = announced(host)
             async with (
                 self._circuits.running() if self._circuits else contextlib.nullcontext(),

@@ -2,15 +2,19 @@
 
 Rules: the stream's other end is proven by Noise, so a tunnel reaches the node that was named or
 nobody; who may ask what is decided by what is signed inside, not here; a node serves so many
-streams and so many of one peer, and refuses the rest at once; when either side ends, both do. A
-connection that finds no stream is closed, so that gRPC reports UNAVAILABLE.
+streams, so many of one peer and of one address, and refuses the rest at once; the node's server is
+told by the name of our end which peer it is, so that each has bounds of its own; when either side
+ends, both do. A connection that finds no stream is closed, so that gRPC reports UNAVAILABLE.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
-from collections import Counter
+import os
 from collections.abc import Awaitable, Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +22,15 @@ import trio
 from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
 
+from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.guests import Guests
 from novamesh_proto.names import TUNNEL_PROTOCOL
+from novamesh_proto.places import PLACE_BYTES, place_of_host, tunnel_end
 
 STREAMS_MAX: Final = 64
 STREAMS_PER_PEER_MAX: Final = 8
+STREAMS_PER_ORIGIN_MAX: Final = 32  # of one address: a peer's name costs nothing
+STREAMS_SHARED: Final = 48  # beyond these, only who has a few from its address gets another
 CONNECTIONS_MAX: Final = STREAMS_PER_PEER_MAX  # of one tunnel's socket, at our own side
 CHUNK_BYTES: Final = 64 * 1024
 OPEN_S: Final = 10.0
@@ -34,36 +43,42 @@ _log = logging.getLogger(__name__)
 Open = Callable[[], Awaitable[INetStream]]
 
 
-class Entrance:
+class NodeEnd:
     """The node's end: every stream of our protocol is led into one unix socket."""
 
     def __init__(self, host: IHost, socket: Path) -> None:
         self._socket = socket
-        self._slots = trio.CapacityLimiter(STREAMS_MAX)
-        self._peers: Counter[bytes] = Counter()
+        self._peers = Guests(STREAMS_PER_PEER_MAX, STREAMS_MAX)
+        self._origins = Guests(STREAMS_PER_ORIGIN_MAX, STREAMS_SHARED)
         self._missing = False  # so that strangers cannot fill our log
+        self._secret = os.urandom(32)  # nobody can look for a name with another's digest
+        self._numbers = itertools.count()
         host.set_stream_handler(PROTOCOL, self.handle)
 
     async def handle(self, stream: INetStream) -> None:
         """Serve one stream until either side ends."""
-        peer = stream.muxed_conn.peer_id.to_bytes()
-        if self._peers[peer] >= STREAMS_PER_PEER_MAX or not self._slots.available_tokens:
-            _log.debug("tunnel refused: too many streams")
-            await end(stream)
-            return
-        self._peers[peer] += 1
+        peer, origin = self._digest(stream.muxed_conn.peer_id.to_bytes()), self._origin(stream)
         try:
-            async with self._slots:
-                await self._lead(stream)
-        finally:
-            self._peers[peer] -= 1
-            if not self._peers[peer]:
-                del self._peers[peer]
+            if len(self._origins) >= STREAMS_MAX:
+                raise NovaMeshError(Code.BUSY, f"{STREAMS_MAX} tunnels end here")
+            with self._origins.hold(origin.hex()), self._peers.hold(peer.hex()):
+                await self._lead(stream, tunnel_end(origin, peer, next(self._numbers)))
+        except NovaMeshError as error:
+            _log.debug("tunnel refused: %s", error.message)
+            await end(stream)
 
-    async def _lead(self, stream: INetStream) -> None:
+    def _origin(self, stream: INetStream) -> bytes:
+        """Where a stream's connection comes from, itself or the relay on its way."""
+        address = stream.get_remote_address()
+        return self._digest(b"" if address is None else place_of_host(address[0]).encode())
+
+    def _digest(self, data: bytes) -> bytes:
+        return blake2b(data, digest_size=PLACE_BYTES, key=self._secret).digest()
+
+    async def _lead(self, stream: INetStream, name: str) -> None:
         try:
             with trio.fail_after(OPEN_S):
-                inner = await trio.open_unix_socket(self._socket)
+                inner = await _connect_as(self._socket.with_name(name), self._socket)
         except (OSError, trio.TooSlowError) as error:
             if not self._missing:
                 _log.warning("tunnel: the node's own socket does not answer (%s)", error)
@@ -97,6 +112,26 @@ async def serve_socket(
                     await trio.sleep(_PAUSE_S)
                     continue
                 nursery.start_soon(_connect, trio.SocketStream(inner), open_stream, slots)
+
+
+async def _connect_as(name: Path, server: Path) -> trio.SocketStream:
+    """A connection to a unix socket from one with a name, which is all that the server sees."""
+    here = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+    try:
+        await here.bind(str(name))
+        try:
+            await here.connect(str(server))
+        finally:
+            _forget(name)  # the name stays the connection's, and the folder empty
+    except BaseException:
+        here.close()
+        raise
+    return trio.SocketStream(here)
+
+
+def _forget(name: Path) -> None:
+    with contextlib.suppress(OSError):
+        name.unlink()
 
 
 async def pump(inner: trio.SocketStream, stream: INetStream) -> None:

@@ -6,28 +6,8 @@ import contextlib
 
 import pytest
 
-from novamesh_coordinator.guests import FEW, Guests, place_of
 from novamesh_proto.errors import Code, NovaMeshError
-
-
-@pytest.mark.parametrize(
-    ("peer", "place"),
-    [
-        ("ipv4:192.0.2.7:50412", "192.0.2.7"),
-        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:50412", "2001:db8:1:2::/64"),
-        ("ipv6:[2001:db8:1:2::9]:1", "2001:db8:1:2::/64"),
-        ("ipv6:%5Bfe80::1%25eth0%5D:1", "fe80::/64"),
-        ("ipv6:%5B::ffff:192.0.2.7%5D:50412", "192.0.2.7"),
-        ("unix:", "unix"),
-        ("ipv6:nonsense:1", "nonsense"),
-    ],
-)
-def test_a_place_is_an_address_or_what_one_line_owns_of_ipv6(peer: str, place: str) -> None:
-    assert place_of(peer) == place
-
-
-def nobody(place: str) -> None:
-    """Who is told of refusals."""
+from novamesh_proto.guests import FEW, Guests
 
 
 def refused(guests: Guests, place: str) -> bool:
@@ -52,7 +32,7 @@ def test_a_place_has_its_share_and_gives_it_back() -> None:
 
 
 def test_places_with_few_get_in_when_all_slots_are_taken() -> None:
-    guests = Guests(50, 100, nobody)
+    guests = Guests(50, 100)
     with contextlib.ExitStack() as slots:
         for place in ("one", "two"):
             for _ in range(50):
@@ -64,7 +44,7 @@ def test_places_with_few_get_in_when_all_slots_are_taken() -> None:
 
 
 def test_a_slot_is_given_back_when_the_call_fails() -> None:
-    guests = Guests(1, 1, nobody)
+    guests = Guests(1, 1)
     with pytest.raises(ZeroDivisionError), guests.hold("here"):
         raise ZeroDivisionError
     assert len(guests) == 0
