@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -52,6 +53,10 @@ class DirectLine:
     measured_s: float  # when, monotonic seconds
     sequence: int  # of the descriptor that told where the node is
     keep: AsyncExitStack  # what must be closed with it
+
+    def doubt(self) -> None:
+        """Measure the round trip again before it counts once more: it may be one slow call's."""
+        self.measured_s = -math.inf
 
 
 class DirectLines:

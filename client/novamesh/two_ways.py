@@ -214,6 +214,7 @@ class TwoWays:
                 raise _away()
             line = await self._lines.open(descriptor, insist=insist)
             if not insist and not is_better(line.path, line.rtt_s, self._relay_rtt_s):
+                line.doubt()  # for the next job
                 raise NovaMeshError(Code.UNAVAILABLE, "the direct way is a detour")
         except NovaMeshError as error:
             await self._events.put(_Arrival(stream, None, error))

@@ -299,6 +299,9 @@ async def test_a_round_trip_that_is_old_is_measured_again(nodes: list[FakePool])
         assert await lines.open(node) is line
         assert nodes[0].calls["Hello"] == asked + 1
         assert line.measured_s == clock.monotonic()
+        line.doubt()
+        assert await lines.open(node) is line
+        assert nodes[0].calls["Hello"] == asked + 2
         clock.advance(MEASURED_S + 1)
         nodes[0].script.refusals["Hello"] = [NovaMeshError(Code.UNAVAILABLE, "it went")]
         assert await lines.open(node) is not line, "who is gone is dialled anew"

@@ -135,6 +135,7 @@ async def test_a_detour_is_not_taken_while_the_coordinator_is_there() -> None:
     case.node.rtt_s = 1.0
     assert await case.read() is None
     assert set(case.paths) == {JobPath.RELAYED}
+    assert case.node.doubted == 1, "one slow call does not send the next jobs round by the relay"
     away = Case()
     away.node.rtt_s, away.relay.breaks = 1.0, [2]
     assert (await away.read()) is not None

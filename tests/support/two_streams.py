@@ -109,6 +109,7 @@ class FakeNode:
     rtt_s: float = 0.001
     tunnel: asyncio.Event | None = None  # it is hidden until there is one; None: it is not
     tunnels: int = 0  # asked for
+    doubted: int = 0  # round trips that will be measured again
     hangs: asyncio.Event | None = None  # a stream stands still before its last event until then
 
     async def left(self) -> None:
@@ -119,6 +120,9 @@ class FakeNode:
     @property
     def connection(self) -> FakeNode:
         return self
+
+    def doubt(self) -> None:
+        self.doubted += 1
 
     async def open_line(self, descriptor: Verified[NodeDescriptor], insist: bool) -> FakeNode:
         self.dialed.append(insist)
