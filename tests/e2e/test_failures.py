@@ -1,8 +1,9 @@
 """Nodes freeze, brokers die, clocks are wrong: what they had goes on elsewhere, or they are told.
 
 Beside this: nodes killed before their first token (`test_faults`) and in the middle of an answer
-(`test_failover`), links cut one way and both and a laptop that wakes up at another address
-(`test_cuts`), a coordinator killed under direct streams (`test_direct`).
+(`test_failover`), links cut either way and both, before an answer and in its middle, and a laptop
+that wakes up at another address (`test_cuts`), a coordinator killed under direct streams
+(`test_direct`).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
         home = net.add_home("ada", idle_s=15)         # a router with NAT, and home.host behind it
         subprocess.run([*home.host.prefix, "ping", "-c1", pool.address])
         net.cut(home, outbound=False)                 # it is heard and hears nothing
+    net.move(home)                                # and wakes up in another network
 
 Rules: everything is made by the test and gone afterwards, also what an earlier run left that was
 killed; nothing outside the namespaces is changed or reached. Needs root, and a kernel with veth,
@@ -21,7 +22,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -180,36 +181,43 @@ class Internet:
         self.places[name] = home
         return home
 
-    def cut(self, place: Host | Home, *, inbound: bool = True, outbound: bool = True) -> None:
-        """Drop what goes to a place, what comes from it, or both, until `mend`; nobody is told."""
+    def cut(
+        self,
+        place: Host | Home,
+        *,
+        inbound: bool = True,
+        outbound: bool = True,
+        peer: Host | None = None,
+    ) -> None:
+        """Drop what goes to a place, what comes from it, or both, until `mend`; nobody is told.
+
+        `peer`: only what it exchanges with that host; None: everything.
+        """
         self.mend(place)
-        wire = place.router if isinstance(place, Home) else place
+        of, to = "drop", "drop"
+        if peer is not None:
+            of, to = f"ip saddr {peer.address} drop", f"ip daddr {peer.address} drop"
         if isinstance(place, Home):
-            wanted = {'iifname "public" drop': inbound, 'iifname "private" drop': outbound}
-            _nft(wire, _CUT.format(hook="prerouting", rules=_join(wanted)))
+            wanted = {f'iifname "public" {of}': inbound, f'iifname "private" {to}': outbound}
+            _nft(place.router, _CUT.format(hook="prerouting", rules=_join(wanted)))
             return
         if inbound:
-            _nft(wire, _CUT.format(hook="prerouting", rules='iifname "public" drop'))
+            _nft(place, _CUT.format(hook="prerouting", rules=f'iifname "public" {of}'))
         if outbound:
-            rules = _CUT.format(hook="output", rules='oifname "public" drop')
-            _nft(wire, rules.replace("chain wire", "chain wire_out"))
+            rules = _CUT.format(hook="output", rules=f'oifname "public" {to}')
+            _nft(place, rules.replace("chain wire", "chain wire_out"))
 
     def mend(self, place: Host | Home) -> None:
         """Let everything through again."""
         wire = place.router if isinstance(place, Home) else place
         _nft(wire, "table ip cut\ndelete table ip cut\n")
 
-    def move(self, place: Home) -> Home:
-        """Give the host of a home another address: it came back from sleep in another network."""
-        old = place.host
-        net, _, last = old.address.rpartition(".")
-        new = Host(old.name, old.namespace, f"{net}.{int(last) + 1}", old.gateway, old.link)
-        old.ip("address", "flush", "dev", old.link)
-        _address(new)
-        # A router of another network has never heard of the connections of the last one.
-        _nft(place.router, "flush ruleset\n" + _NAT.format(how=""))
-        moved = Home(place.router, new)
-        self.places[old.name] = moved
+    def move(self, place: Host) -> Host:
+        """Give a public host another address: it came back from sleep in another network."""
+        moved = replace(place, address=f"{PUBLIC_NET}.{next(self._addresses)}")
+        place.ip("address", "flush", "dev", place.link)
+        _address(moved)
+        self.places[place.name] = moved
         return moved
 
     def delay(self, place: Host | Home, ms: int) -> bool:

@@ -23,7 +23,6 @@ from typing import Any, Final
 from novamesh_engine.catalogue import locate
 from novamesh_engine.quant.profile import read_profile, write_profile
 from support.mosquitto import Mosquitto
-from support.network_beds import Host
 from support.processes import Daemon
 from support.spread_pool import SpreadPool
 
@@ -49,8 +48,8 @@ class OutagePool(SpreadPool):
         self.net.add_host(PUBLIC)
         for name in (*HOMES, "client"):
             self.add_home(name)
-        public = self._start(PUBLIC, 4 * slots, "--listen", f"{self._host(PUBLIC).address}:7701")
-        at = f"/ip4/{self._host(PUBLIC).address}/tcp/{MESH_PORT}"
+        public = self._start(PUBLIC, 4 * slots, "--listen", f"{self.host(PUBLIC).address}:7701")
+        at = f"/ip4/{self.host(PUBLIC).address}/tcp/{MESH_PORT}"
         self.bootstrap = f"{at}/p2p/{public.ready.split()[-1]}"
         with ThreadPoolExecutor(max_workers=2) as starting:
             list(starting.map(lambda name: self._start(name, slots), HOMES))
@@ -105,21 +104,16 @@ class OutagePool(SpreadPool):
         flags = ("--donate", "--model", model, "--slots", str(slots))
         return self.start_node(name, *flags, *arguments)
 
-    def _host(self, name: str) -> Host:
-        place = self.net.places[name]
-        assert isinstance(place, Host)
-        return place
-
 
 class Streams:
     """Answers that a client in a process of its own streams, as it tells of them; use as `with`."""
 
-    def __init__(self, pool: OutagePool) -> None:
+    def __init__(self, pool: SpreadPool, home: str = "client") -> None:
         """Start the client, at its home."""
         self.said: dict[int, list[dict[str, Any]]] = {}
         self._process = subprocess.Popen(
-            [*pool.prefix("client"), sys.executable, "-m", "support.streaming_client", MODEL],
-            env=pool.environment("client"), cwd=Path(__file__).parent.parent, text=True,
+            [*pool.prefix(home), sys.executable, "-m", "support.streaming_client"],
+            env=pool.environment(home), cwd=Path(__file__).parent.parent, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         self._thread = threading.Thread(target=self._read, name="streams")
@@ -128,28 +122,28 @@ class Streams:
     def __enter__(self) -> Streams:
         return self
 
-    def ask(self, stream: int, tokens: int, seed: int) -> None:
+    def ask(self, stream: int, tokens: int, seed: int, model: str = MODEL) -> None:
         """Begin one more."""
         self.said[stream] = []
         assert self._process.stdin is not None
-        asked = {"stream": stream, "tokens": tokens, "seed": seed}
+        asked = {"stream": stream, "model": model, "tokens": tokens, "seed": seed}
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
 
     def grow(self, streams: Sequence[int], tokens: int, seconds: float) -> None:
         """Until each of these has brought so many more, and none of them has ended."""
-        least = {stream: _tokens(self._last(stream)) + tokens for stream in streams}
-        self._wait(lambda: all(_tokens(self._last(one)) >= least[one] for one in streams), seconds)
-        ended = [stream for stream in streams if "digest" in self._last(stream)]
+        least = {stream: _tokens(self.last(stream)) + tokens for stream in streams}
+        self._wait(lambda: all(_tokens(self.last(one)) >= least[one] for one in streams), seconds)
+        ended = [stream for stream in streams if "digest" in self.last(stream)]
         assert not ended, f"over before anything could break them: {ended}"
 
-    def finish(self, seconds: float) -> None:
-        """Until every stream has ended well."""
-        self._wait(lambda: all("digest" in self._last(one) for one in self.said), seconds)
+    def finish(self, seconds: float, *streams: int) -> None:
+        """Until these streams have ended well, or all of them."""
+        self._wait(lambda: all("digest" in self.last(one) for one in streams or self.said), seconds)
 
     def end(self, stream: int) -> dict[str, Any]:
-        """What a stream said last."""
-        last = self._last(stream)
+        """What a stream said last, which has ended well."""
+        last = self.last(stream)
         assert last["whole"], "its pieces are another text than the whole"
         return last
 
@@ -160,20 +154,21 @@ class Streams:
         self._process.wait()
         self._thread.join()
 
-    def _last(self, stream: int) -> dict[str, Any]:
+    def last(self, stream: int) -> dict[str, Any]:
+        """What a stream said last, its end or not; empty before it said anything."""
         said = self.said[stream]
         return said[-1] if said else {}
 
     def _wait(self, found: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            failed = [one for one in map(self._last, self.said) if "failed" in one]
+            failed = [one for one in map(self.last, self.said) if "failed" in one]
             assert not failed, failed
             assert self._process.poll() is None, "the client ended"
             if found():
                 return
             time.sleep(0.05)
-        raise AssertionError(f"not within {seconds} s: {list(map(self._last, self.said))}")
+        raise AssertionError(f"not within {seconds} s: {list(map(self.last, self.said))}")
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -188,11 +183,11 @@ def _tokens(told: dict[str, Any]) -> int:
 
 
 def write_long_model(folder: Path) -> None:
-    """The built-in model under another name, with room for a longer answer."""
+    """The built-in model under the folder's name, with room for a longer answer."""
     source = locate("nova-pico")
     shutil.copytree(source, folder)
     config = folder / "config.json"
     raw = json.loads(config.read_text())
     config.write_text(json.dumps(raw | {"max_position_embeddings": CONTEXT}))
     profile = read_profile(source)
-    write_profile(folder, MODEL, profile.quant, profile.file_names)
+    write_profile(folder, folder.name, profile.quant, profile.file_names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from support.network_beds import Home, Internet
+from support.network_beds import Home, Host, Internet
 from support.processes import RealPool
 
 PORT = 7700
@@ -16,6 +16,7 @@ class SpreadPool(RealPool):
     """As a real pool; a party is at the place of its name, and at the pool's if it has none."""
 
     net: Internet = field(default_factory=Internet)
+    _invite: str = ""
 
     def __enter__(self) -> SpreadPool:
         self.net.__enter__()
@@ -36,9 +37,20 @@ class SpreadPool(RealPool):
         super().__exit__(kind, error, trace)
         self.net.__exit__(kind, error, trace)
 
+    def host(self, name: str) -> Host:
+        """The place of a party that has a public address."""
+        place = self.net.places[name]
+        assert isinstance(place, Host)
+        return place
+
     def add_home(self, name: str, idle_s: int = 15) -> Home:
         """A place behind NAT for the party of that name."""
         return self.net.add_home(name, idle_s)
+
+    def invite(self) -> str:
+        """One join code for everybody."""
+        self._invite = self._invite or super().invite()
+        return self._invite
 
     def command(self, home: str) -> list[str]:
         """The command line, there."""

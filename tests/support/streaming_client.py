@@ -1,9 +1,10 @@
 """A client in a process of its own that streams answers and says when each piece came.
 
-`python -m support.streaming_client MODEL` reads a line of JSON for each answer that is wanted,
-{"stream": N, "tokens": N, "seed": N}, and writes lines of JSON as things happen: how many tokens a
-stream has and at what monotonic time, and at its end the whole of it, or why there is none. It ends
-when its input does. Home and settings come from the environment, as for the command line.
+`python -m support.streaming_client` reads a line of JSON for each answer that is wanted,
+{"stream": N, "model": NAME, "tokens": N, "seed": N}, and writes lines of JSON as things happen: how
+many tokens a stream has and at what monotonic time, and at its end the whole of it, or why there is
+none. It ends when its input does. Home and settings come from the environment, as for the command
+line.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from novamesh_proto.identity import format_node_id
 PROMPT = "Write a long story about an owl and 12 apples."
 
 
-async def main(model: str) -> None:
+async def main() -> None:
     """Until nobody asks any more and every answer is at its end."""
     async with Client() as client, asyncio.TaskGroup() as answers:
         while line := await asyncio.to_thread(sys.stdin.readline):
             asked = json.loads(line)
-            answers.create_task(answer(client, model, **asked))
+            answers.create_task(answer(client, **asked))
 
 
-async def answer(client: Client, model: str, stream: int, tokens: int, seed: int) -> None:
+async def answer(client: Client, stream: int, model: str, tokens: int, seed: int) -> None:
     """One answer, from its first piece to its receipt."""
     run = client.run(
         model, PROMPT, max_tokens=tokens, seed=seed, temperature=0.9, ignore_eos=True,
-        deadline_s=400.0,
+        deadline_s=600.0,
     )  # fmt: skip
     came, text = 0, ""
     try:
@@ -62,4 +63,4 @@ def say(**values: object) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main())
