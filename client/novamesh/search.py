@@ -87,14 +87,18 @@ class Search:
     async def tunnel(self, node: NodeId, addresses: tuple[str, ...]) -> AsyncIterator[str]:
         """An address behind which that node answers; the search begins with the first one.
 
-        `addresses` are where it said it is found; what it says now counts more.
+        `addresses` are where it said it is found; what it says now counts more. A mesh that is off
+        is not started for it.
 
         Raises:
             NovaMeshError: UNAVAILABLE, UNSUPPORTED without the mesh.
         """
-        finder = await self.finder()
+        if self._mesh is not None or load_mesh_settings(self._config.places).on:
+            finder = await self.finder()
         if self._mesh is None:
-            raise NovaMeshError(Code.UNSUPPORTED, "this machine is in no mesh")
+            raise NovaMeshError(
+                Code.UNSUPPORTED, "this machine is in no mesh", "novamesh config set mesh.on true"
+            )
         newest = finder.table.get(node, self._clock.now_ms())
         if newest is not None:
             addresses = tunnel_addresses(newest.message) or addresses

@@ -14,7 +14,7 @@ import pytest
 
 from novamesh import search
 from novamesh.clock import Clock
-from novamesh.config import ClientSettings, Config, Places
+from novamesh.config import ClientSettings, Config, Places, save_setting
 from novamesh.known_nodes import KnownNodes
 from novamesh.pool import PoolConnection
 from novamesh.search import Search, parse_nodes
@@ -165,6 +165,21 @@ async def test_where_no_way_is_left_it_is_said_what_is_missing(
             assert caught.value.code is Code.UNSUPPORTED
             for way_out in ("[p2p]", "client.nodes PEERID@HOST:PORT", "client.mqtt mqtts://"):
                 assert way_out in caught.value.hint
+
+
+@pytest.mark.parametrize("on", [False, True])
+async def test_a_tunnel_starts_no_mesh_that_is_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: bool
+) -> None:
+    """Who did not ask for the mesh gets no libp2p because a coordinator is away or far."""
+    monkeypatch.setattr(search, "Mesh", FakeMesh)
+    async with searching(tmp_path) as looking:
+        save_setting(looking._config.places, "mesh", "on", on)
+        with contextlib.nullcontext() if on else pytest.raises(NovaMeshError) as caught:
+            async with looking.tunnel(ONE.node_id, (MULTIADDRESS,)):
+                assert on
+        assert (looking._mesh is not None) is on
+        assert on or caught.value.code is Code.UNSUPPORTED
 
 
 async def test_who_waits_for_a_search_begun_in_advance_finds_it_at_work(
