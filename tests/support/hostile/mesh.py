@@ -8,6 +8,7 @@ over true connections, from attackers who keep the handshake and nothing else, a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import trio
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.relay.circuit_v2.pb import circuit_pb2
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 from libp2p.utils import encode_varint_prefixed
 
 from novamesh.mesh.host import HostConfig, dial, open_host
@@ -42,8 +44,10 @@ PROTOCOLS: Final = (
 )
 BARE: Final = "tcp"  # no handshake at all
 FRAMES_A_STREAM: Final = 4
-ATTACKERS: Final = 6
-WRITE_S: Final = 2.0
+STREAMS_A_NAME: Final = 25  # then another attacker comes
+ONCE: Final = frozenset({"/meshsub/1.1.0"})  # one bad frame shuts its sender out
+ATTACK_S: Final = 900.0
+END_S: Final = 0.5  # until the victim has read what came, or will not
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Campaign:
     seed: int
     sent: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    taken: Counter[str] = field(default_factory=Counter)  # streams that the victim took up
     heard_after: bool = False
     took_s: float = 0.0
 
@@ -62,9 +67,10 @@ class Campaign:
         victim = Companion(mesh_config(folder, serve_socket=folder / "nobody", relay=True))
         async with trio.open_nursery() as nursery:
             await nursery.start(victim.peer.run)
-            async with trio.open_nursery() as attack:
-                for protocol in (*PROTOCOLS, BARE):
-                    attack.start_soon(self._attack, victim, protocol, frames)
+            with trio.fail_after(ATTACK_S):
+                async with trio.open_nursery() as attack:
+                    for protocol in (*PROTOCOLS, BARE):
+                        attack.start_soon(self._attack, victim, protocol, frames)
             honest = Companion(mesh_config(folder, victim.peer.addresses))
             await nursery.start(honest.peer.run)
             honest.say()
@@ -83,28 +89,32 @@ class Campaign:
             async with open_host(HostConfig(PrivateKey.generate(), ())) as attacker:
                 try:
                     await dial(attacker, victim.node, victim.peer.addresses)
-                    await self._shoot(attacker, victim, protocol, rng, frames)
+                    peer = victim.peer._host.get_id()
+                    [connection] = attacker.get_network().get_connections(peer)
+                    for _ in range(1 if protocol in ONCE else STREAMS_A_NAME):
+                        if self.sent[protocol] < frames:
+                            await self._shoot(connection.muxed_conn, protocol, rng)
                 except Exception as error:  # shut out, which is an answer too
                     self.refused[f"{protocol} {type(error).__name__}"] += 1
-                    self.sent[protocol] += 1
 
-    async def _shoot(
-        self, attacker: Any, victim: Companion, protocol: str, rng: random.Random, frames: int
-    ) -> None:
-        """Stream after stream over one connection, until it is closed or all is sent."""
-        peer = victim.peer._host.get_id()
-        for _ in range(max(1, frames // ATTACKERS // FRAMES_A_STREAM)):
-            stream = await attacker.new_stream(peer, [protocol])
-            try:
-                for _ in range(FRAMES_A_STREAM):
-                    self.sent[protocol] += 1
-                    with trio.move_on_after(WRITE_S):
-                        await stream.write(bent(honest_frame(protocol, rng), rng))
-            except Exception as error:  # the stream was reset, as it should be
-                self.refused[f"{protocol} {type(error).__name__}"] += 1
-            finally:
-                with trio.move_on_after(WRITE_S, shield=True):
-                    await stream.reset()
+    async def _shoot(self, connection: Any, protocol: str, rng: random.Random) -> None:
+        """One stream: all its frames at once, then its end, then whatever the victim says."""
+        stream = await connection.open_stream()
+        frames = [bent(honest_frame(protocol, rng), rng) for _ in range(FRAMES_A_STREAM)]
+        came = b""
+        try:
+            await stream.write(opening(protocol) + b"".join(frames))
+            self.sent[protocol] += FRAMES_A_STREAM
+            await stream.close()
+            with trio.move_on_after(END_S), contextlib.suppress(MuxedStreamEOF):
+                while True:
+                    came += await stream.read(1 << 16)
+        except Exception as error:  # the stream was reset, as it should be
+            self.refused[f"{protocol} {type(error).__name__}"] += 1
+        finally:
+            self.taken[protocol] += came.startswith(opening(protocol))
+            with trio.move_on_after(END_S, shield=True):
+                await stream.reset()
 
     async def _knock(self, victim: Companion, rng: random.Random) -> None:
         _, _, host, _, port, *_ = victim.peer.addresses[0].split("/")
@@ -115,6 +125,12 @@ class Campaign:
                 await stream.send_all(bent(b"\x13/multistream/1.0.0\n\x07/noise\n", rng))
         except OSError as error:
             self.refused[f"{BARE} {type(error).__name__}"] += 1
+
+
+def opening(protocol: str) -> bytes:
+    """What asks for a protocol on a new stream, unasked and in one go."""
+    lines = (b"/multistream/1.0.0\n", protocol.encode() + b"\n")
+    return b"".join(bytes(encode_varint_prefixed(line)) for line in lines)
 
 
 def honest_frame(protocol: str, rng: random.Random) -> bytes:
@@ -216,7 +232,8 @@ def main() -> int:
             trio.run(campaign.run, Path(folder), given.frames)
         print(f"seed {seed}: {campaign.took_s:.1f} s, heard after: {campaign.heard_after}")
         for protocol, number in campaign.sent.items():
-            print(f"  {protocol.ljust(24)} {number} frames")
+            taken = campaign.taken[protocol]
+            print(f"  {protocol.ljust(32)} {number} frames, {taken} streams taken up")
         for what, number in campaign.refused.most_common(12):
             print(f"  refused {what} {number}")
     return 0
