@@ -125,6 +125,14 @@ def test_who_expires_first_makes_room() -> None:
     assert names == {party("b").node_id, party("c").node_id}
 
 
+def test_who_is_not_here_any_more_makes_room_first() -> None:
+    table = NodeTable(NETWORK, capacity=1)
+    table.take(advert("a"), Source.COORDINATOR, START_MS)
+    later_ms = START_MS + 120_000
+    table.take(advert("b", at_ms=later_ms), Source.LIBP2P, later_ms)
+    assert {entry.node for entry in table.fresh(later_ms)} == {party("b").node_id}
+
+
 def test_what_strangers_pass_on_displaces_nobody() -> None:
     table = NodeTable(NETWORK, capacity=2)
     table.take(advert("a", at_ms=START_MS - 50_000), Source.COORDINATOR, START_MS - 50_000)

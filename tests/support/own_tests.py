@@ -17,7 +17,7 @@ CONTRACT: Final = ROOT / "proto/novamesh_proto"
 COORDINATOR: Final = ROOT / "coordinator/novamesh_coordinator"
 # The core is what core.py imports, and these, which services use and which do no I/O either.
 BESIDE_THE_CORE: Final = (
-    "audit", "body_cache", "buckets", "log_chain", "snapshot_parts", "watch",
+    "audit", "body_cache", "log_chain", "snapshot_parts", "watch",
 )  # fmt: skip
 # Values without logic have no test file of their name (tests/test_house.py); these use them most.
 VALUES: Final = {"effects": "floor", "events": "log_chain", "inputs": "core"}
