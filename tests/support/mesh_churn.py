@@ -21,6 +21,7 @@ AT_ONCE: Final = 8
 READINGS: Final = 8
 SETTLE_S: Final = 60.0
 DIALS_MAX: Final = 5
+SLACK: Final = 4  # tasks or files that are just about to end when they are counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import trio
 
-from support.mesh_churn import come_and_go
+from support.mesh_churn import SLACK, come_and_go
 
-VISITORS = 48
-SLACK = 4  # a task or a file that is just about to end
+VISITORS = 32
 MEMORY_SLACK = 16 << 20  # the visitors' own memory is in the same process
 
 
