@@ -86,14 +86,14 @@ def test_each_measurement_of_the_network_has_a_target_that_asks_for_all_of_it(
     said = _make("-n", name, f"VENV={tmp_path}").stdout
     assert f"{tmp_path}/.servers" in said
     assert f"PYTHONPATH=tests {tmp_path}/bin/python benchmarks/{name}.py $mode" in said
-    asked = re.findall(r"for mode in (.*); do", said)[0].split()
+    asked = re.findall(r"for mode in (.*?); do", said)[0].split()
     helped = subprocess.run(
         [sys.executable, f"benchmarks/{name}.py", "--help"], cwd=ROOT, text=True, check=True,
         env=os.environ | {"PYTHONPATH": "tests"}, capture_output=True,
     ).stdout  # fmt: skip
     known = re.findall(r"^usage:[^{]*?\{([\w,]+)\}", helped, re.MULTILINE)
     assert asked == (known[0].split(",") if known else ['""'])
-    assert name in re.findall(r"for name in (.*); do", _make("-n", "network").stdout)[0].split()
+    assert name in re.findall(r"for name in (.*?); do", _make("-n", "network").stdout)[0].split()
 
 
 def test_venv_without_ensurepip_gets_its_pip_from_outside(tmp_path: Path) -> None:
