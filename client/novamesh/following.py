@@ -47,6 +47,7 @@ class Following:
     clock: Clock
     settings: ClientSettings
     patience_s: float | None = None
+    _acking: set[asyncio.Task[None]] = field(default_factory=set)
     _broken_s: float | None = None  # since when nobody was reached, monotonic
     _acks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ACKS_WAITING_MAX))
 
@@ -64,6 +65,8 @@ class Following:
                 await ask(lambda: self._read(sends), REWATCHES, WATCH_S_MAX, self._again)
             except NovaMeshError as error:
                 failure = error
+                for ack in self._acking:  # the answer goes on elsewhere, and not after their time
+                    ack.cancel()
         # An answer that is here and proved needs no coordinator; its settlement may come later.
         if failure is not None and not self.reader.attested:
             raise failure
@@ -108,7 +111,9 @@ class Following:
                     await self.emit(step.piece)
                 if step.ack is not None:
                     await self._acks.acquire()
-                    sends.create_task(self._acknowledge(step.ack), name="acknowledge")
+                    acking = sends.create_task(self._acknowledge(step.ack), name="acknowledge")
+                    self._acking.add(acking)
+                    acking.add_done_callback(self._acking.discard)
                 if step.receipt is not None:
                     sends.create_task(self._countersign(step.receipt), name="hand in receipt")
                 if reader.ended:

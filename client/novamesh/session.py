@@ -280,8 +280,10 @@ class JobSession:
 
     async def _set_aside(self, before: JobRecord) -> None:
         """What the answer has is on disk until it goes on, and its last part is over."""
+        records = self._desk.records
+        records.prune(self._desk.clock.now_ms())  # else a client that lives long would keep all
         try:
-            self._desk.records.save(before)
+            records.save(before)
         except NovaMeshError as error:  # a full disk ends no answer that can go on
             _log.info("%s; another process could not go on", error)
         if self._part is not None:  # it began again, or the pool's receipt got lost

@@ -23,7 +23,7 @@ from support.outage_pool import MODEL, write_long_model
 from support.ports import free_port
 from support.processes import RealPool
 
-TOKENS: Final = 600
+TOKENS: Final = 1_200
 PROMPT: Final = "Write a long story about an owl and 12 apples."
 ASKED: Final[dict[str, Any]] = {
     "max_tokens": TOKENS, "temperature": 0.9, "seed": 3, "ignore_eos": True,
@@ -82,15 +82,22 @@ class SilentPool(RealPool):
         self.cli("node", "pause", home="pia")
         run = client.run(MODEL, PROMPT, **ASKED)
         pieces, last_s, longest_s = 0, 0.0, 0.0
+        silence: asyncio.Task[None] | None = None
         async for _ in run:
             now_s = time.monotonic()
             if pieces >= 2:
                 longest_s = max(longest_s, now_s - last_s)
             pieces, last_s = pieces + 1, now_s
             if pieces == 2:
-                self.proxy.freeze()
-                await asyncio.to_thread(self.cli, "node", "resume", home="pia")
+                silence = asyncio.create_task(self._fall_silent())
+        if silence is not None:
+            await silence
         return await run.completion(), longest_s
+
+    async def _fall_silent(self) -> None:
+        """Once `pia` would take over: a client asks nodes how free they are every 20 s only."""
+        await asyncio.to_thread(self.cli, "node", "resume", home="pia")
+        self.proxy.freeze()
 
     def donated(self) -> int:
         """Jobs that nodes told the coordinator of as donated."""
