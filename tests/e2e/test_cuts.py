@@ -40,7 +40,7 @@ LAPTOP = "lara"
 PUBLIC = ("dora", SPARE, LAPTOP)
 CLIENTS = ("client", "wren")
 PORT = 7701
-TOKENS = 1500  # more than what a link still holds that is cut
+TOKENS = 1000  # more than what a link still holds that is cut
 SIGNED = 64  # after so many of them a node has signed for some
 SHORT = 8
 WATCHED = 200  # tokens that come from a node which is found to be in reach meanwhile
@@ -113,7 +113,7 @@ def story(pool: SpreadPool) -> Story:
             list(cutting.map(lambda name: _cut(pool, name), CUTS))
         told.addresses = _fall_asleep(pool)
         resume(home=pool.home(SPARE))
-        wren.ask(0, TOKENS // 2, 1, f"nova-{SPARE}")
+        wren.ask(0, TOKENS, 1, f"nova-{SPARE}")
         wren.grow([0], 1, WHOLE_S)
         pool.net.cut(pool.host("wren"), peer=pool.host("pool"))
         told.moved = _ask_until_it_moves_on(client)
