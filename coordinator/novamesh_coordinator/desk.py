@@ -28,7 +28,7 @@ from novamesh_coordinator.relay import Relay
 from novamesh_proto.envelope import Verified
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.matching import Cause, Request, unservable
-from novamesh_proto.messages import JobId, JobTerms, JobView, NodeId
+from novamesh_proto.messages import JobId, JobTerms, JobView, NodeId, ReceiptVerdict
 
 CLIENT_JOBS_MAX: Final = 256  # of one client, at the same time
 LIVE_JOBS_MAX: Final = 16_384
@@ -135,6 +135,9 @@ class Desk:
             raise NovaMeshError(
                 Code.STALE, f"the receipt is of attempt {said.attempt}, the job had {job.attempt}"
             )
+        stream = self._relay.get(job.job)
+        if stream is not None and stream.receipt is None and said.verdict is ReceiptVerdict.OK:
+            stream.receipt = receipt  # its node may have ended before it could bring this along
         if job.receipt or job.evidence >= EVIDENCE_KEPT_MAX:
             return
         turn.log(

@@ -107,7 +107,8 @@ class Floor:
                     told=True,
                     same_node=True,
                 )
-        return tuple(resumed)
+        ended = [run for run in came.hello.message.running if self._may_claim(node, run)]
+        return (*resumed, *ended[: RUNNING_MAX - len(resumed)])
 
     def detach(self, turn: Turn, gone: NodeDetached) -> None:
         """A stream ended. Where we stop ourselves, its attempts wait for our return."""
@@ -331,6 +332,17 @@ class Floor:
             turn.emit(StopAttempt(node, session, job_id, attempt, fence, code))
         return None
 
+    def _may_claim(self, node: NodeId, run: RunningAttempt) -> bool:
+        """Whether a node may still say what it did on a job that ended while it was away from us.
+
+        Its client may have all of it, from the node itself, and have signed for that.
+        """
+        job, stream = self._jobs.get(run.job), self._relay.get(run.job)
+        if job is None or stream is None or job.settled or not job.state.terminal:
+            return False
+        ours = (job.node, job.attempt, job.fence) == (node, run.attempt, run.fence)
+        return ours and (job.state in _STOP_CODES or stream.receipt is not None)
+
     def _stream(self, job: Job) -> Stream:
         stream = self._relay.get(job.job)
         assert stream is not None
@@ -364,8 +376,9 @@ class Floor:
         terms: Verified[JobTerms],
         said: AttemptAttested,
     ) -> None:
-        """A cancelled or expired job's node says what it did until then."""
-        if job.state not in _STOP_CODES:
+        """A node says what it did until its job was stopped, or what its client has whole."""
+        att = said.attestation.message
+        if job.state not in _STOP_CODES and not stream.vouched(att):
             self._keep_late(turn, job, said)
             return
         try:

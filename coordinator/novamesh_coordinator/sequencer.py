@@ -50,6 +50,9 @@ READING: Final = (
     inputs.LoadChanged,
     inputs.PrefillMoved,
 )
+# Whoever asks these takes the answer for a promise. Asked again they log nothing, and wait all the
+# same until what was asked before is durable.
+PROMISING: Final = (inputs.BanAsked, inputs.JoinAsked, inputs.ReceiptHandedIn)
 
 _log = structlog.get_logger()
 
@@ -126,7 +129,7 @@ class Sequencer:
                 Code.BUSY, "the coordinator is overloaded", "try again shortly", 1_000
             )
         outcome = self._step(event)
-        if not outcome.records and self._may_leave(outcome):
+        if not outcome.records and self._may_leave(event, outcome):
             self._release(outcome)
             return outcome.reply
         done: asyncio.Future[object] = asyncio.get_running_loop().create_future()
@@ -217,10 +220,12 @@ class Sequencer:
             self._work.set()
             raise
 
-    def _may_leave(self, outcome: Outcome) -> bool:
+    def _may_leave(self, event: Input, outcome: Outcome) -> bool:
         """Whether nothing that this rests on still has to be committed."""
         if not self._queue and not self._writing:
             return True
+        if isinstance(event, PROMISING):
+            return False
         return outcome.reply is None and all(isinstance(e, UNORDERED) for e in outcome.effects)
 
     async def _write_batch(self) -> None:

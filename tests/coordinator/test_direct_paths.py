@@ -223,6 +223,54 @@ def test_a_restart_in_between_loses_nothing(scene: Scene) -> None:
     assert settled(scene).completion_tokens == 5
 
 
+def test_a_deadline_that_passed_while_we_were_away_takes_no_pay(scene: Scene) -> None:
+    table, attempt = scene.table, scene.attempt
+    attempt.chunk(5, final=True)
+    table.clock.advance(61)
+    table.restart()
+    table.pass_time(0.5)
+    assert scene.state is JobState.EXPIRED
+    (resumed,) = table.attach(scene.node, (attempt.running,))
+    assert resumed.chunks == attempt.running.chunks, "nothing more is wanted but the claim"
+    table.witness(attempt, scene.client.countersign(attempt, table.now_ms))
+    table.attest(attempt, attempt.attest(table.now_ms))
+    paid = settled(scene)
+    assert (paid.outcome, paid.completion_tokens) == (JobState.EXPIRED, 5)
+    assert table.attach(scene.node, (attempt.running,)) == ()
+
+
+def test_what_the_client_hands_in_itself_is_a_witness_too(scene: Scene) -> None:
+    """Its node cannot bring it along any more: it was told to stop."""
+    table, attempt = scene.table, scene.attempt
+    attempt.chunk(5, final=True)
+    table.pass_time(61)
+    table.countersign(scene.client.countersign(attempt, table.now_ms))
+    table.attest(attempt, attempt.attest(table.now_ms))
+    assert settled(scene).completion_tokens == 5
+
+
+def test_a_node_that_we_did_not_hear_is_paid_for_what_its_client_has_whole(scene: Scene) -> None:
+    table, attempt = scene.table, scene.attempt
+    attempt.chunk(5, final=True)
+    table.countersign(scene.client.countersign(attempt, table.now_ms))
+    table.detach(scene.node)
+    table.pass_time(16)
+    assert scene.state is JobState.FAILED
+    assert len(table.attach(scene.node, (attempt.running,))) == 1
+    table.attest(attempt, attempt.attest(table.now_ms))
+    paid = settled(scene)
+    assert (paid.outcome, paid.completion_tokens) == (JobState.FAILED, 5)
+
+
+def test_a_node_that_was_lost_with_a_part_of_an_answer_does_not_go_on(scene: Scene) -> None:
+    table, attempt = scene.table, scene.attempt
+    attempt.chunk(5)
+    table.checkpoint(attempt)
+    table.detach(scene.node)
+    table.pass_time(16)
+    assert table.attach(scene.node, (attempt.running,)) == ()
+
+
 def offer(table: Table, node: NodeActor, given: Donation) -> None:
     proof = table.verifier.open_donation(given)
     table.do(WorkOffered(node.id, table.sessions[node.id], proof))

@@ -122,6 +122,19 @@ async def test_no_reply_and_no_effect_before_the_commit(tmp_path: Path) -> None:
         await waiting
 
 
+async def test_asked_again_it_promises_no_sooner(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        made.disk.go.clear()
+        first = made.join("client")
+        await settle()
+        again = made.join("client")
+        await settle()
+        assert not again.done()
+        made.disk.go.set()
+        await asyncio.gather(first, again)
+        assert made.disk.batches == [1]
+
+
 async def test_steps_share_a_commit_while_the_disk_is_busy(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         made.disk.go.clear()
