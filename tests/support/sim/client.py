@@ -43,6 +43,7 @@ class Wish:
     survived: list[NovaMeshError] = field(default_factory=list)  # the answer went on after them
     mesh: bool = False  # asked of a node itself
     came_s: list[float] = field(default_factory=list)  # when pieces did, on a real clock
+    began_s: float = 0.0  # world's time
     took_s: float = 0.0  # until there was an answer, or a reason why there is none
     over: bool = False
 
@@ -59,6 +60,7 @@ class Client(Party):
         self.key = party(self.name)
         self.wishes: list[Wish] = []
         self.resumed: list[Wish] = []
+        self.waits_for: Wish | None = None
         folder = world.folder / self.name
         self.records = JobRecords(folder / "jobs")
         self.receipts = Receipts(folder / "receipts")
@@ -121,6 +123,7 @@ class Client(Party):
             if wish.stop_after is not None and len(wish.pieces) >= wish.stop_after:
                 raise asyncio.CancelledError
 
+        self.waits_for, wish.began_s = wish, self._world.loop.time()
         session = self.session(desk, emit)
         wish.survived, began_s = session.survived, desk.clock.monotonic()
         try:
@@ -134,6 +137,7 @@ class Client(Party):
                 raise
             self._world.note(f"{self.name} lost interest")
         finally:
+            self.waits_for = None
             wish.took_s = desk.clock.monotonic() - began_s
 
 

@@ -2,7 +2,7 @@
 
 A node that listens is a host of its own; a client that reaches it dials it through production's
 lines, follows its answer on two ways, and asks it alone where the pool is away. What such a client
-knows of nodes is a static list.
+knows of nodes is a static list, what the pool lists, and what is retained by the broker.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import replace
 from novamesh.clock import Clock
 from novamesh.desk import Desk
 from novamesh.direct_lines import DirectLines
-from novamesh.discovery import AskedNodes, Finder
+from novamesh.discovery import AskedNodes, Finder, PoolList
 from novamesh.job_transport import JobPool
 from novamesh.known_nodes import KnownNodes
 from novamesh.mesh_pool import MeshPool
 from novamesh.pool import PoolConnection
+from novamesh.retained import Retained
 from novamesh_proto.messages import Envelope, NodeId
 from support.parties import NETWORK
 from support.sim.client import Client
@@ -55,7 +56,9 @@ class DirectClient(Client):
         self._lines = lines = DirectLines(NETWORK, self.key, clock)
         way = InTurn(NETWORK, self.key, clock, lambda: self._addresses)
         known = KnownNodes(self._world.folder / self.name / "nodes.json")
-        finder = Finder(NETWORK, clock, [way], known, lambda node, said: None)
+        kept = Retained(self._world.entrance(), NETWORK)
+        ways = [way, PoolList(pool), kept]
+        finder = Finder(NETWORK, clock, ways, known, lambda node, said: None)
 
         async def find() -> None:
             await self._world.live(self.name, finder.run())

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from novamesh_coordinator.inputs import ProbeWanted
-from novamesh_proto.errors import NovaMeshError
 from novamesh_proto.messages import NodeId
 from support.sim.client import Client
 from support.sim.network import Weather
 from support.sim.node import Node
 from support.sim.pool import Coordinator
-from support.sim.world import World
+from support.sim.world import Party, World
 
 HOUR_MS: Final = 3_600_000
 SLOWEST_WRITE_S: Final = 2.0
@@ -26,12 +23,13 @@ WRITTEN: Final = (
     "part", "snapshot", "part dropped",
 )  # fmt: skip
 
-_OF_POOL: Final = ("kill pool", "stop pool", "disk ")
+_NOT_OF_NODES: Final = ("kill pool", "stop pool", "disk ", "kill broker", "broker ")
 AWAY_S: Final = (0.05, 1.0, 8.0, 25.0)
 
-Party = Coordinator | Node | Client
+Restartable = Coordinator | Party
 Strike = Callable[[], Awaitable[None]]
 Named = tuple[str, Strike]
+Kind = Callable[[], Named]
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,9 @@ class Fault:
     strike: Strike
 
     @property
-    def of_pool(self) -> bool:
-        """Whether it is the pool's own, and nobody else's."""
-        return self.name.startswith(_OF_POOL) and " and " not in self.name
+    def spares_nodes(self) -> bool:
+        """Whether only the pool or the broker suffers, and no node or line of one."""
+        return self.name.startswith(_NOT_OF_NODES) and " and " not in self.name
 
 
 @dataclass
@@ -57,26 +55,24 @@ class Faults:
     pool: Coordinator
     nodes: Sequence[Node]
     clients: Sequence[Client]
-    direct: bool = False  # whether clients reach nodes themselves
     returning: list[asyncio.Task[None]] = field(default_factory=list)
 
     def draw(self, within_s: float) -> list[Fault]:
         """Some, none now and then, in the order of their moments."""
-        kinds = (
-            self._weather, self._kill_pool, self._kill_writing_pool, self._kill_writing_pool,
-            self._stop_pool, self._kill_node, self._kill_client, self._cut, self._disk,
-            self._clock, self._flicker, self._outage, self._outage,
-        )  # fmt: skip
-        if self.direct:
-            kinds += (
-                self._cut_direct, self._cut_direct, self._cut_direct, self._freeze, self._rumour,
-                self._drop_direct, self._long_absence, self._long_absence,
-            )  # fmt: skip
+        kinds = self.kinds()
         drawn = [
             Fault(self.rng.uniform(0, within_s), *self.rng.choice(kinds)())
             for _ in range(self.rng.choice((0, 1, 2, 3, 5, 8)))
         ]
         return sorted(drawn, key=lambda fault: fault.at_s)
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """What may be drawn, some of it more often."""
+        return (
+            self._weather, self._kill_pool, self._kill_writing_pool, self._kill_writing_pool,
+            self._stop_pool, self._kill_node, self._kill_client, self._cut, self._disk,
+            self._clock, self._flicker, self._outage, self._outage,
+        )  # fmt: skip
 
     def mend_disk(self) -> None:
         """It takes writes, at its usual pace."""
@@ -161,20 +157,10 @@ class Faults:
         return None
 
     def _cut(self) -> Named:
-        party = self.rng.choice([*self.nodes, *self.clients]).name
-        pairs = [(party, "pool"), ("pool", party)]
-        cut = pairs if self.rng.random() < 0.5 else [self.rng.choice(pairs)]
-        seconds = self.rng.choice((0.5, 5.0, 20.0, 50.0))
+        """Between the pool and somebody, one way or both."""
+        return self._cut_between(self.rng.choice([*self.nodes, *self.clients]).name, "pool")
 
-        async def strike() -> None:
-            for source, target in cut:
-                self.world.network.cut(source, target, seconds)
-
-        return f"cut {cut}", strike
-
-    def _cut_direct(self) -> Named:
-        """Between a client and a node, one way or both; each still reaches the pool."""
-        ends = self.rng.choice(self.clients).name, self.rng.choice(self.nodes).name
+    def _cut_between(self, *ends: str) -> Named:
         pairs = [ends, ends[::-1]]
         cut = pairs if self.rng.random() < 0.5 else [self.rng.choice(pairs)]
         seconds = self.rng.choice((0.5, 5.0, 20.0, 50.0))
@@ -184,48 +170,6 @@ class Faults:
                 self.world.network.cut(source, target, seconds)
 
         return f"cut {cut}", strike
-
-    def _drop_direct(self) -> Named:
-        """A node's connections break, a few times, while it answers."""
-        node = self.rng.choice(self.nodes).name
-        moments = [self.rng.uniform(0, 3) for _ in range(self.rng.randint(1, 4))]
-
-        async def strike() -> None:
-            for moment in moments:
-                self.world.loop.call_later(moment, self.world.network.drop, node)
-
-        return f"connections of {node} break", strike
-
-    def _freeze(self) -> Named:
-        """SIGSTOP: connections stand and nobody answers, then all goes on where it was."""
-        node, seconds = self.rng.choice(self.nodes), self.rng.choice((3.0, 20.0, 60.0))
-        others = ["pool", *(client.name for client in self.clients)]
-
-        async def strike() -> None:
-            if node.process is None:
-                return
-            node.process.frozen_until_s = self.world.loop.time() + seconds
-            for other in others:
-                self.world.network.cut(node.name, other, seconds)
-                self.world.network.cut(other, node.name, seconds)
-
-        return f"{node.name} is frozen for {seconds} s", strike
-
-    def _rumour(self) -> Named:
-        """A broker says of a node that it is gone: its last will, or a broker that died."""
-        node = self.rng.choice(self.nodes)
-
-        async def strike() -> None:
-            if self.pool.door is not None and self.pool.process is not None:
-                work = self.pool.door.sequencer.submit(ProbeWanted(node.key.node_id))
-                with contextlib.suppress(NovaMeshError):
-                    await asyncio.wait_for(work, 1.0)
-
-        return f"somebody says that {node.name} is gone", strike
-
-    def _long_absence(self) -> Named:
-        """The pool is away for so long that clients ask nodes themselves."""
-        return "kill pool for long", self._restart(self.pool, (12.0, 40.0))
 
     def _flicker(self) -> Named:
         """A line that drops every connection a few times, a moment apart."""
@@ -260,7 +204,7 @@ class Faults:
         return f"clock of {party.name} is {skew_ms // HOUR_MS} h off", strike
 
     def _restart(
-        self, party: Party, away: Sequence[float] = AWAY_S, *, gently: bool = False
+        self, party: Restartable, away: Sequence[float] = AWAY_S, *, gently: bool = False
     ) -> Strike:
         away_s = self.rng.choice(away)
 

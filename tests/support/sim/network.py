@@ -2,7 +2,8 @@
 
 A call may lose its request or its reply, come twice, or overtake another one. A stream keeps its
 order, as TCP does, or breaks. A cut holds what is under way in one direction back; connections that
-are cut for KEEPALIVE_S break at both ends.
+are cut for KEEPALIVE_S break at both ends. Whoever wakes up at another address has no connection
+any more, and neither end knows before a ping of STRAY_S is not answered.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Protocol
 
 KEEPALIVE_S = 40.0
+STRAY_S = 22.0  # a node pings every 12 s and waits for 10
+WIRE = Context()
+"""What is under way belongs to no process: it arrives although its sender was stopped."""
 
 
 class Breakable(Protocol):
@@ -27,6 +32,10 @@ class Breakable(Protocol):
 
     def resume(self) -> None:
         """A cut was mended: what was held back arrives."""
+        ...
+
+    def stray(self) -> None:
+        """Nothing arrives any more at either end, and nobody is told."""
         ...
 
 
@@ -51,6 +60,7 @@ class Network:
     weather: Weather = field(default_factory=Weather)
     cuts: dict[tuple[str, str], float] = field(default_factory=dict)
     streams: list[Breakable] = field(default_factory=list)
+    moves: dict[str, int] = field(default_factory=dict)  # how often a party changed its address
 
     def chance(self, share: float) -> bool:
         """Whether something of that probability happens."""
@@ -92,6 +102,17 @@ class Network:
         """A party was killed: every connection it had breaks."""
         for stream in [s for s in self.streams if name in s.ends]:
             stream.snap(name)
+
+    def move(self, name: str) -> None:
+        """A party has another address: what it had open leads nowhere."""
+        self.moves[name] = self.moves.get(name, 0) + 1
+        for stream in [s for s in self.streams if name in s.ends]:
+            self.lose(stream)
+
+    def lose(self, stream: Breakable) -> None:
+        """A connection that leads nowhere, until its ends notice."""
+        stream.stray()
+        self.loop.call_later(STRAY_S, stream.snap, context=WIRE)
 
     def clear(self) -> None:
         """Fine weather and no cuts."""

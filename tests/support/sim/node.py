@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from novamesh_engine.request import FinishReason, Request, StepOutput, Timing
 from novamesh_node import lifecycle
@@ -24,19 +26,25 @@ from novamesh_node.donations import Donations
 from novamesh_node.front import Front, Means
 from novamesh_node.keeper import Hands, Keeper
 from novamesh_node.link import Link
+from novamesh_node.presence import Presence
 from novamesh_node.replays import ReplayJournal
 from novamesh_node.request import Shape
 from novamesh_node.session import Line, Session, Stream
 from novamesh_node.state import NodeState
 from novamesh_node.statements import Signer
 from novamesh_node.worker import Output, Ticket
+from novamesh_proto import envelope
 from novamesh_proto.errors import NovaMeshError
+from novamesh_proto.identity import format_node_id
+from novamesh_proto.messages import Donation, JobId
 from novamesh_proto.v1 import coordinator_pb2_grpc
 from support.fake_engine import CONTEXT, FIRST_TOKEN, VOCAB, FakeTokenizer
 from support.parties import COORDINATOR, HARDWARE, NETWORK, OFFER, PROFILE, party
 from support.sim.process import Process
 from support.sim.rpc import Server
 from support.sim.world import Party, World
+
+LOOK_S: Final = 5  # how often production's `reach` looks where the machine is
 
 
 @dataclass
@@ -81,15 +89,16 @@ class SimEngine:
     async def _compute(self, request: Request, ticket: Ticket) -> None:
         began_s = self._process.monotonic()
         for _ in request.prompt:  # as a real engine does: a long prefill shows its progress
-            await self._process.sleep(self._pace.prefill_s / len(request.prompt))
+            await asyncio.sleep(self._pace.prefill_s / len(request.prompt))
             self.prefilled += 1
         first_s, position = self._process.monotonic(), len(request.prefix)
         finish: FinishReason | None = None
         while finish is None and ticket.name in self._tickets:
             if position > len(request.prefix):
-                await self._process.sleep(self._pace.token_s)
+                await asyncio.sleep(self._pace.token_s)
             aborted = ticket.name in self._aborted
-            tokens = () if aborted else (FIRST_TOKEN + position,)
+            whole = position >= request.sampling.max_tokens  # of a prefix that nobody signed for
+            tokens = () if aborted or whole else (FIRST_TOKEN + position,)
             position += len(tokens)
             if aborted:
                 finish = FinishReason.ABORTED
@@ -107,6 +116,19 @@ class SimEngine:
         return Timing(0, prefill, decode, prefill, prefill + decode)
 
 
+class KeptDonations(Donations):
+    """A node's, and what it ever kept."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.added: dict[JobId, None] = {}
+
+    def add(self, donation: Donation) -> None:
+        """Keep one more."""
+        super().add(donation)
+        self.added[envelope.message_id(donation.terms)] = None
+
+
 class Node(Party):
     """A volunteer's node; `tamper` changes its stream, as a liar would."""
 
@@ -120,24 +142,49 @@ class Node(Party):
         self.keeper: Keeper | None = None
         self.listens = False  # whether clients reach it themselves
         self.address = f"{self.name}.sim:7800"
-        self.donations = Donations(world.folder / self.name / "donations")
+        self.lives = self.moves = 0
+        self.desk: Desk | None = None
+        self.session: Session | None = None
+        self.died_s = 0.0  # with all that it had in memory
+        self.donations = KeptDonations(world.folder / self.name / "donations")
         self.errors: list[NovaMeshError] = []
 
     async def kill(self) -> None:
         """SIGKILL."""
         self._world.hosts.servers[self.address] = None
+        self.died_s = self._world.loop.time()
         await super().kill()
 
+    def move(self, address: str) -> None:
+        """Its machine has another address; what listened at the old one is reached there."""
+        self._world.note(f"{self.name} is at {address} now")
+        self._world.hosts.move(self.name, self.address, address)
+        self.address, self.moves = address, self.moves + 1
+
+    @property
+    def attached(self) -> bool:
+        """Whether the pool and it have each other."""
+        return self.session is not None and self.session.connected
+
+    def works_on(self, jobs: Collection[JobId]) -> bool:
+        """Whether it is at work on one of these."""
+        listed = self.desk.listing() if self.process is not None and self.desk is not None else ()
+        return any(one.job in jobs for one in listed)
+
     async def _run(self, process: Process) -> None:
+        self.lives += 1
         clock = Clock(process.now_ms, lambda: int(process.monotonic() * 1e9))
         state = NodeState(self._world.folder / self.name)
         state.folder.mkdir(exist_ok=True)
         journal = ReplayJournal(state.folder / "replays", clock.wall_ms())
         try:
             async with asyncio.TaskGroup() as tasks:
-                session = self._assemble(process, tasks, clock, state, journal)
+                session, advertiser = self._assemble(process, tasks, clock, state, journal)
                 tasks.create_task(session.run(), name="session")
-                tasks.create_task(self._tick(session), name="ticker")
+                tasks.create_task(self._tick(session, advertiser), name="ticker")
+                if self._world.broker:
+                    presence = self._present(advertiser, clock)
+                    tasks.create_task(presence.run(), name="presence")
         except* NovaMeshError as group:
             self.errors += [e for e in group.exceptions if isinstance(e, NovaMeshError)]
             self._world.note(f"{self.name} ended: {group.exceptions[0]}")
@@ -151,7 +198,7 @@ class Node(Party):
         clock: Clock,
         state: NodeState,
         journal: ReplayJournal,
-    ) -> Session:
+    ) -> tuple[Session, Advertiser]:
         signer = Signer(self.key, NETWORK, COORDINATOR.node_id)
         self.keeper = keeper = Keeper(self.slots, clock, lifecycle.State())
         facts = Facts((OFFER,), HARDWARE, "0.1.0 sim", self.slots)
@@ -168,11 +215,13 @@ class Node(Party):
             Admission(house, journal.window), advertiser, signer, Crew([station], SLOTS_MAX),
             journal.remember, clock,
         )  # fmt: skip
-        desk = Desk(fixtures, keeper, tasks)
+        self.desk = desk = Desk(fixtures, keeper, tasks)
         link = Link(self._world.pool.address, signer, b"")
         rng = random.Random(self._world.rng.getrandbits(32))
         line = Line(self._dial(link), lambda: link.join(clock.wall_ms()), clock, rng)
-        session = Session(line, signer, advertiser, desk, keeper.load, self.donations)
+        self.session = session = Session(
+            line, signer, advertiser, desk, keeper.load, self.donations
+        )
         if self.listens:
             means = Means(
                 desk, signer, advertiser, self.donations, session.donate, lambda: self.slots,
@@ -182,7 +231,7 @@ class Node(Party):
             advertiser.listen_at("listen", (self.address,))
         keeper.hands = Hands(session.announce)
         keeper.apply(lifecycle.Loaded())
-        return session
+        return session, advertiser
 
     def _listen(self, process: Process, front: Front) -> None:
         server = Server(process)
@@ -197,7 +246,16 @@ class Node(Party):
 
         return dial
 
-    async def _tick(self, session: Session) -> None:
-        while True:
+    def _present(self, advertiser: Advertiser, clock: Clock) -> Presence:
+        return Presence(
+            self._world.entrance(), NETWORK, format_node_id(self.key.node_id),
+            lambda: advertiser.current(clock.wall_ms()), clock,
+            random.Random(self._world.rng.getrandbits(32)),
+        )  # fmt: skip
+
+    async def _tick(self, session: Session, advertiser: Advertiser) -> None:
+        for second in itertools.count():
             await asyncio.sleep(1.0)
+            if self.listens and second % LOOK_S == 0:
+                advertiser.listen_at("listen", (self.address,))
             session.advertise()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from novamesh_coordinator.broker_wiring import presence_loops
 from novamesh_coordinator.config import CoordinatorConfig
 from novamesh_coordinator.core import PoolIdentity
 from novamesh_coordinator.node_service import NodeService
@@ -70,7 +71,8 @@ class Coordinator:
             await door.store.close()
 
     async def _serve(self, process: Process) -> None:
-        world, config = self._world, CoordinatorConfig(network=NETWORK, http="", open=True)
+        world = self._world
+        config = CoordinatorConfig(network=NETWORK, http="", open=True, mqtt=world.broker)
         clock = Clock(process.now_ms, process.monotonic)
         await self._refuse_older(clock)
         store = DiskStore(self.disk)
@@ -79,7 +81,7 @@ class Coordinator:
         server = Server(process, self._witness)
         coordinator_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(door), server)  # type: ignore[no-untyped-call]
         node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(door), server)  # type: ignore[no-untyped-call]
-        for loop in door.sequencer.loops():
+        for loop in (*door.sequencer.loops(), *presence_loops(door, config)):
             process.spawn(world.live(self.name, loop()), loop.__name__)
         self.door = door
         world.hosts.servers[ADDRESS] = server

@@ -28,7 +28,8 @@ class Process:
         self._epoch_ms = epoch_ms
         self.alive = True
         self.skew_ms = 0
-        self.frozen_until_s = 0.0
+        self._stopped_s: float | None = None  # since when
+        self._asleep_s = 0.0  # for so long its monotonic clock stood still
         self.tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, Any], label: str = "") -> asyncio.Task[Any]:
@@ -45,6 +46,7 @@ class Process:
     async def kill(self) -> None:
         """SIGKILL: nothing that it does from now on counts."""
         self.alive = False
+        self.go_on()
         while dying := sorted(self._all(), key=hash):
             for task in dying:
                 task.cancel()
@@ -55,15 +57,28 @@ class Process:
         tasks = asyncio.all_tasks(self.loop)
         return [task for task in tasks if getattr(task, "process", None) is self]
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it stands still."""
+        return self._stopped_s is not None
+
+    def stop(self) -> None:
+        """SIGSTOP, or the sleep of its machine."""
+        if self.alive and self._stopped_s is None:
+            self._stopped_s = self.loop.time()
+            self.loop.stop_process(self)  # type: ignore[attr-defined]
+
+    def go_on(self, *, slept: bool = False) -> None:
+        """SIGCONT; after a sleep the monotonic clock has stood still meanwhile."""
+        if self._stopped_s is None:
+            return
+        asleep_s = self.loop.time() - self._stopped_s if slept else 0.0
+        self._stopped_s, self._asleep_s = None, self._asleep_s + asleep_s
+        self.loop.continue_process(self, asleep_s)  # type: ignore[attr-defined]
+
     def monotonic(self) -> float:
         """Its monotonic clock, seconds."""
-        return self.loop.time()
-
-    async def sleep(self, seconds: float) -> None:
-        """Let so much of its own time pass; while it is frozen, none does."""
-        await asyncio.sleep(seconds)
-        while self.loop.time() < self.frozen_until_s:  # noqa: ASYNC110  thawed early, or again
-            await asyncio.sleep(min(1.0, self.frozen_until_s - self.loop.time()))
+        return self.loop.time() - self._asleep_s
 
     def now_ms(self) -> int:
         """Its wall clock, milliseconds since 1970."""

@@ -117,10 +117,18 @@ async def _status_of(work: Any, context: Context) -> tuple[Any, Status]:
 
 @dataclass
 class Hosts:
-    """Who listens: a server by address, None while it is down."""
+    """Who listens: a server by address, None while it is down; nothing comes from deserted ones."""
 
     network: Network
     servers: dict[str, Server | None] = field(default_factory=dict)
+    deserted: set[str] = field(default_factory=set)
+
+    def move(self, name: str, before: str, after: str) -> None:
+        """A party, and what listens there, has another address."""
+        server = self.servers.pop(before, None)
+        self.deserted = {*self.deserted, before} - {after}
+        self.servers[after] = server
+        self.network.move(name)
 
 
 class Channel:
@@ -162,6 +170,8 @@ class Channel:
 
     def _open(self, method: str, codec: dict[str, Any], timeout: float | None) -> Call:
         made = Call(self._hosts, self._target(), method, codec, timeout)
+        if self._address in self._hosts.deserted:
+            made.stray()
         self._streams = [call for call in self._streams if not call.over] + [made]
         return made
 
@@ -185,9 +195,12 @@ class Channel:
         network, caller = self._hosts.network, HERE.get()
         await asyncio.sleep(network.delay())
         server = self._target()
+        if server is None and self._address in self._hosts.deserted:
+            return await self._lose(f"request {caller.name} → {self._address} {method}", told=False)
         if server is None:
             return None, GONE
         there = server.process.name
+        moves = network.moves.get(caller.name), network.moves.get(there)
         if not network.reaches(caller.name, there) or network.chance(network.weather.lost):
             return await self._lose(f"request {caller.name} → {there} {method}")
         work = self._start(server, caller, method, data, limit_s)
@@ -204,13 +217,15 @@ class Channel:
                 raise
             return None, GONE  # the server was killed
         await asyncio.sleep(network.delay())
+        if moves != (network.moves.get(caller.name), network.moves.get(there)):
+            return await self._lose(f"reply {there} → {caller.name} {method}", told=False)
         if not network.reaches(there, caller.name) or network.chance(network.weather.lost):
             return await self._lose(f"reply {there} → {caller.name} {method}")
         return reply, status
 
-    async def _lose(self, what: str) -> tuple[None, Status]:
+    async def _lose(self, what: str, *, told: bool = True) -> tuple[None, Status]:
         self._hosts.network.note(f"lost {what}")
-        if not self._hosts.network.chance(RESET_SHARE):
+        if not told or not self._hosts.network.chance(RESET_SHARE):
             await asyncio.get_running_loop().create_future()  # until the deadline
         return None, GONE
 
@@ -247,6 +262,7 @@ class Call:
         codec: dict[str, Any],
         timeout: float | None,
     ) -> None:
+        self._hosts = hosts
         self._codec = codec
         self._status: Status | None = None if server is not None else GONE
         self._stream: Stream | None = None
@@ -258,6 +274,12 @@ class Call:
         deadline_s = None if timeout is None else network.loop.time() + timeout
         context = Context(caller.name, deadline_s, stream, handler, server.witness)
         stream.task = server.process.spawn(self._serve(handler, context, stream), method)
+
+    def stray(self) -> None:
+        """Nobody is there any more to refuse it."""
+        network = self._hosts.network
+        self._status, self._stream = None, Stream(network, (HERE.get().name, ""))
+        network.lose(self._stream)
 
     @property
     def over(self) -> bool:

@@ -54,8 +54,8 @@ def nobody_stops_waiting(patch: Patch) -> None:
 
 
 ABSENCE_SABOTAGES: Final = (
-    Sabotage(a_donation_is_never_confirmed, "that the pool was never told of", 4, direct=True),
-    Sabotage(a_donation_counts_as_often_as_it_is_told, "was logged twice", 27, direct=True),
-    Sabotage(a_stopping_pool_takes_its_nodes_for_lost, "only the pool was away, and", 278),
+    Sabotage(a_donation_is_never_confirmed, "that the pool was never told of", 6, direct=True),
+    Sabotage(a_donation_counts_as_often_as_it_is_told, "was logged twice", 55, direct=True),
+    Sabotage(a_stopping_pool_takes_its_nodes_for_lost, "no node was away, and", 278),
     Sabotage(nobody_stops_waiting, "after the deadline", 18),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from support.sim.network import Network
+from support.sim.network import WIRE, Network
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,14 @@ class Pipe:
         self._held: deque[Any] = deque()
         self._last_s = 0.0
         self.snapped = False
+        self.strayed = False
 
     def send(self, item: Any) -> None:
         """Put on the way."""
         loop = self._network.loop
         # Never the same moment: timers that are due together ring in any order.
         self._last_s = max(self._last_s + 1e-6, loop.time() + self._network.delay())
-        loop.call_at(self._last_s, self._arrive, item)
+        loop.call_at(self._last_s, self._arrive, item, context=WIRE)
 
     def flush(self) -> None:
         """What was held back arrives."""
@@ -72,7 +73,7 @@ class Pipe:
         return await self._arrived.get()
 
     def _arrive(self, item: Any) -> None:
-        if self.snapped:
+        if self.snapped or self.strayed:
             return
         if item is GONE:
             self.snap()
@@ -109,6 +110,10 @@ class Stream:
         """A cut was mended."""
         self.up.flush()
         self.down.flush()
+
+    def stray(self) -> None:
+        """One of its ends is at another address."""
+        self.up.strayed = self.down.strayed = True
 
     def close(self) -> None:
         """Nobody needs it any more."""

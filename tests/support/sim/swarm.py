@@ -20,8 +20,13 @@ import pytest
 import structlog
 
 from novamesh_node.session import Stream
+from novamesh_proto import wire
+from novamesh_proto.messages import NodeDescriptor
+from support.sim import broker
+from support.sim.broker import Broker
 from support.sim.client import Client, Wish
 from support.sim.direct import DirectClient
+from support.sim.direct_faults import DirectFaults
 from support.sim.faults import SLOWEST_WRITE_S, Faults
 from support.sim.liars import LIES, Liar
 from support.sim.loop import HERE, START_S, VirtualLoop
@@ -35,7 +40,8 @@ from support.sim.world import World
 STORM_S: Final = 60.0  # in which things break, at most
 HEALING_S: Final = 15.0
 """After the last deadline: by then every job must have ended."""
-TOLD_S: Final = 30.0  # within which nodes are back and have told of what they donated
+TOLD_S: Final = 45.0
+"""Within which nodes are back, are found, and have told of what they donated."""
 LISTENING_SHARE: Final = 0.7  # of nodes, where paths are direct
 REACHING_SHARE: Final = 0.8  # of honest clients; others get everything relayed
 KNOWN_SHARE: Final = 0.8  # of the nodes that listen, by a client's own list
@@ -47,7 +53,7 @@ LYING_CLIENT_SHARE: Final = 0.25
 SNAPSHOTS: Final = (3, 20, 100, 10_000)  # events between two of them
 BUGS: Final = frozenset(
     {"attempt failed", "a message was dropped", "the engine failed", "a call failed",
-     "a stream failed", "a tick failed"}
+     "a stream failed", "a tick failed", "presence failed"}
 )  # fmt: skip
 
 
@@ -63,6 +69,7 @@ class Swarm:
         self.trace: list[str] = []
         self.findings: list[str] = []
         self.healed_ms = 0
+        self.met: set[str] = set()  # nodes that are with the pool at the end
         network = Network(self.loop, random.Random(rng.getrandbits(64)), self.note)
         hosts = Hosts(network)
         self.world = World(
@@ -80,9 +87,14 @@ class Swarm:
             # A slot for everybody, beside the one that an impatient client has just left.
             self.nodes[0].slots = 2 * len(self.clients)
         parties = (self.world, self.coordinator, self.nodes, self.clients)
-        self._faults = Faults(rng, *parties, direct)
+        self.faults = Faults(rng, *parties)
+        self.broker: Broker | None = None
+        if direct:
+            self.world.broker, self.broker = broker.ADDRESS, Broker(self.world)
+            self.faults = faults = DirectFaults(rng, *parties)
+            faults.broker = self.broker
         self.quiet = self.calm  # nothing breaks, whoever lies
-        self.outages_only = self.calm  # nothing breaks but the pool
+        self.nodes_spared = self.calm  # nothing breaks but the pool and the broker
 
     @property
     def digest(self) -> str:
@@ -112,6 +124,8 @@ class Swarm:
                 _end(self.loop)
 
     async def _live(self) -> None:
+        if self.broker is not None:
+            await self.broker.start()
         await self.coordinator.start()
         for node in self.nodes:
             await node.start()
@@ -119,16 +133,20 @@ class Swarm:
         for client in self.clients:
             await client.start()
         began_s = self.loop.time()
-        faults = [] if self.calm else self._faults.draw(STORM_S * 0.7)
+        await self.strike(began_s)
+        await self._until(self._is_over, began_s + STORM_S)
+        await self._heal()
+        await self._finish()
+
+    async def strike(self, began_s: float) -> None:
+        """Everything that goes wrong, each thing at its moment."""
+        faults = [] if self.calm else self.faults.draw(STORM_S * 0.7)
         self.quiet = not faults
-        self.outages_only = all(fault.of_pool for fault in faults)
+        self.nodes_spared = all(fault.spares_nodes for fault in faults)
         for fault in faults:
             await asyncio.sleep(max(0.0, began_s + fault.at_s - self.loop.time()))
             self.note(f"fault: {fault.name}")
             await fault.strike()
-        await self._until(self._is_over, began_s + STORM_S)
-        await self._heal()
-        await self._finish()
 
     def _node(self, number: int) -> Node:
         rng = self.rng
@@ -169,12 +187,14 @@ class Swarm:
         self.note("healing")
         self.world.network.clear()
         self.coordinator.disk.trap = None
-        self._faults.mend_disk()
-        if self._faults.returning:
-            await asyncio.wait(self._faults.returning)
-        for party in (self.coordinator, *self.nodes, *self.clients):
+        self.faults.mend_disk()
+        if self.faults.returning:
+            await asyncio.wait(self.faults.returning)
+        brokers = () if self.broker is None else (self.broker,)
+        for party in (self.coordinator, *brokers, *self.nodes, *self.clients):
             if party.process is not None:
-                party.process.skew_ms, party.process.frozen_until_s = 0, 0.0
+                party.process.skew_ms = 0
+                party.process.go_on()
             else:
                 await party.start()
         assert self.coordinator.process is not None
@@ -190,9 +210,33 @@ class Swarm:
         self.findings += [f"{name} is not done in time" for name in late]
         if self.direct:
             told_s = self.loop.time() + TOLD_S
-            await self._until(lambda: not any(n.donations.pending() for n in self.nodes), told_s)
+            await self._until(self._is_told, told_s)
+            self.met = {node.name for node in self.nodes if node.attached}
         await asyncio.sleep(SLOWEST_WRITE_S + 0.5)  # what is on its way to the disk gets there
         self.note(f"{len(self.coordinator.disk.rows)} events in the log")
+
+    def _is_told(self) -> bool:
+        """Whether every node is back, and has told what it had to."""
+        for node in (node for node in self.nodes if node.honest and not node.errors):
+            if not node.attached or node.donations.pending():
+                return False
+            for told in self.told_of(node).values():
+                if told is None or (node.listens and node.address not in told):
+                    return False
+        return True
+
+    def told_of(self, node: Node) -> dict[str, tuple[str, ...] | None]:
+        """Where that node is by each way by which it is found; None: nowhere."""
+        if (door := self.coordinator.door) is None:
+            return {}
+        advert = door.sequencer.core.registry._adverts.get(node.key.node_id)
+        kept = door.table.get(node.key.node_id, door.clock.now_ms())
+        said = (
+            wire.decode(NodeDescriptor, advert.descriptor.payload) if advert is not None else None
+        )
+        by_pool = said.endpoints if said is not None else None
+        by_broker = kept.message.endpoints if kept is not None else None
+        return {"the pool": by_pool, "the broker": by_broker}
 
     def _is_over(self) -> bool:
         """Whether nobody wants or does anything any more."""
@@ -225,6 +269,9 @@ class Swarm:
             patch.setattr(os, "urandom", source.randbytes)
             patch.setattr(random, "_urandom", source.randbytes)
             patch.setattr("novamesh.transport.open_channel", self.world.dial)
+            if self.broker is not None:
+                for module in ("novamesh_broker.upkeep", "novamesh.retained"):
+                    patch.setattr(f"{module}.connected", self.broker.connected)
             patch.setattr("novamesh_coordinator.snapshotter.SNAPSHOT_EVERY", self.snapshot_every)
             yield
 

@@ -14,10 +14,12 @@ from typing import Any
 
 from novamesh.config import Pool
 from novamesh.transport import Channel as PinnedChannel
+from novamesh_broker.entrance import Entrance
+from novamesh_proto.broker import read_broker
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import format_node_id
 from support.clock import START_MS
-from support.parties import COORDINATOR, NETWORK
+from support.parties import COORDINATOR, NETWORK, party
 from support.sim.network import Network
 from support.sim.process import Process
 from support.sim.rpc import Channel, Hosts
@@ -44,6 +46,7 @@ class World:
     pool: Pool = POOL
     epoch_ms: int = START_MS
     find: Callable[[str], None] = fail
+    broker: str = ""  # its address, where there is one
 
     def process(self, name: str) -> Process:
         """A new life of a party."""
@@ -57,12 +60,24 @@ class World:
             # The boundary of a party: what ends it must not end the world before it is judged.
             self.find(f"{name} broke down: {error!r}")
 
+    def entrance(self) -> Entrance:
+        """How the broker is entered."""
+        broker = read_broker(self.broker)
+        assert broker is not None, "this world has none"
+        return Entrance(broker, None, None)
+
     async def dial(self, address: str, coordinator: object, deadline_s: float) -> PinnedChannel:
-        """`open_channel` of this world; TLS is not simulated."""
-        del coordinator, deadline_s
+        """`open_channel` of this world; of TLS only who answers is simulated."""
         await asyncio.sleep(self.network.delay())
-        if self.hosts.servers.get(address) is None:
+        if address in self.hosts.deserted:
+            await asyncio.sleep(deadline_s)
+            raise NovaMeshError(Code.UNAVAILABLE, "nobody answers there")
+        server = self.hosts.servers.get(address)
+        if server is None:
             raise NovaMeshError(Code.UNAVAILABLE, "nobody listens there")
+        name = server.process.name
+        if coordinator != (COORDINATOR if name == "pool" else party(name)).node_id:
+            raise NovaMeshError(Code.PIN_MISMATCH, f"{name} answers there")
         return PinnedChannel(Channel(self.hosts, address), bytes(32))  # type: ignore[arg-type]  # not a real one
 
 
