@@ -111,6 +111,8 @@ class Client(Party):
     async def _resume(self, desk: Desk) -> None:
         """What an earlier life handed in and did not see the end of."""
         for job in self.records.jobs():
+            if job not in self.records.jobs():
+                continue  # another one's answer went on from it
             wish = Wish(0, 60.0)
             self.resumed.append(wish)
             record = self.records.load(job)
