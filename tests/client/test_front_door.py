@@ -19,7 +19,15 @@ PACKAGES = (
     "novamesh_node",
     "novamesh_coordinator",
 )
-HEAVY = ("torch", "sqlalchemy", "starlette", "novamesh_node", "novamesh_coordinator", "psutil", "aiomqtt")
+HEAVY = (
+    "torch",
+    "sqlalchemy",
+    "starlette",
+    "novamesh_node",
+    "novamesh_coordinator",
+    "psutil",
+    "aiomqtt",
+)
 
 
 def test_public_names_are_there() -> None:
