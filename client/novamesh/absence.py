@@ -2,8 +2,8 @@
 
 Where answers come from nodes themselves meanwhile, each of them would else wait for a coordinator
 that does not answer. Rules: it is asked for a short time, once at a time, and not again before a
-pause that grows up to PAUSE_S_MAX; once it answers, whatever is new goes to it again. What nodes
-did meanwhile they tell it themselves.
+pause that grows up to PAUSE_S_MAX, each time that it was asked in vain, however many lost it; once
+it answers, whatever is new goes to it again. What nodes did meanwhile they tell it themselves.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Absence:
         self._asking = asyncio.Lock()
 
     def begin(self) -> None:
-        """It is away."""
-        self._pause_s = min(PAUSE_S_MAX, 2 * self._pause_s) or PAUSE_S
-        self._next_s = self._clock.monotonic() + self._pause_s
+        """It is away; nothing where that is known."""
+        if not self._pause_s:
+            self._wait(PAUSE_S)
 
     async def over(self) -> bool:
         """Whether it may be there."""
@@ -44,8 +44,12 @@ class Absence:
             if self._clock.monotonic() < self._next_s:
                 return False
             if not await self._ask():
-                self.begin()
+                self._wait(min(PAUSE_S_MAX, 2 * self._pause_s))
                 return False
             self._pause_s = 0.0
             _log.info("the coordinator is back")
             return True
+
+    def _wait(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        self._next_s = self._clock.monotonic() + pause_s

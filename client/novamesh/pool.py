@@ -22,7 +22,7 @@ from novamesh.config import Pool
 from novamesh.job_transport import Wanted
 from novamesh.model_choice import choose_model
 from novamesh.retries import pause
-from novamesh.vigil import ASK_S, FRESH_S, FellSilentError, Vigil
+from novamesh.vigil import ASK_S, FellSilentError, Vigil, fresh_s
 from novamesh_proto import envelope, wire
 from novamesh_proto.envelope import Signable, Verified
 from novamesh_proto.errors import Code, NovaMeshError
@@ -144,7 +144,7 @@ class PoolConnection:
     async def answers(self) -> bool:
         """Whether somebody is there, asked for a short time only."""
         try:
-            await self._ask_on(await self._dial(FRESH_S))
+            await self._ask_on(await self._dial(fresh_s(self.rtt_s)))
         except NovaMeshError:
             return False
         return True
@@ -226,7 +226,7 @@ class PoolConnection:
             try:
                 with line.vigil.due():
                     async for event in call:
-                        line.vigil.hear()
+                        self._hear(line)
                         yield wire.from_pb(WatchResponse, transport.require_message(event))
             finally:
                 call.cancel()
@@ -299,10 +299,9 @@ class PoolConnection:
             )
             began_s = self.clock.monotonic()
             came = await call(request(), timeout=within_s)
+            self._hear(line)
             answer = transport.require_message(came)
             self._rtts_s.append(self.clock.monotonic() - began_s)
-            self.silent = False
-            line.vigil.hear()
             return answer
         except grpc.aio.AioRpcError as error:
             raise self._refused(line, error) from None
@@ -345,6 +344,11 @@ class PoolConnection:
             line.broken = FellSilentError(line.vigil.silent_s)
         await line.channel.close()
 
+    def _hear(self, line: _Line) -> None:
+        """Somebody is there, whatever it said."""
+        self.silent = False
+        line.vigil.hear()
+
     def _forget(self, line: _Line) -> None:
         line.stale = True
         if self._line is line:
@@ -355,6 +359,8 @@ class PoolConnection:
         refusal = line.broken_off() if line.broken else transport.error_from_rpc(error)
         if refusal.code in _NOBODY:
             self._forget(line)
+        else:
+            self._hear(line)
         return refusal
 
     async def _release(self, line: _Line) -> None:

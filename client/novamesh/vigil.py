@@ -17,9 +17,16 @@ from typing import Final
 from novamesh_proto.errors import Code, NovaMeshError
 
 SILENT_S: Final = 2.5
-ASK_S: Final = 1.0  # for the answer on the same line
-FRESH_S: Final = 1.5  # to dial, and then for the answer
+ASK_S: Final = 2.5  # for the answer: a coordinator lets who asks too often wait for a refusal
+FRESH_S: Final = 1.5  # to dial
+FRESH_S_MAX: Final = 3.0
+DIAL_RTTS: Final = 8  # TCP and TLS twice and HTTP/2 take about five
 _NAP_S: Final = 0.01  # less than this a clock may not move in
+
+
+def fresh_s(rtt_s: float | None) -> float:
+    """Seconds to dial whoever is `rtt_s` away, None if that was not measured."""
+    return min(FRESH_S_MAX, max(FRESH_S, DIAL_RTTS * (rtt_s or 0.0)))
 
 
 class FellSilentError(NovaMeshError):
@@ -78,5 +85,7 @@ class Vigil:
             try:
                 await self._ask()
             except NovaMeshError:
-                return await self._give_up()
+                if self.silent_s >= SILENT_S:
+                    return await self._give_up()
+                continue  # something else came meanwhile
             self.hear()

@@ -48,6 +48,21 @@ async def test_it_is_asked_after_pauses_that_grow_to_a_bound() -> None:
     assert len(asked_s) <= 15
 
 
+async def test_many_that_lose_it_at_once_wait_no_longer_than_one() -> None:
+    there, clock = _Coordinator(), ManualClock()
+    absence = _absence(there, clock)
+    for _ in range(50):
+        absence.begin()
+    clock.advance(PAUSE_S)
+    assert not await absence.over()
+    for _ in range(50):
+        absence.begin()
+    assert there.asked == 1
+    there.here = True
+    clock.advance(2 * PAUSE_S)
+    assert await absence.over()
+
+
 async def test_once_it_answers_it_is_there_again() -> None:
     there, clock = _Coordinator(), ManualClock()
     absence = _absence(there, clock)

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 from novamesh import pool as module
-from novamesh import vigil
+from novamesh import transport, vigil
 from novamesh.clock import Clock
 from novamesh.pool import PoolConnection
-from novamesh.vigil import FellSilentError, Vigil
+from novamesh.vigil import ASK_S, FRESH_S, FRESH_S_MAX, SILENT_S, FellSilentError, Vigil
+from novamesh_coordinator.doorstep import PENANCE_S
+from novamesh_proto import wire
 from novamesh_proto.errors import Code, NovaMeshError
-from novamesh_proto.messages import JobId
+from novamesh_proto.messages import JobId, JobState, JobView, WatchResponse
 from support.cutting_proxy import CuttingProxy
+from support.fake_answer import PICO
 from support.fake_pool import FakePool
 from support.parties import CLIENT
 
@@ -81,6 +84,27 @@ async def test_a_line_has_one_question_at_a_time_and_leaves_no_task() -> None:
     assert asyncio.all_tasks() == before
 
 
+def test_a_question_outlasts_a_coordinators_penance_and_all_of_them_the_bar() -> None:
+    farthest_s = FRESH_S_MAX / vigil.DIAL_RTTS
+    assert PENANCE_S + farthest_s < ASK_S
+    assert SILENT_S + ASK_S + FRESH_S_MAX <= 8.0, "the bar for the next token is 10 s"
+
+
+async def test_what_comes_while_the_question_is_in_vain_is_a_sign_of_life() -> None:
+    end = _End(answers=0)
+    watch = Vigil(end.ask, end.give_up)
+
+    async def ask() -> None:
+        if end.asked < 3:
+            watch.hear()
+        await end.ask()
+
+    watch._ask = ask
+    with watch.due():
+        await asyncio.wait_for(end.given_up.wait(), 10)
+    assert end.asked == 4
+
+
 class _Working(FakePool):
     """One that has nothing to tell of a job until its reader leaves."""
 
@@ -140,7 +164,7 @@ async def test_a_machine_that_lost_its_power_is_noticed(
     pool: FakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ASK_S", 0.3)
-    monkeypatch.setattr(module, "FRESH_S", 0.3)
+    monkeypatch.setattr(vigil, "FRESH_S", 0.3)
     with CuttingProxy(_port(pool)) as proxy:
         async with _reading(pool, proxy.port) as (readers, connection):
             proxy.freeze()
@@ -175,6 +199,51 @@ async def test_a_refusal_is_a_sign_of_life(pool: FakePool) -> None:
         while len(pool.script.refusals["Hello"]) > 95:  # noqa: ASYNC110  nobody would tell
             await asyncio.sleep(0.01)
         assert not any(reader.done() for reader in readers)
+
+
+class _Telling(FakePool):
+    """One that tells of a job once."""
+
+    def Watch(self, request: Any, context: Any) -> Iterator[Any]:
+        yield wire.to_pb(WatchResponse(job=JobView(JOB, JobState.ADMITTED, 0, b"", PICO, 0)))
+
+
+async def test_whoever_refuses_or_tells_something_is_not_silent(pool: FakePool) -> None:
+    pool.script.refusals["ListModels"] = [NovaMeshError(Code.BUSY, "you ask too often")]
+    with _Telling() as telling:
+        for each in (pool, telling):
+            connection = PoolConnection(each.entry, CLIENT, Clock.system(), 5.0)
+            connection.silent = True
+            if each is pool:
+                with pytest.raises(NovaMeshError, match="too often"):
+                    await connection.list_models()
+            else:
+                assert [event async for event in connection.watch(JOB, 0, 0)]
+            assert not connection.silent
+            await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("rtt_s", "within_s"), [(0.001, FRESH_S), (0.3, 2.4), (0.9, FRESH_S_MAX), (None, FRESH_S)]
+)
+async def test_to_dial_who_is_far_takes_longer(
+    pool: FakePool, monkeypatch: pytest.MonkeyPatch, rtt_s: float | None, within_s: float
+) -> None:
+    given_s = []
+
+    async def open_channel(*asked: Any) -> transport.Channel:
+        given_s.append(asked[-1])
+        raise AWAY
+
+    times_s = iter([0.0, rtt_s or 0.0])
+    clock = Clock(Clock.system().now_ms, lambda: next(times_s))
+    connection = PoolConnection(pool.entry, CLIENT, clock, 5.0)
+    if rtt_s is not None:
+        await connection.hello()
+        await connection.close()
+    monkeypatch.setattr(transport, "open_channel", open_channel)
+    assert not await connection.answers()
+    assert given_s == [pytest.approx(within_s, abs=0.1)]
 
 
 async def test_who_waits_for_the_same_dial_shares_its_end(pool: FakePool) -> None:

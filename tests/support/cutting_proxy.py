@@ -64,7 +64,7 @@ class CuttingProxy:
                 threading.Thread(target=self._pass_on, args=(near, far), daemon=True).start()
 
     def _pass_on(self, near: socket.socket, far: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed meanwhile
             while True:
                 ready, _, _ = select.select([near, far], [], [])
                 self._passing.wait()
