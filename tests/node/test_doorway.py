@@ -47,11 +47,11 @@ class House:
         return begun(timeout=seconds)
 
     async def ask(self, method: str, message: bytes = b"", seconds: float | None = 10) -> bytes:
-        """A whole call."""
-        call = self.call(method, seconds)
-        await call.write(message)
-        await call.done_writing()
-        return bytes(await call)
+        """A whole call, its message sent at once: whoever is refused first could write no more."""
+        whole = self.line.unary_unary(
+            f"/{SERVICE}/{method}", request_serializer=bytes, response_deserializer=bytes
+        )
+        return bytes(await whole(message, timeout=seconds))
 
     async def held(self, calls: int) -> None:
         """Until so many are under way."""

@@ -1,7 +1,7 @@
 """Every kernel at every cut compiles for cards that are not here, within what they have.
 
-In a process of its own for each card, as Triton interprets in this one. `make kernels` compiles the
-shapes of more models.
+In a process of its own for each card, as Triton interprets in this one. `make kernels` compiles for
+more cards, and the shapes of more models.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ KERNELS = {
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    "card", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120", "gfx1100"]
-)  # fmt: skip
+# sm_80, sm_86 and sm_89 compute as sm_120 does, which has the least shared memory of them.
+@pytest.mark.parametrize("card", ["sm_75", "sm_90", "sm_120", "gfx1100"])
 def test_every_kernel_compiles_for(card: str, tmp_path: Path) -> None:
     environment = {
         name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
