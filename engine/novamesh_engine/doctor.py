@@ -45,7 +45,9 @@ def doctor_checks() -> list[Check]:
     if missing:
         hint = "pip install 'novamesh[engine]'"
         return [Check("engine", Status.FAIL, f"not installed: {', '.join(missing)}", hint)]
-    return [_torch(), _kernels(), *_card_kernels(), *_memory(), _compiler(), _built_in()]
+    kernels = _kernels()
+    card = _card_kernels()
+    return [_torch(), kernels, *card, *_memory(), _compiler([kernels, *card]), _built_in()]
 
 
 def _torch() -> Check:
@@ -112,10 +114,13 @@ def _memory() -> list[Check]:
     return [Check("memory", status, f"{entry.name}, {plan.line}", "" if fits else busy)]
 
 
-def _compiler() -> Check:
+def _compiler(kernels: list[Check]) -> Check:
+    """Whether there is a compiler, which only who misses some kernels misses."""
     found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if found is not None:
         return Check("compiler", Status.OK, found)
+    if all(each.status is Status.OK for each in kernels):
+        return Check("compiler", Status.OK, "none found, and the kernels need none")
     hint = "install gcc or clang; without one the engine uses torch's own kernels"
     return Check("compiler", Status.WARN, "no C compiler found", hint)
 

@@ -37,9 +37,17 @@ def test_missing_packages_fail_with_the_command_that_installs_them(
     assert only.hint == "pip install 'novamesh[engine]'"
 
 
-def test_no_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("built", [False, True])
+def test_no_compiler_is_a_warning_where_kernels_are_missing(
+    built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = choice.Kernels("avx2", ("avx2",), "the best")
+    absent = choice.Kernels("torch", (), "not built", "build it")
+    monkeypatch.setattr(choice, "look", lambda: there if built else absent)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert check("compiler").status is Status.WARN
+    found = check("compiler")
+    assert found.status is (Status.OK if built else Status.WARN)
+    assert ("torch's own kernels" in found.hint) is not built
 
 
 def test_kernels_are_named_as_a_benchmark_names_them_with_the_reason(
