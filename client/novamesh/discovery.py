@@ -216,11 +216,11 @@ class Finder:
                 async with contextlib.aclosing(way.descriptors()) as descriptors:
                     async for sealed in descriptors:
                         await self._take(sealed, way.source)
-            except NovaMeshError as error:
+            except Exception as error:  # boundary of a way: a bug in one must stop no other
                 if self._clock.monotonic() - opened_s >= STEADY_S:
                     failures = 0
                 if not failures:  # told once, however often it is tried in vain
-                    _log.info("no nodes by way of %s: %s", way.source.value, error.message)
+                    _tell_closed(way.source, error)
             pause_s = PAUSES_S[min(failures, len(PAUSES_S) - 1)]
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             failures += 1
@@ -240,3 +240,10 @@ class Finder:
         self._learn(said.header.issuer, said)
         async with self._news:
             self._news.notify_all()
+
+
+def _tell_closed(source: Source, error: Exception) -> None:
+    if isinstance(error, NovaMeshError):
+        _log.info("no nodes by way of %s: %s", source.value, error.message)
+    else:
+        _log.error("no nodes by way of %s: %s", source.value, type(error).__name__, exc_info=error)

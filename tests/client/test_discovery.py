@@ -111,6 +111,24 @@ async def test_a_way_that_closes_is_tried_again_and_stops_no_other(tmp_path: Pat
         assert closed.opened == 3
 
 
+async def test_a_way_with_a_bug_is_told_of_and_stops_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Buggy(Way):
+        async def descriptors(self) -> AsyncGenerator[Envelope]:
+            self.opened += 1
+            yield advert(ONE, sequence=self.opened)
+            raise ZeroDivisionError
+
+    buggy = Buggy(Source.MQTT)
+    async with finding(tmp_path, buggy, Way(Source.LIBP2P, advert(TWO))) as (finder, _):
+        assert await found(finder, ONE, TWO)
+        assert await finder.wait(lambda: buggy.opened >= 3, 10)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("ERROR", "no nodes by way of mqtt: ZeroDivisionError")
+    ]
+
+
 async def test_a_way_that_breaks_at_once_is_tried_seldom_and_told_of_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
