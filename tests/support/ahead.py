@@ -35,6 +35,8 @@ SHARED: Final = {
     "sm_120": 101376, "gfx942": 65536, "gfx1100": 65536,
 }  # fmt: skip
 
+REGISTERS: Final = 255  # as many as a thread can have: beyond them it spills to memory
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -48,6 +50,10 @@ class Compiled:
     shared_max: int
     registers: int
     stack: int
+
+    def does_not_fit(self) -> bool:
+        """Whether its threads spill to memory, or a program wants more than it may have."""
+        return self.registers > REGISTERS or self.stack > 0 or self.shared > self.shared_max
 
 
 class NthCut(Tuning):
@@ -137,13 +143,16 @@ def compile_all(name: str, shapes: Sequence[dict[str, Any]]) -> Iterator[Compile
             card.found.clear()
 
 
-def main() -> None:
-    """Cards, or all; `--one` compiles for one shape instead of all."""
+def main() -> int:
+    """Cards, or all; `--one` compiles for one shape instead of all. 1 if a card has too little."""
     few = sys.argv[1:2] == ["--one"]
+    found: list[Compiled] = []
     for name in sys.argv[1 + few :] or SHARED:
         for compiled in compile_all(name, SHAPES[:1] if few else SHAPES):
             print(json.dumps(asdict(compiled)), flush=True)
+            found.append(compiled)
+    return any(map(Compiled.does_not_fit, found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
