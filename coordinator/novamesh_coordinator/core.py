@@ -42,7 +42,7 @@ from novamesh_coordinator.registry import Registry, RegistryState
 from novamesh_coordinator.relay import Relay
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.identity import PrivateKey
-from novamesh_proto.messages import Candidate, Envelope, PoolModel, ProfileDigest
+from novamesh_proto.messages import Candidate, PoolModel
 
 JOBS_KEPT_MS: Final = 30 * 60_000  # an ended job; above the life of any terms, see _forget
 FORGET_EVERY_MS: Final = 60_000
@@ -196,18 +196,15 @@ class Core:
             inputs.WorkOffered: floor.take_donation,
             inputs.ProbeWanted: floor.probe,
             inputs.EchoArrived: floor.echo,
-            inputs.DescriptorsAsked: self._descriptors,
+            inputs.DescriptorsAsked: lambda turn, event: self.membership.require(
+                event.query.issuer
+            ),
             Ticked: self._tick,
         }
 
     def _models(self, turn: Turn, event: ModelsAsked) -> tuple[PoolModel, ...]:
         self.membership.require(event.query.issuer)
         return self.registry.models(turn.now)
-
-    def _descriptors(self, turn: Turn, event: inputs.DescriptorsAsked) -> tuple[Envelope, ...]:
-        self.membership.require(event.query.issuer)
-        wanted = event.query.message.model_profile
-        return self.registry.envelopes(ProfileDigest(wanted) if wanted else None)
 
     def _match(self, turn: Turn, event: MatchAsked) -> tuple[Candidate, ...]:
         self.membership.require(event.query.issuer)

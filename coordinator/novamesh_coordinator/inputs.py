@@ -255,7 +255,7 @@ class EchoArrived:
 
 @dataclass(frozen=True, slots=True)
 class DescriptorsAsked:
-    """Whose descriptors may I keep? Reply: tuple of Envelope."""
+    """May I keep the descriptors of who is here? Reply: None; they are in the table."""
 
     query: Verified[DescriptorsQuery]
 

@@ -45,6 +45,7 @@ from novamesh_proto.messages import (
     WatchResponse,
 )
 from novamesh_proto.names import payload_type
+from novamesh_proto.node_table import Source
 from novamesh_proto.v1 import coordinator_pb2 as pb
 from novamesh_proto.v1 import coordinator_pb2_grpc
 
@@ -88,9 +89,8 @@ class PoolService(coordinator_pb2_grpc.PoolServiceServicer):
     ) -> pb.ListDescriptorsResponse:
         """Who is here?"""
         query = self.door.open_query(request.query, DescriptorsQuery)
-        attached: Any = await self.door.sequencer.submit(DescriptorsAsked(query))
-        found = dict.fromkeys((*attached, *self._found(query.message.model_profile)))
-        listed = islice(found, DESCRIPTORS_LISTED_MAX)
+        await self.door.sequencer.submit(DescriptorsAsked(query))
+        listed = islice(self._found(query.message.model_profile), DESCRIPTORS_LISTED_MAX)
         return pb.ListDescriptorsResponse(descriptors=[wire.to_pb(each) for each in listed])
 
     @guarded
@@ -172,12 +172,19 @@ class PoolService(coordinator_pb2_grpc.PoolServiceServicer):
         return pb.ListJobsResponse(jobs=[wire.to_pb(view) for view in views])
 
     def _found(self, profile: bytes) -> Iterator[Envelope]:
-        """Descriptors of nodes that are here, whatever way they came; an empty profile is any."""
+        """Descriptors of nodes that are here, one each, those that came by a stream first.
+
+        An empty profile is any.
+        """
         membership = self.door.sequencer.core.membership
-        for entry in self.door.table.fresh(self.door.clock.now_ms()):
-            offered = not profile or entry.state.offer(ProfileDigest(profile)) is not None
-            if offered and not membership.ban_reason(entry.node):
-                yield entry.descriptor.envelope
+        now_ms = self.door.clock.now_ms()
+        for streamed in (True, False):
+            for entry in self.door.table.fresh(now_ms):
+                if (Source.COORDINATOR in entry.sources) is not streamed:
+                    continue
+                offered = not profile or entry.state.offer(ProfileDigest(profile)) is not None
+                if offered and not membership.ban_reason(entry.node):
+                    yield entry.descriptor.envelope
 
     async def _events(self, watcher: Watcher, query: WatchQuery) -> AsyncIterator[WatchResponse]:
         """A job's events in order, the last one its terminal state."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Final
 
 from novamesh_coordinator.donations import Donated
@@ -25,7 +24,6 @@ from novamesh_proto.envelope import Verified, message_id
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.limits import (
     CLOCK_SKEW_MS,
-    DESCRIPTORS_LISTED_MAX,
     POOL_MODELS_MAX,
     POOL_NODES_MAX,
 )
@@ -99,17 +97,6 @@ class Registry:
         """An attached node advertises itself anew. Raises STALE as `take_descriptor`."""
         self.take_descriptor(turn, descriptor)
         session.descriptor = descriptor
-
-    def envelopes(self, profile: ProfileDigest | None) -> tuple[Envelope, ...]:
-        """Descriptors of attached nodes that offer a model (None: any), newest session first."""
-        here = sorted(self.sessions.all(), key=lambda one: (-one.attached_ms, one.node))
-        offering = (
-            one.descriptor.envelope
-            for one in here
-            if profile is None
-            or any(offer.model_profile == profile for offer in one.descriptor.message.models)
-        )
-        return tuple(islice(offering, DESCRIPTORS_LISTED_MAX))
 
     def take_descriptor(self, turn: Turn, descriptor: Verified[NodeDescriptor]) -> None:
         """Log a descriptor if it is newer than the one we have, and says something else.

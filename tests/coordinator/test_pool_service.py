@@ -199,3 +199,26 @@ async def test_members_may_keep_the_descriptors_of_whoever_is_here(
     with pytest.raises(NovaMeshError) as refused:
         await scene.caller.descriptors(stranger.sign(DescriptorsQuery(stranger.header(now_ms()))))
     assert refused.value.code is Code.NOT_A_MEMBER
+
+
+async def test_each_node_is_listed_once_and_those_with_a_stream_before_all_others(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a broker knew of it first, and says something newer of it."""
+    client, table, node = scene.client, scene.running.door.table, scene.node
+    elsewhere = [NodeActor(f"away-{i}", COORDINATOR.node_id).descriptor(now_ms()) for i in range(2)]
+    for sealed in elsewhere:
+        assert table.take(sealed, Source.MQTT, now_ms())
+    table._entries[node.id] = table._entries.pop(node.id)  # the last to come
+    node.sequence += 1
+    newer = node.descriptor(now_ms())
+    assert table.take(newer, Source.MQTT, now_ms())
+
+    async def listed() -> list[Envelope]:
+        return await scene.caller.descriptors(
+            client.sign(DescriptorsQuery(client.header(now_ms()), b""))
+        )
+
+    assert await listed() == [newer, *elsewhere]
+    monkeypatch.setattr(pool_service, "DESCRIPTORS_LISTED_MAX", 2)
+    assert await listed() == [newer, elsewhere[0]]

@@ -21,6 +21,7 @@ from support.table import Table
 SMALL = replace(OFFER, model_profile=ProfileDigest(bytes(32)), name="another", context_max=64)
 
 
+
 @pytest.fixture
 def table() -> Table:
     return Table()
@@ -341,5 +342,3 @@ def test_a_renewal_that_says_nothing_new_is_presence_and_not_logged(table: Table
     node.sequence += 1
     renew(table, node, slots=5)
     assert [type(record) for record in table.log[logged:]] == [DescriptorTaken]
-    assert len(table.core.registry.envelopes(None)) == 1
-    assert table.core.registry.envelopes(SMALL.model_profile) == ()
