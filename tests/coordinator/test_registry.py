@@ -21,7 +21,6 @@ from support.table import Table
 SMALL = replace(OFFER, model_profile=ProfileDigest(bytes(32)), name="another", context_max=64)
 
 
-
 @pytest.fixture
 def table() -> Table:
     return Table()
