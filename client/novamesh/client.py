@@ -152,8 +152,7 @@ class Client:
             NovaMeshError: BAD_REQUEST if this is no job id or nothing that can be asked again,
                 NOT_FOUND if this machine holds no keys of that job.
         """
-        asked_for, records = parse_job(job), self._require_desk().records
-        record = records.load((*records.jobs(asked_for.hex()), asked_for)[0])
+        record = self._require_desk().records.find(parse_job(job))
         again, seconds = prompt_again(prompt, asked, self.config.client.deadline_s)
         return self._start(lambda session: session.resume(record, seconds, again))
 

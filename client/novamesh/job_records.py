@@ -126,26 +126,42 @@ class JobRecords:
         except (ValueError, KeyError, TypeError, NovaMeshError) as error:
             raise NovaMeshError(Code.CORRUPT, f"{path} is damaged: {error}") from None
 
+    def find(self, job: JobId) -> JobRecord:
+        """The record of a job, else the newest one of whose answer it is a part. As `load`."""
+        try:
+            return self.load(job)
+        except NovaMeshError as error:
+            if error.code is not Code.NOT_FOUND or not (found := self.jobs(job.hex())):
+                raise
+        return self.load(found[-1])
+
     def remove(self, job: JobId) -> None:
         """Forget a job that has ended."""
         self._path(job).unlink(missing_ok=True)
 
     def jobs(self, beginning: str = "") -> tuple[JobId, ...]:
         """Jobs that have a record, oldest first; those of whose parts one's id begins so."""
-        files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        files = [path for _, path in self._files()]
         jobs = [JobId(bytes.fromhex(path.stem)) for path in files if len(path.stem) == 64]
         return tuple(job for job in jobs if self._belongs(job, beginning))
 
     def prune(self, now_ms: int) -> int:
         """Remove records whose job the pool has forgotten; how many."""
-        old = [
-            path
-            for path in self._folder.glob("*.json")
-            if path.stat().st_mtime_ns // 1_000_000 + _KEPT_MS < now_ms
-        ]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
+        removed = 0
+        for written_ns, path in self._files():
+            if written_ns // 1_000_000 + _KEPT_MS < now_ms:
+                with contextlib.suppress(OSError):  # it is tried again, and keeps nobody waiting
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """When each was written, in ns, oldest first; not those that are removed meanwhile."""
+        found: list[tuple[int, Path]] = []
+        for path in self._folder.glob("*.json"):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime_ns, path))
+        return sorted(found)
 
     def _belongs(self, job: JobId, beginning: str) -> bool:
         if job.hex().startswith(beginning):

@@ -247,7 +247,11 @@ def client_seed(seed: int | bytes | None) -> bytes:
 
 
 def digest_prompt(prompt: Prompt, seed: bytes) -> bytes:
-    """What tells whether a prompt is the same as before; keyed, so that no list of prompts does."""
+    """What tells whether a prompt is the same as before.
+
+    Its key is in the same record: no list made beforehand tells the prompt, but whoever has the
+    file can try prompts. They have the answer too.
+    """
     body = JobBody(seed, bytes(SECRET_BYTES), prompt.chat, prompt.text, prompt.tokens)
     return hashlib.sha256(_PROMPT_LABEL + wire.encode(body)).digest()
 

@@ -115,6 +115,8 @@ class Part:
             order.deadline_s,
             self._may_try_again,
         )
+        if self._before is not None:
+            self._desk.records.remove(self._before)  # what it brought is in this job's record
         return await self.follow(record)
 
     async def follow(self, record: JobRecord) -> Conclusion:
@@ -186,8 +188,6 @@ class Part:
                 self.running = None
                 desk.records.remove(made.job)
             raise
-        if self._before is not None:
-            desk.records.remove(self._before)  # what it brought is in this job's record
         return record
 
     async def _is_known(self, job: JobId) -> bool:

@@ -75,8 +75,10 @@ class Receipts:
             NovaMeshError: NOT_FOUND if there is none, CONFLICT if the beginning fits several.
         """
         path = Path(text)
-        if path.exists():
-            return path
+        return path if path.exists() else self.find_job(text)
+
+    def find_job(self, text: str) -> Path:
+        """The receipt that the beginning of the id of one of its jobs means. Raises as `find`."""
         found = self._with(text.lower()) if text else ()
         if len(found) == 1:
             return found[0]

@@ -25,6 +25,7 @@ from novamesh.job_records import JobRecord
 from novamesh.job_transport import JobPool
 from novamesh.order import Options, Order, Prompt, digest_prompt
 from novamesh.part import GRACE_S, Part
+from novamesh.reader import AnswerReader
 from novamesh.retries import ask, pause
 from novamesh_proto.attestation import BURST_RULE, witnessed_speed
 from novamesh_proto.errors import Code, NovaMeshError
@@ -51,6 +52,7 @@ class JobSession:
         self._part: Part | None = None  # the newest
         self._waiting: JobId | None = None  # whose record holds an answer that is to go on
         self._resumed = False
+        self._tied = False  # to the coordinator: no way around it was found
         self._first: tuple[float, int] | None = None  # of several parts: handed in, ttft in µs
         self._finished = False  # the caller was told why the answer ended
         self.survived: list[NovaMeshError] = []  # failures after which the answer went on
@@ -101,8 +103,10 @@ class JobSession:
     async def _answer(self, order: Order) -> Completion:
         """One part where all goes well; when a node is lost another one, as `failover` says."""
         ends_s = self._desk.clock.monotonic() + order.deadline_s
-        if order.mesh or await self._desk.coordinator_is_away():
+        if order.mesh:
             self._pool = await self._desk.without_coordinator()
+        elif await self._desk.coordinator_is_away():
+            await self._ask_nodes()
         model = await self._find_model(order)
         try:
             return await self._begin(order, model)
@@ -128,15 +132,15 @@ class JobSession:
 
     async def _find_model(self, order: Order) -> PoolModel:
         settings = self._desk.settings
-        try:
-            return await ask(
-                partial(self._pool.find_model, order.model),
-                *(settings.retries, order.deadline_s, self._may_try_again),
-            )
-        except NovaMeshError as error:
-            if not await self._leave_coordinator(error):
-                raise
-            return await self._pool.find_model(order.model)
+        while True:
+            try:
+                return await ask(
+                    partial(self._pool.find_model, order.model),
+                    *(settings.retries, order.deadline_s, self._may_try_again),
+                )
+            except NovaMeshError as error:
+                if not await self._leave_coordinator(error):
+                    raise
 
     async def _begin(self, order: Order, model: PoolModel) -> Completion:
         """The first part, from nodes themselves where the coordinator went before it had a job."""
@@ -171,22 +175,34 @@ class JobSession:
     @property
     def _alone(self) -> bool:
         """Whether the answer can go on without the coordinator."""
-        return self._desk.alone or self._pool is not self._desk.pool
+        return (self._desk.alone and not self._tied) or self._pool is not self._desk.pool
 
     async def _leave_coordinator(self, error: NovaMeshError) -> bool:
-        """Ask nodes themselves from now on, where it is away and nobody has taken the job."""
+        """Ask nodes themselves from now on, where it is away and nobody has taken the job.
+
+        Whether asking again may help: where there is no way around it, it is asked as often as if
+        there never had been one.
+        """
         if not self._may_leave(error):
             return False
-        if self._desk.absence is not None:
+        if await self._ask_nodes() and self._desk.absence is not None:
             self._desk.absence.begin()
-        self._pool = await self._desk.without_coordinator()
         return True
+
+    async def _ask_nodes(self) -> bool:
+        """Do without the coordinator, if there is a way."""
+        try:
+            self._pool = await self._desk.without_coordinator()
+        except NovaMeshError as error:
+            _log.info("%s; there is only the coordinator", error)
+            self._tied = True
+        return not self._tied
 
     def _may_leave(self, error: NovaMeshError) -> bool:
         desk = self._desk
         silent = error.code is Code.NODE_LOST and desk.pool.silent
         away = (error.code in _AWAY or silent) and self._running is None
-        return away and desk.alone and self._pool is desk.pool
+        return away and desk.alone and not self._tied and self._pool is desk.pool
 
     def _may_try_again(self, error: NovaMeshError) -> bool | float:
         """Whether the same is asked again: not of a coordinator that is done without."""
@@ -219,11 +235,15 @@ class JobSession:
         """
         clock = self._desk.clock
         while True:
-            reader = self._part.reader if self._part is not None else None
+            part = self._part
+            reader = part.reader if part is not None else None
             told = reader is not None and reader.ended  # by a coordinator, which is there
             course, before = self._look_back(failure, course, before)
             pause_s = course.pause_s(failure, ends_s - clock.monotonic())
             if pause_s is None or order is None:
+                if part is not None and reader is not None and _may_be_read_yet(reader, failure):
+                    how, more = ", or at another node with its prompt", " ['PROMPT']"
+                    raise _with_hint(failure, part.record.job, how, more)
                 await self._set_aside(before)
                 raise _with_hint(failure, before.job, ", with its prompt", " 'PROMPT'")
             self.survived.append(failure)
@@ -234,8 +254,8 @@ class JobSession:
                 await self._leave_coordinator(failure)
             try:
                 model = model or await self._find_model(order)
-                part = replace(order, deadline_s=ends_s - clock.monotonic())
-                return await self._run_part(part, model, before, course)
+                rest = replace(order, deadline_s=ends_s - clock.monotonic())
+                return await self._run_part(rest, model, before, course)
             except NovaMeshError as error:
                 failure = error
 
@@ -264,7 +284,7 @@ class JobSession:
             course = course.after(failure, reader.node, tokens)
         if not course.may_go_on(failure):
             if part is not None and reader is not None:
-                if not reader.ended and failure.code in _RESUMABLE:
+                if _may_be_read_yet(reader, failure):
                     raise _with_hint(failure, part.record.job)
                 records.remove(part.record.job)
             self._forget()
@@ -287,7 +307,8 @@ class JobSession:
         except NovaMeshError as error:  # a full disk ends no answer that can go on
             _log.info("%s; another process could not go on", error)
         if self._part is not None:  # it began again, or the pool's receipt got lost
-            await self._part.stop(GOING_ON_S, forget=False)
+            # The record of one that brought nothing would be resumed in the place of the next one.
+            await self._part.stop(GOING_ON_S, forget=self._running != before.job)
         self._part, self._waiting = None, before.job
 
     def _forget(self) -> None:
@@ -358,6 +379,11 @@ def _order_again(record: JobRecord, deadline_s: float, prompt: Prompt) -> Order:
         )
     model = record.terms.message.model_profile.hex()
     return Order(model, prompt, Options(stop=record.stop), deadline_s)
+
+
+def _may_be_read_yet(reader: AnswerReader, failure: NovaMeshError) -> bool:
+    """Whether nobody says that the job ended: perhaps only this machine is cut off."""
+    return not reader.ended and failure.code in _RESUMABLE
 
 
 def _with_hint(failure: NovaMeshError, job: JobId, how: str = "", more: str = "") -> NovaMeshError:

@@ -67,5 +67,9 @@ def test_answer_whose_node_was_lost_too_goes_on_with_its_prompt(
         last = list(pool.jobs)[-1]
         assert f"{last.hex()}.receipt" in capsys.readouterr().out
         del pool.jobs[job]
-        assert main(["jobs", "show", job.hex()]) == 1
-        assert f"novamesh receipt show {job.hex()}" in capsys.readouterr().err
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / job.hex()[:12]).write_text("no receipt")
+        for text in (job.hex(), job.hex()[:12]):
+            assert main(["jobs", "show", text]) == 1
+            path = find_places(tmp_path).receipts / f"{last.hex()}.receipt"
+            assert f"novamesh receipt show {path}" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from novamesh.completion import Piece
 from novamesh.job_records import JobRecord, JobRecords
 from novamesh_proto.errors import Code, NovaMeshError
 from novamesh_proto.messages import JobId, PositionLogprobs, TokenLogprob
+from support.answers import send_answer
 from support.clock import START_MS
 from support.parties import digest, party
 from support.story import tell
@@ -110,3 +111,32 @@ def test_old_records_are_forgotten(tmp_path: Path) -> None:
     assert records.prune(START_MS + 1_199_000) == 0
     assert records.prune(START_MS + 1_201_000) == 1
     assert records.jobs() == ()
+
+
+def test_a_record_that_is_removed_meanwhile_disturbs_nobody(tmp_path: Path) -> None:
+    records = JobRecords(tmp_path)
+    records.save(RECORD)
+    (tmp_path / f"{'00' * 32}.json").symlink_to(tmp_path / "gone")
+    assert records.jobs() == (RECORD.job,)
+    os.utime(tmp_path / f"{RECORD.job.hex()}.json", (START_MS / 1000, START_MS / 1000))
+    assert records.prune(START_MS + 1_201_000) == 1
+
+
+def test_a_record_is_found_by_its_job_or_a_part_of_its_answer(tmp_path: Path) -> None:
+    """Of two that go on with an answer the newer one; its own record needs no other one."""
+    records = JobRecords(tmp_path)
+    stale, live = (replace(send_answer().record, earlier=(STORY.receipt,)) for _ in range(2))
+    assert stale.job != live.job
+    for age_s, record in ((200, live), (100, stale)):
+        records.save(record)
+        os.utime(tmp_path / f"{record.job.hex()}.json", (START_MS / 1000 - age_s,) * 2)
+    assert records.find(RECORD.job) == stale
+    os.utime(tmp_path / f"{live.job.hex()}.json", (START_MS / 1000,) * 2)
+    assert records.find(RECORD.job) == live
+    assert records.find(stale.job) == stale
+    records.save(RECORD)
+    (tmp_path / f"{live.job.hex()}.json").write_text("damaged")
+    assert records.find(RECORD.job) == RECORD
+    with pytest.raises(NovaMeshError) as caught:
+        records.find(JobId(bytes(32)))
+    assert caught.value.code is Code.NOT_FOUND

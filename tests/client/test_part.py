@@ -12,7 +12,7 @@ import pytest
 from novamesh import Client, Code, NovaMeshError, retries
 from novamesh.config import find_places, save_pool
 from novamesh.job_records import JobRecords
-from support.fake_answer import Script
+from support.fake_answer import Death, Script
 from support.fake_pool import FakePool
 
 
@@ -56,10 +56,12 @@ async def test_keys_are_on_disk_before_the_job_is_handed_in(
     assert order == ["save", "submit"]
 
 
+@pytest.mark.parametrize("deaths", [[], [Death(3)]])
 async def test_a_job_that_arrived_is_followed_although_the_pool_is_full_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: list[Death | None]
 ) -> None:
     """The answer to Submit gets lost, and the job itself holds the only slot."""
+    parts = len(deaths) + 1
     submit, match = FakePool.Submit, FakePool.Match
 
     def lose(self: FakePool, request: Any, context: Any) -> Any:
@@ -67,18 +69,19 @@ async def test_a_job_that_arrived_is_followed_although_the_pool_is_full_now(
         context.abort(grpc.StatusCode.UNAVAILABLE, "the answer got lost")
 
     def full_later(self: FakePool, request: Any, context: Any) -> Any:
-        if self.calls["Submit"]:
+        if self.calls["Submit"] > self.calls["Watch"]:
             self._refuse(context, NovaMeshError(Code.BUSY, "all 1 slots are busy", "", 500))
         return match(self, request, context)
 
     monkeypatch.setattr(FakePool, "Submit", lose)
     monkeypatch.setattr(FakePool, "Match", full_later)
-    with FakePool() as pool:
+    with FakePool(Script(deaths=deaths)) as pool:
         save_pool(find_places(tmp_path), pool.entry)
         async with Client(home=tmp_path) as client:
             done = await client.complete("nova-pico", "hi", deadline_s=20)
     assert done.text
-    assert len(pool.jobs) == pool.calls["Submit"] == 1
+    assert len(pool.jobs) == pool.calls["Submit"] == parts
+    assert list((tmp_path / "jobs").glob("*")) == []
 
 
 async def test_prompt_is_in_no_file_and_on_no_wire(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def test_receipt_of_several_parts_says_so_in_the_list(tmp_path: Path) -> None:
     assert len(verify_file(path).parts) == 2
 
 
-def test_receipt_of_several_parts_is_found_by_any_of_them(tmp_path: Path) -> None:
+def test_receipt_of_several_parts_is_found_by_any_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     receipts, answer = Receipts(tmp_path), two()
     jobs = [verified.job for verified in verify_receipt(encode_receipt(answer)).parts]
     path = receipts.save(jobs[-1], answer)
@@ -65,6 +67,11 @@ def test_receipt_of_several_parts_is_found_by_any_of_them(tmp_path: Path) -> Non
     assert caught.value.code is Code.CONFLICT
     copy.unlink()
     assert receipts.find(jobs[0].hex()[:2]) == path
+    monkeypatch.chdir(tmp_path)
+    other = Path(jobs[0].hex()[:8])
+    other.write_text("some file of that name")
+    assert receipts.find(str(other)) == other
+    assert receipts.find_job(str(other)) == path
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from novamesh import Client, absence, retries
+from novamesh import Client, absence, part, retries
 from novamesh.absence import Absence
 from novamesh.client import Run
 from novamesh.clock import Clock
 from novamesh.completion import Piece
-from novamesh.config import ClientSettings, find_places, save_pool
+from novamesh.config import ClientSettings, find_places, load_config, save_pool
 from novamesh.desk import Desk
 from novamesh.job_records import JobRecords
 from novamesh.job_transport import JobPool
@@ -23,6 +24,7 @@ from novamesh.pool import PoolConnection
 from novamesh.receipts import Receipts, verify_file
 from novamesh.session import JobSession
 from novamesh_proto.errors import Code, NovaMeshError
+from novamesh_proto.identity import format_node_id
 from novamesh_proto.messages import JobId
 from support.fake_answer import SEAMS, STOP, Death, Script
 from support.fake_pool import FakePool
@@ -173,6 +175,88 @@ async def test_new_answers_go_to_the_pool_again_once_it_is_back(
         assert await ask() == [3, 2]
         await here.close()
         await there.close()
+
+
+async def test_of_a_part_that_brought_nothing_no_record_is_left(tmp_path: Path) -> None:
+    """Nobody tells whether the second part arrived; the third one brings the rest."""
+    lost = NovaMeshError(Code.UNAVAILABLE, "the answer got lost")
+    left: list[tuple[JobId, ...]] = []
+    with FakePool(Script(deaths=[Death(3)])) as pool:
+        save_pool(find_places(tmp_path), pool.entry)
+        async with Client(home=tmp_path) as client:
+            run = client.run("nova-pico", "hi")
+            async for _ in run:
+                if pool.calls["Submit"] == 1:
+                    pool.script.refusals["Submit"] = [lost] * ClientSettings().retries
+                left.append(client.resumable())
+            done = await run.completion()
+    assert (pool.calls["Submit"], len(pool.jobs)) == (2 + ClientSettings().retries, 2)
+    assert done.text == "Two plus three is five."
+    assert max(map(len, left)) == 1
+    assert _left(tmp_path) == ()
+
+
+async def test_who_only_lost_the_network_reads_the_answer_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No prompt is there to go on with: what may still be read is neither stopped nor over."""
+    monkeypatch.setattr(part, "UNREACHED_S", 0.1)
+    with FakePool(Script(hang_after=2)) as pool:
+
+        async def read(run: Run) -> None:
+            async for _ in run:
+                pool.stop()
+
+        save_pool(find_places(tmp_path), pool.entry)
+        await _lose_client(tmp_path, lambda c: c.run("nova-pico", "hi"), 1)
+        config = load_config(tmp_path)
+        node = f"{format_node_id(pool.nodes[0].node_id)}@127.0.0.1:9"
+        config = replace(config, client=replace(config.client, nodes=(node,)))
+        async with Client(config=config) as client:
+            (job,) = client.resumable()
+            with pytest.raises(NovaMeshError) as caught:
+                await read(client.resume(job))
+            assert caught.value.code is Code.UNAVAILABLE
+            assert f"novamesh jobs resume {job.hex()[:12]}" in caught.value.hint
+            assert not JobRecords(find_places(tmp_path).jobs).load(job).over
+        pool.script.hang_after = None
+        pool.start()
+        async with Client(config=config) as client:
+            done = await client.resume(job).completion()
+        assert (done.text, len(done.parts)) == ("Two plus three is five.", 1)
+        assert pool.calls["Cancel"] == 0
+    assert _left(tmp_path) == ()
+
+
+@pytest.mark.parametrize("call", ["ListModels", "Match", "Match of the second part", "nothing"])
+async def test_where_no_way_leads_around_the_coordinator_it_is_asked_again(
+    tmp_path: Path, call: str
+) -> None:
+    """Say, a broker is named, and the extra that reads it is missing."""
+    away = NovaMeshError(Code.UNAVAILABLE, "the coordinator is away")
+    clock, order = Clock.system(), order_of("nova-pico", "hi", {}, 20.0)
+    script = Script(deaths=[Death(3)], refusals={call: [away]})
+    with FakePool(script) as pool:
+        here = PoolConnection(pool.entry, CLIENT, clock, 5.0)
+
+        async def without() -> JobPool:
+            raise NovaMeshError(Code.UNSUPPORTED, "the broker cannot be read")
+
+        async def lose(_: Piece) -> None:
+            if call.endswith("second part") and len(pool.jobs) == 1:
+                script.refusals["Match"] = [away]
+
+        gone = Absence(here.answers, clock)
+        if call == "nothing":
+            gone.begin()
+        desk = Desk(
+            here, ClientSettings(), JobRecords(tmp_path / "jobs"), Receipts(tmp_path / "receipts"),
+            clock, None, without, True, gone,
+        )  # fmt: skip
+        done = await JobSession(desk, lose).run(order)
+        await here.close()
+    assert (done.text, len(done.parts)) == ("Two plus three is five.", 2)
+    assert not any(script.refusals.get(name) for name in ("ListModels", "Match"))
 
 
 async def _read(piece: Piece) -> None:

@@ -66,9 +66,9 @@ async def show(job: str, /, *, json: Json = False, scope: Scope = HERE) -> None:
         async with scope.client() as client:
             view = await find_job(client, job)
     except NovaMeshError as error:
-        if error.code is not Code.NOT_FOUND or not _receipt(receipts, job):
+        if error.code is not Code.NOT_FOUND or not (kept := _receipt(receipts, job)):
             raise
-        hint = f"you have its receipt:  novamesh receipt show {job}"
+        hint = f"you have its receipt:  novamesh receipt show {kept}"
         raise NovaMeshError(error.code, error.message, hint) from None
     told = document(view) | {"receipt": _receipt(receipts, view.job.hex())}
     if json:
@@ -129,7 +129,7 @@ async def resume(
 def _receipt(receipts: Receipts, job: str) -> str:
     """The file of the receipt that a job belongs to; nothing where there is none."""
     try:
-        return str(receipts.find(job))
+        return str(receipts.find_job(job))
     except NovaMeshError:
         return ""
 
