@@ -105,12 +105,16 @@ async def connected(entrance: Entrance, visitor: Visitor) -> AsyncIterator[Conne
     Raises:
         NovaMeshError: UNAVAILABLE if there is none, or no more.
     """
-    with _in_our_words():
-        async with contextlib.AsyncExitStack() as stack:
+    stack = contextlib.AsyncExitStack()
+    try:
+        with _in_our_words():
             connection = await _greet(stack, entrance, visitor)
             if visitor.topics:
                 await connection.subscribe(visitor.topics)
-            yield connection
+        yield connection  # what is raised there is said in its own words
+    finally:
+        with _in_our_words():
+            await stack.aclose()
 
 
 async def _greet(

@@ -75,6 +75,16 @@ async def test_a_will_is_said_of_who_vanishes_and_not_of_who_goes(
     assert all(line.fileno() == -1 for line in lines)
 
 
+@pytest.mark.parametrize("bug", [ValueError, OSError])
+async def test_a_bug_of_who_is_there_is_told_as_it_is(bug: type[Exception], tmp_path: Path) -> None:
+    async with a_broker("embedded", tmp_path) as broker:
+        with pytest.raises(bug, match="a bug"):
+            async with connected(open_entrance(broker), READER) as reader:
+                raise bug("a bug")
+        with pytest.raises(NovaMeshError):
+            await reader.publish(TOPIC, b"it was left all the same")
+
+
 async def test_who_may_read_nothing_is_told_why(tmp_path: Path) -> None:
     async with a_broker("embedded", tmp_path) as broker:
         with pytest.raises(NovaMeshError, match="access list"):
