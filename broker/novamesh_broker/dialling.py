@@ -1,53 +1,27 @@
 """A connected socket to a broker, its TLS handshake done; whoever waits for it can be called off.
 
-Rule: no thread is left that the end of a process would wait for. An event loop's own pool has such
-threads: that costs seconds where a broker says nothing, half a minute where no name server does.
+Rule: no thread is left that the end of a process would wait for, see `daemon_thread`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import threading
 from typing import Final
 
+from novamesh_broker.daemon_thread import in_daemon_thread
 from novamesh_broker.entrance import Entrance
 
 DIAL_S: Final = 5.0  # each step of dialling
 
 
 async def dial(entrance: Entrance) -> socket.socket:
-    """A socket to the broker. It is dialled in a daemon thread: no look-up can be broken off.
+    """A socket to the broker, dialled in a daemon thread; closed if nobody wants it any more.
 
     Raises:
         OSError: it cannot be reached, or shows a certificate of nobody we trust.
         ValueError: its name can be no name.
     """
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[socket.socket] = loop.create_future()
-
-    def settle(line: socket.socket | None, error: Exception | None) -> None:
-        if line is not None and not found.done():
-            found.set_result(line)
-        elif line is not None:
-            line.close()
-        elif error is not None and not found.done():
-            found.set_exception(error)
-
-    def work() -> None:
-        line, failure = None, None
-        try:
-            line = open_line(entrance)
-        except (OSError, ValueError) as error:
-            failure = error
-        try:
-            loop.call_soon_threadsafe(settle, line, failure)
-        except RuntimeError:  # the loop has ended meanwhile
-            if line is not None:
-                line.close()
-
-    threading.Thread(target=work, name="mqtt-dial", daemon=True).start()
-    return await found
+    return await in_daemon_thread("mqtt-dial", lambda: open_line(entrance), socket.socket.close)
 
 
 def open_line(entrance: Entrance) -> socket.socket:
@@ -59,7 +33,7 @@ def open_line(entrance: Entrance) -> socket.socket:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if entrance.tls is not None:
             return entrance.tls.wrap_socket(line, server_hostname=broker.host)
-    except (OSError, ValueError):
+    except Exception:  # whatever it is: the socket is not left open
         line.close()
         raise
     return line

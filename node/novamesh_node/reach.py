@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from novamesh.mesh_settings import mesh_config
+from novamesh_broker.daemon_thread import in_daemon_thread
 from novamesh_node import direct_service, port_map
 from novamesh_node.clock import Clock
 from novamesh_node.config import NodeConfig
@@ -87,7 +88,7 @@ async def _tell_endpoint(
     say: Say,
 ) -> None:
     host, _, _ = config.listen.rpartition(":")
-    told = config.endpoint or endpoint_of(host, port, config.pool.address)
+    told = config.endpoint or await _look_up(host, port, config.pool.address)
     advertiser.listen_at("grpc", (told,))
     say("listens", f"at {host}:{port}, clients are told {told}")
     if host in ANYWHERE and not config.endpoint:
@@ -106,14 +107,18 @@ async def _tell_endpoint(
     )
 
 
+async def _look_up(host: str, port: int, pool: str, before: str = "") -> str:
+    """As `endpoint_of`. A pool's name is looked up, which no end of this node waits for."""
+    return await in_daemon_thread("endpoint", lambda: endpoint_of(host, port, pool, before))
+
+
 async def _follow_address(
     host: str, port: int, pool: str, told: str, advertiser: Advertiser, say: Say
 ) -> None:
     """Tell clients where this machine is, whenever it is somewhere else."""
     while True:
         await asyncio.sleep(ADDRESS_S)
-        # A pool's name is looked up, which may take its time.
-        now = await asyncio.to_thread(endpoint_of, host, port, pool, told)
+        now = await _look_up(host, port, pool, told)
         if now != told:
             told = now
             advertiser.listen_at("grpc", (told,))

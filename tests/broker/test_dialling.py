@@ -47,9 +47,8 @@ async def test_a_line_that_is_no_tls_is_closed() -> None:
         there.close()
 
 
-@pytest.mark.parametrize("loop_ends", [False, True])
-def test_a_line_that_comes_when_nobody_wants_it_any_more_is_closed(
-    loop_ends: bool, monkeypatch: pytest.MonkeyPatch
+async def test_a_line_that_comes_when_nobody_wants_it_any_more_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     here, there = socket.socketpair()
     gate = threading.Event()
@@ -58,22 +57,12 @@ def test_a_line_that_comes_when_nobody_wants_it_any_more_is_closed(
         gate.wait(10)
         return here
 
-    async def give_up() -> None:
-        dialled = asyncio.create_task(dialling.dial(NOWHERE))
-        await asyncio.sleep(0)
-        dialled.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await dialled
-        if not loop_ends:
-            gate.set()
-            await until(lambda: here.fileno() == -1)
-
     monkeypatch.setattr(dialling, "open_line", slow)
-    asyncio.run(give_up())
+    dialled = asyncio.create_task(dialling.dial(NOWHERE))
+    await asyncio.sleep(0)
+    dialled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dialled
     gate.set()
-    for thread in threading.enumerate():
-        if thread.name == "mqtt-dial":
-            assert thread.daemon
-            thread.join(10)
-    assert here.fileno() == -1
+    await until(lambda: here.fileno() == -1)
     there.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,31 @@ async def test_a_machine_that_wakes_up_elsewhere_tells_its_new_address(
         assert made.told()["endpoints"] == [now]
         assert said[-1] == ("moved", f"clients are told {now} from now on")
         assert made.advertiser.due(later_ms + FULL_RENEW_MS)
+
+
+def test_leaving_does_not_wait_for_a_name_server(
+    tmp_path: Path, config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, answers = threading.Event(), threading.Event()
+    own = reach.endpoint_of
+
+    def endpoint_of(host: str, port: int, pool: str, before: str = "") -> str:
+        if before:
+            looking.set()
+            answers.wait(60)
+        return own(host, port, pool, before)
+
+    async def leave() -> None:
+        async with reached(tmp_path, replace(config, listen="127.0.0.1:0")):
+            await wait_until(looking.is_set)
+
+    monkeypatch.setattr(reach, "ANYWHERE", {"127.0.0.1"})
+    monkeypatch.setattr(reach, "ADDRESS_S", 0.0)
+    monkeypatch.setattr(reach, "endpoint_of", endpoint_of)
+    asyncio.run(leave())
+    (still,) = (one for one in threading.enumerate() if one.name == "endpoint")
+    answers.set()
+    still.join(10)
 
 
 async def test_an_address_that_its_owner_names_stays(
