@@ -13,7 +13,6 @@ import importlib.metadata
 import importlib.util
 import os
 import socket
-import ssl
 import sys
 import time
 from dataclasses import asdict
@@ -29,6 +28,8 @@ from novamesh.config import Config, read_tables
 from novamesh.net_check import NodeSeen, PoolSeen, RouterSeen, Seen, failed, judge
 from novamesh.pool import PoolConnection
 from novamesh.transport import split_address
+from novamesh_broker import dialling
+from novamesh_broker.entrance import open_entrance
 from novamesh_proto.broker import Broker, read_broker
 from novamesh_proto.errors import NovaMeshError
 from novamesh_proto.identity import PrivateKey
@@ -118,16 +119,14 @@ async def _broker(config: Config) -> tuple[str, str]:
         if broker is None:
             return "", ""
         async with asyncio.timeout(BROKER_S):
-            _, writer = await asyncio.open_connection(
-                broker.host, broker.port, ssl=_tls(broker) if broker.tls else None
-            )
-        writer.transport.abort()
+            line = await dialling.dial(open_entrance(broker))
+        line.close()
     except NovaMeshError as error:
         return "config.toml", error.message
     except TimeoutError:
         return str(broker), f"no answer within {BROKER_S:g} s"
-    except OSError as error:  # TLS errors are OSErrors too
-        return str(broker), error.strerror or str(error)
+    except (OSError, ValueError) as error:  # TLS errors are OSErrors too
+        return str(broker), getattr(error, "strerror", None) or str(error)
     return str(broker), ""
 
 
@@ -140,10 +139,6 @@ def _find_broker(config: Config) -> Broker | None:
     return read_broker(*map(str, said)) or read_broker(
         own.mqtt, own.mqtt_password_file, own.mqtt_ca
     )
-
-
-def _tls(broker: Broker) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=broker.ca_file or None)
 
 
 async def _routers(wanted: bool) -> tuple[RouterSeen, ...] | NovaMeshError | None:
