@@ -6,6 +6,7 @@ words of who noticed it; however it ends its socket is closed. Only this module 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -182,7 +183,12 @@ def _said(visitor: Visitor, version: ProtocolVersion) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _in_our_words() -> Iterator[None]:
+    """Errors as ours; a cancellation that the library swallows, as `wait_for` may, is one still."""
+    task = asyncio.current_task()
+    cancelled = task.cancelling() if task else 0
     try:
         yield
     except (MqttError, OSError, ValueError) as error:
         raise NovaMeshError(Code.UNAVAILABLE, str(error) or type(error).__name__) from error
+    if task and task.cancelling() > cancelled:
+        raise asyncio.CancelledError

@@ -53,6 +53,9 @@ class Upkeep:
             except Exception as bug:  # boundary of the broker: it must never end its owner
                 _log.error("presence failed", kind=type(bug).__name__)
                 trouble = type(bug).__name__
+            task = asyncio.current_task()
+            if task and task.cancelling():  # what went wrong on the way out took its place
+                raise asyncio.CancelledError
             if stayed:
                 return
             self._lost(trouble)

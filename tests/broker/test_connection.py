@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiomqtt import ProtocolVersion
 
 from novamesh_broker import connection as module
 from novamesh_broker.connection import Connection, LastWill, Visitor, connected
@@ -122,3 +124,20 @@ async def test_nobody_there_and_nobody_who_answers(
     assert caught.value.code is Code.UNAVAILABLE
     assert caught.value.message
     await until(lambda: asyncio.all_tasks() == before)
+
+
+class Swallower:
+    """A library's client that takes a cancellation for an answer."""
+
+    async def publish(self, *said: object) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+async def test_a_cancellation_that_the_library_swallows_is_one_still() -> None:
+    swallower: Any = Swallower()
+    publishing = asyncio.create_task(Connection(swallower, ProtocolVersion.V5).publish("t", b""))
+    await asyncio.sleep(0)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
