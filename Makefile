@@ -26,7 +26,7 @@ paths: MODES = reverse direct tunnel relay beside
 demo: $(VENV)/.demo
 	$(BIN)/novamesh demo
 test: $(VENV)/.run $(VENV)/.servers
-	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder   # see tests/conftest.py
+	$(PY) -m pytest -n 2 --dist loadfile
 coverage: $(VENV)/.run
 	cd tests && ../$(PY) -m support.own_coverage $(MODULES)
 mutants: $(VENV)/.mutants
